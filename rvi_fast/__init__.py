@@ -1,0 +1,37 @@
+"""Relay Variational Inference for torch.
+
+Every datapoint owns its posterior: mean = relay + deviation, where the relay is a sparse
+combination of a few vectors shared by all datapoints. No encoder; missing entries are left out of
+the likelihood.
+"""
+
+from . import data, models, optim
+from ._version import __version__
+from .data import elastic
+from .functional import RelaySample, gaussian_log_likelihood, relay_sample
+from .info import info
+from .layout import RowLayout
+from .likelihood import GaussianLikelihood
+from .posterior import RelayPosterior
+from .training import EarlyStopping, History, fit, impute, infer, load
+
+__all__ = [
+    "EarlyStopping",
+    "GaussianLikelihood",
+    "History",
+    "RelayPosterior",
+    "RelaySample",
+    "RowLayout",
+    "__version__",
+    "data",
+    "elastic",
+    "fit",
+    "gaussian_log_likelihood",
+    "impute",
+    "infer",
+    "info",
+    "load",
+    "models",
+    "optim",
+    "relay_sample",
+]

@@ -1,0 +1,72 @@
+"""Argument checks. Every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DATA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+
+
+def shape_of(tensor: Tensor) -> str:
+    """A shape as an error message shows it: [3, 4]."""
+    return str(list(tensor.shape))
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+    return value
+
+
+def check_positive_float(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    return float(value)
+
+
+def check_non_negative(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def check_index(index: Any, device: torch.device) -> Tensor:
+    """Type, shape and device; the op itself checks the values, where that costs no trace."""
+    check_tensor("index", index)
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"index: expected dtype int32 or int64, got {index.dtype}")
+    if index.dim() != 1:
+        raise IndexError(f"index: expected shape [B], got {shape_of(index)}")
+    check_same_device("index", index, device)
+    return index
+
+
+def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device.type != device.type:
+        raise ValueError(f"{name}: expected a tensor on {device.type}, got one on {tensor.device}")
+
+
+def check_shape(name: str, tensor: Tensor, *expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) not in expected:
+        wanted = " or ".join(str(list(shape)) for shape in expected)
+        raise ValueError(f"{name}: expected shape {wanted}, got {shape_of(tensor)}")
+
+
+def first_entry(marks: Tensor) -> tuple[int, int]:
+    """Row and column of the first true entry of bool [N, D]."""
+    flat = int(marks.reshape(-1).to(torch.uint8).argmax())
+    return flat // marks.shape[1], flat % marks.shape[1]

@@ -1,0 +1,23 @@
+"""Data: files to tables and back, laws of missingness, scores, and baselines to compare with.
+
+A table is [N, D]: uint8 for pixels, else float32 with NaN for missing entries. Masks are bool,
+True = observed.
+"""
+
+from .imputers import column_mean, knn
+from .metrics import Standardizer, elastic
+from .missingness import mcar
+from .readers import DATASETS, DataError, Dataset, load_data, save_table
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "Standardizer",
+    "column_mean",
+    "elastic",
+    "knn",
+    "load_data",
+    "mcar",
+    "save_table",
+]

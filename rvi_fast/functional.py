@@ -1,0 +1,194 @@
+"""The public functions over the ops: documentation, argument checks, call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks, ops
+from .layout import RowLayout
+
+
+class RelaySample(NamedTuple):
+    """What a posterior returns: latents z [B, T] or [S, B, T] and KL divergences kl [B], in nats."""
+
+    z: Tensor
+    kl: Tensor
+
+
+def relay_sample(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor | int = 0,
+    *,
+    layout: RowLayout,
+    num_samples: int | None = None,
+    noise: Tensor | None = None,
+    sparse: bool = False,
+) -> RelaySample:
+    """Samples the relay posterior of a batch of rows, with its KL divergence from N(0, I).
+
+        mu = sum_g sum_{k kept in g} a_k R_k + e,   sigma = exp(r)
+        z  = mu + sigma * noise,   kl = 1/2 sum_t (mu^2 + sigma^2 - 1 - 2 r)
+
+    In each group the `layout.kept[g]` coefficients of largest absolute value are kept.
+
+    Args:
+        rows: packed rows [N, W], laid out by `layout`.
+        relays: relay vectors [K, T] of all groups, one group after the other; same dtype.
+        index: rows of the batch [B], int32 or int64; a row may stand in it more than once.
+        seed: int64 [1], or an int: key of the noise. A row's noise depends on seed, row number,
+            sample and latent dimension alone, not on the batch.
+        layout: where the parts of a row lie.
+        num_samples: S; None draws one sample and returns z without the leading dimension.
+        noise: standard normal draws to use instead, of z's shape; a constant.
+        sparse: return the gradient of `rows` as a sparse tensor, as `nn.Embedding` does.
+
+    Returns:
+        `RelaySample`: z [B, T] or [S, B, T] in the dtype of `rows`; kl [B] in nats, at least float32.
+
+    Gradient:
+        To `rows` and `relays`, once and twice differentiable. The choice of the kept coefficients
+        is a constant.
+
+    Raises:
+        IndexError: a row number outside [0, N).
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
+
+    Note:
+        Ties go to the lowest index, -0 equals +0, NaN ranks above every number. r is clamped to
+        [-30, 30] where it is used. The result is deterministic.
+
+    Source:
+        Paper eq. 3, 4 and 5; `rvi_fast.reference.relay_sample`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=(3,), top=1)
+        >>> rows = torch.zeros(5, layout.width)
+        >>> rows[4, :3] = torch.tensor([0.5, -2.0, 1.0])
+        >>> relays = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> z, kl = rvi_fast.relay_sample(
+        ...     rows, relays, torch.tensor([4]), layout=layout, noise=torch.zeros(1, 2)
+        ... )
+        >>> z
+        tensor([[ 0., -2.]])
+        >>> kl
+        tensor([2.])
+    """
+    _check_tables(rows, relays, layout)
+    _checks.check_index(index, rows.device)
+    samples = 1 if num_samples is None else _checks.check_positive_int("num_samples", num_samples)
+    if noise is not None:
+        _checks.check_tensor("noise", noise)
+        shape = (index.shape[0], layout.latent_dim)
+        _checks.check_shape("noise", noise, shape if num_samples is None else (samples, *shape))
+        _checks.check_same_device("noise", noise, rows.device)
+        if noise.requires_grad:
+            raise ValueError("noise: expected a constant, got a tensor that requires grad")
+        noise = noise.reshape(samples, *shape)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                f"seed: expected one int64 element, got {seed.dtype} {_checks.shape_of(seed)}"
+            )
+        _checks.check_same_device("seed", seed, rows.device)
+    elif isinstance(seed, int) and not isinstance(seed, bool):
+        seed = torch.full((1,), seed, dtype=torch.int64, device=rows.device)
+    else:
+        raise TypeError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
+    z, kl = ops.relay_sample(rows, relays, index, seed, noise, layout, samples, sparse)
+    return RelaySample(z[0] if num_samples is None else z, kl)
+
+
+def gaussian_log_likelihood(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """Log-likelihood of the observed entries of each row under independent Gaussians, in nats.
+
+        log p(x_b) = sum_{d observed} (-1/2 ((x_bd - mean_bd) / s)^2 - log s - 1/2 log 2 pi)
+
+    Args:
+        x: data [B, D]: float32, float64, float16, bfloat16, or uint8 pixels, which count as x / 255.
+        mean: [B, D] or [S, B, D], floating point.
+        scale: standard deviation s > 0: a number, or a tensor [], [D] or [B, D].
+        mask: bool [B, D], true = observed. Without it NaN in x marks what is missing.
+        checked: refuse NaN where the mask says observed, and a scale that is not positive, at the
+            cost of a pass over both (and a synchronisation on a GPU).
+
+    Returns:
+        [B] or [S, B], at least float32. A row with nothing observed has 0.
+
+    Gradient:
+        To `mean`, to `scale` where it is a tensor, and to `x` where it is floating point; once and
+        twice differentiable. Missing entries give 0.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or a scale that do not fit.
+
+    Note:
+        A NaN where the mask says observed gives NaN unless `checked`. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.gaussian_log_likelihood`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+        >>> rvi_fast.gaussian_log_likelihood(x, torch.zeros(2, 2), 1.0)
+        tensor([-1.4189,  0.0000])
+    """
+    _checks.check_tensor("x", x)
+    _checks.check_tensor("mean", mean)
+    if x.dtype not in _checks.DATA_DTYPES:
+        raise TypeError(f"x: expected floating point or uint8, got {x.dtype}")
+    if not mean.is_floating_point():
+        raise TypeError(f"mean: expected floating point, got {mean.dtype}")
+    if x.dim() != 2:
+        raise ValueError(f"x: expected shape [B, D], got {_checks.shape_of(x)}")
+    batch = tuple(x.shape)
+    if mean.dim() == 3:
+        _checks.check_shape("mean", mean, (mean.shape[0], *batch))
+    else:
+        _checks.check_shape("mean", mean, batch)
+    _checks.check_same_device("x", x, mean.device)
+    if isinstance(scale, Tensor):
+        _checks.check_shape("scale", scale, (), (1,), batch[1:], batch)
+        _checks.check_same_device("scale", scale, mean.device)
+        if checked and not bool((scale > 0).all()):
+            raise ValueError("scale: expected positive numbers, got one that is not")
+    else:
+        _checks.check_positive_float("scale", scale)
+        scale = torch.full((), scale, dtype=mean.dtype, device=mean.device)
+    if mask is not None:
+        _checks.check_tensor("mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
+        _checks.check_shape("mask", mask, batch)
+        _checks.check_same_device("mask", mask, mean.device)
+        if checked and x.is_floating_point() and bool((wrong := torch.isnan(x) & mask).any()):
+            row, column = _checks.first_entry(wrong)
+            raise ValueError(f"x: NaN at row {row}, column {column}, where the mask says observed")
+    log_prob = ops.gaussian_log_likelihood(x, mean.reshape(-1, *batch), scale, mask)
+    return log_prob.reshape(mean.shape[:-1])
+
+
+def _check_tables(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
+    _checks.check_tensor("rows", rows)
+    _checks.check_tensor("relays", relays)
+    if not rows.is_floating_point():
+        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
+    if rows.dim() != 2 or rows.shape[1] != layout.width:
+        raise ValueError(f"rows: expected shape [N, {layout.width}], got {_checks.shape_of(rows)}")
+    _checks.check_shape("relays", relays, (sum(layout.groups), layout.latent_dim))
+    if relays.dtype != rows.dtype:
+        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
+    _checks.check_same_device("relays", relays, rows.device)

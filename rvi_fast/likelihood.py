@@ -1,0 +1,73 @@
+"""The likelihood of data given the decoder's output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .functional import gaussian_log_likelihood
+
+
+class GaussianLikelihood(nn.Module):
+    """Independent Gaussians around the decoder's output, missing entries left out.
+
+    Args:
+        num_features: D.
+        scale: "scalar": one standard deviation for all features, learned; "feature": one per
+            feature, learned; "fixed": `initial_scale`, not learned.
+        initial_scale: where the standard deviation starts.
+        checked: refuse NaN where a mask says observed, see `gaussian_log_likelihood`.
+
+    Attributes:
+        log_scale: parameter (a buffer if fixed), [] or [D].
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> likelihood = rvi_fast.GaussianLikelihood(num_features=3)
+        >>> likelihood(torch.zeros(2, 3), torch.zeros(2, 3)).shape
+        torch.Size([2])
+    """
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        scale: str = "scalar",
+        initial_scale: float = 1.0,
+        checked: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if scale not in ("scalar", "feature", "fixed"):
+            raise ValueError(f"scale: expected scalar, feature or fixed, got {scale!r}")
+        self.num_features = _checks.check_positive_int("num_features", num_features)
+        self.kind = scale
+        self.checked = checked
+        log_scale = torch.full(
+            (num_features,) if scale == "feature" else (),
+            math.log(_checks.check_positive_float("initial_scale", initial_scale)),
+            device=device,
+            dtype=dtype,
+        )
+        if scale == "fixed":
+            self.register_buffer("log_scale", log_scale)
+        else:
+            self.log_scale = nn.Parameter(log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation s, [] or [D]."""
+        return self.log_scale.exp()
+
+    def forward(self, x: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-likelihood [B] (or [S, B]) of x [B, D] given mean [B, D] (or [S, B, D]), in nats."""
+        return gaussian_log_likelihood(x, mean, self.scale, mask, checked=self.checked)
+
+    def extra_repr(self) -> str:
+        return f"num_features={self.num_features}, scale={self.kind!r}"

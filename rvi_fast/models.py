@@ -1,0 +1,192 @@
+"""Latent-variable models: a posterior, a decoder and a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .likelihood import GaussianLikelihood
+from .posterior import RelayPosterior
+
+# rows decoded at once when a whole table is asked for
+_CHUNK = 8192
+
+
+class Objective(NamedTuple):
+    """Loss and its two parts, each a mean over the batch, in nats."""
+
+    loss: Tensor
+    kl: Tensor
+    log_prob: Tensor
+
+
+class LatentModel(nn.Module):
+    """p(z) p(x | z) with a posterior for each datapoint.
+
+        loss = mean over the batch of (kl_weight * kl - log p(x | z))
+
+    With kl_weight = 1 the loss is the negative evidence lower bound.
+
+    Args:
+        posterior: gives z and kl for row numbers, a `RelayPosterior`.
+        decoder: any module from z [..., T] to means [..., D].
+        likelihood: gives log p(x | z) from x and the decoder's output.
+        config: what `rvi_fast.load` needs to build the model again: {"builder": name, ...
+            arguments}. The builders set it; None for a model of your own.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> model = rvi_fast.models.LatentModel(
+        ...     rvi_fast.RelayPosterior(100, 8),
+        ...     torch.nn.Linear(8, 5),
+        ...     rvi_fast.GaussianLikelihood(5),
+        ... )
+        >>> model(torch.tensor([0, 1]), torch.zeros(2, 5)).loss.shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        posterior: RelayPosterior,
+        decoder: nn.Module,
+        likelihood: GaussianLikelihood,
+        *,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.config = config
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return self.posterior.num_data
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.likelihood.num_features
+
+    def forward(
+        self,
+        index: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        kl_weight: float | Tensor = 1.0,
+        seed: Tensor | int | None = None,
+    ) -> Objective:
+        """The objective of a batch.
+
+        Args:
+            index: rows [B].
+            x: data [B, D], NaN = missing.
+            mask: bool [B, D], true = observed.
+            kl_weight: factor of the KL divergence.
+            seed: key of the noise, see `RelayPosterior.forward`.
+        """
+        z, kl = self.posterior(index, seed=seed)
+        kl, log_prob = kl.mean(), self.likelihood(x, self.decoder(z), mask).mean()
+        return Objective(kl_weight * kl - log_prob, kl, log_prob)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, index: Tensor | None = None, *, posterior: RelayPosterior | None = None
+    ) -> Tensor:
+        """Decodes posterior means: [B, D] for rows `index`, [N, D] for all rows.
+
+        Args:
+            index: rows [B]; all rows if not given.
+            posterior: of which datapoints, for instance the result of `infer`; the model's own
+                (the training data's) if not given.
+        """
+        means = (self.posterior if posterior is None else posterior).mean(index)
+        return torch.cat([self.decoder(part) for part in means.split(_CHUNK)])
+
+
+def rvi(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    groups: Sequence[int] = (25, 50, 100),
+    top: float | int | Sequence[float | int] = 0.5,
+    form: str = "linear",
+) -> LatentModel:
+    """Relay Variational Inference with a ReLU decoder and one learned observation scale.
+
+    Args:
+        num_data: N.
+        num_features: D.
+        latent_dim: T.
+        hidden: widths of the decoder's hidden layers.
+        groups: relay vectors in each group.
+        top: coefficients kept in each group: a share, a count, or one of either per group.
+        form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+    """
+    config = {
+        "builder": "rvi",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+        "groups": list(groups),
+        "top": list(top) if isinstance(top, Sequence) else top,
+        "form": form,
+    }
+    posterior = RelayPosterior(num_data, latent_dim, groups=groups, top=top, form=form)
+    return _gaussian_model(posterior, num_features, hidden, config)
+
+
+def vad(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+) -> LatentModel:
+    """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
+    config = {
+        "builder": "vad",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+    }
+    posterior = RelayPosterior(num_data, latent_dim, groups=())
+    return _gaussian_model(posterior, num_features, hidden, config)
+
+
+BUILDERS = {"rvi": rvi, "vad": vad}
+
+
+def build(config: dict[str, Any]) -> LatentModel:
+    """Builds a model from `LatentModel.config`."""
+    arguments = dict(config)
+    name = arguments.pop("builder", None)
+    if name not in BUILDERS:
+        raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
+    return BUILDERS[name](**arguments)
+
+
+def _gaussian_model(
+    posterior: RelayPosterior, num_features: int, hidden: Sequence[int], config: dict[str, Any]
+) -> LatentModel:
+    _checks.check_positive_int("num_features", num_features)
+    widths = [posterior.latent_dim]
+    layers: list[nn.Module] = []
+    for width in hidden:
+        _checks.check_positive_int("hidden", width)
+        layers += [nn.Linear(widths[-1], width), nn.ReLU()]
+        widths.append(width)
+    layers.append(nn.Linear(widths[-1], num_features))
+    return LatentModel(
+        posterior, nn.Sequential(*layers), GaussianLikelihood(num_features), config=config
+    )

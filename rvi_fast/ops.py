@@ -1,0 +1,292 @@
+"""All ops: their schemas, which implementation serves which device, fakes and autograd.
+
+An implementation is a namespace with the functions of `_SCHEMAS`, same names and signatures;
+`rvi_fast.reference` is the first and defines what the others must return.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import reference
+from .layout import RowLayout
+
+_LAYOUT = "int[] groups, int[] kept, str form"
+_TABLES = "Tensor(a!) rows, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) row_step"
+_SCHEMAS = {
+    "relay_sample_fwd": f"(Tensor rows, Tensor relays, Tensor index, Tensor seed, Tensor? noise, "
+    f"{_LAYOUT}, int num_samples) -> (Tensor, Tensor, Tensor)",
+    "relay_sample_bwd": f"(Tensor grad_z, Tensor grad_kl, Tensor rows, Tensor relays, Tensor index, "
+    f"Tensor seed, Tensor? noise, Tensor bits, {_LAYOUT}, bool need_rows, bool need_relays)"
+    " -> (Tensor, Tensor)",
+    "gaussian_log_likelihood_fwd": "(Tensor x, Tensor mean, Tensor scale, Tensor? mask) -> Tensor",
+    "gaussian_log_likelihood_bwd": "(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor scale, "
+    "Tensor? mask, bool need_mean, bool need_scale) -> (Tensor, Tensor)",
+    "row_adam_catch_up": f"({_TABLES}, Tensor index, Tensor clock, Tensor history, "
+    "float beta1, float beta2, float eps) -> ()",
+    "row_adam_step": f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
+    "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str mode) -> ()",
+}
+# position of `index` among the arguments; `rows` is the first
+_INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
+
+
+def implementation(device_type: str) -> ModuleType:
+    """The namespace that serves tensors on "cpu" or "cuda"."""
+    return reference
+
+
+def unused(device_type: str) -> dict[str, str]:
+    """Implementations that could serve the device and do not, each with the reason."""
+    wing = {"cpu": "C++", "cuda": "Triton"}[device_type]
+    return {wing: f"this version of rvi_fast has no {wing} kernels"}
+
+
+def _run(device_type: str, name: str, *args: Any) -> Any:
+    if name in _INDEX_ARGUMENT:
+        _check_index(args[_INDEX_ARGUMENT[name]], len(args[0]))
+    with torch.autocast(device_type, enabled=False):
+        return getattr(implementation(device_type), name)(*args)
+
+
+def _check_index(index: Tensor, num_data: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= num_data:
+        raise IndexError(
+            f"index: expected row numbers from 0 to {num_data - 1}, got {low if low < 0 else high}"
+        )
+
+
+_library = torch.library.Library("rvi_fast", "DEF")
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema)
+    for _device in ("cpu", "cuda"):
+        _library.impl(_name, functools.partial(_run, _device, _name), _device.upper())
+
+ops = torch.ops.rvi_fast
+
+
+# Fakes: shapes and dtypes of the results, for torch.compile and torch.export
+
+
+@torch.library.register_fake("rvi_fast::relay_sample_fwd")
+def _(rows, relays, index, seed, noise, groups, kept, form, num_samples):
+    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    z = rows.new_empty((num_samples, index.shape[0], relays.shape[1]))
+    kl = rows.new_empty(index.shape[0], dtype=torch.promote_types(rows.dtype, torch.float32))
+    return z, kl, rows.new_empty((index.shape[0], sum(layout.word_counts)), dtype=torch.int32)
+
+
+@torch.library.register_fake("rvi_fast::relay_sample_bwd")
+def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, groups, kept, form, rows_, relays_):
+    grad_batch = rows.new_empty((index.shape[0], rows.shape[1]) if rows_ else 0)
+    return grad_batch, relays.new_empty(relays.shape if relays_ else 0)
+
+
+@torch.library.register_fake("rvi_fast::gaussian_log_likelihood_fwd")
+def _(x, mean, scale, mask):
+    return mean.new_empty(mean.shape[:2], dtype=torch.promote_types(mean.dtype, torch.float32))
+
+
+@torch.library.register_fake("rvi_fast::gaussian_log_likelihood_bwd")
+def _(grad_log_prob, x, mean, scale, mask, need_mean, need_scale):
+    return mean.new_empty(mean.shape if need_mean else 0), scale.new_empty(
+        scale.shape if need_scale else 0
+    )
+
+
+@torch.library.register_fake("rvi_fast::row_adam_catch_up")
+def _(*args):
+    return None
+
+
+@torch.library.register_fake("rvi_fast::row_adam_step")
+def _(*args):
+    return None
+
+
+# Autograd. A backward is a Function of its own, so that torch.func can differentiate through it;
+# second derivatives differentiate the reference.
+
+
+class _RelaySample(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows, relays, index, seed, noise, groups, kept, form, num_samples, sparse):
+        return ops.relay_sample_fwd(
+            rows, relays, index, seed, noise, groups, kept, form, num_samples
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        rows, relays, index, seed, noise, ctx.groups, ctx.kept, ctx.form, _, ctx.sparse = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(rows, relays, index, seed, noise, output[2])
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl, _):
+        rows, _relays, index, *_ = ctx.saved_tensors
+        need_rows, need_relays = ctx.needs_input_grad[:2]
+        grad_batch, grad_relays = _RelaySampleBackward.apply(
+            grad_z,
+            grad_kl,
+            *ctx.saved_tensors,
+            ctx.groups,
+            ctx.kept,
+            ctx.form,
+            need_rows,
+            need_relays,
+        )
+        grad_rows = _scatter(grad_batch, index, rows, ctx.sparse) if need_rows else None
+        return grad_rows, grad_relays if need_relays else None, *[None] * 8
+
+
+class _RelaySampleBackward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad_z,
+        grad_kl,
+        rows,
+        relays,
+        index,
+        seed,
+        noise,
+        bits,
+        groups,
+        kept,
+        form,
+        need_rows,
+        need_relays,
+    ):
+        return ops.relay_sample_bwd(
+            grad_z,
+            grad_kl,
+            rows,
+            relays,
+            index,
+            seed,
+            noise,
+            bits,
+            groups,
+            kept,
+            form,
+            need_rows,
+            need_relays,
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:8])
+        ctx.constants = inputs[8:]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad_z, grad_kl, rows, relays, *others = ctx.saved_tensors
+
+        def first_order(grad_z: Tensor, grad_kl: Tensor, rows: Tensor, relays: Tensor) -> Any:
+            return reference.relay_sample_bwd(
+                grad_z, grad_kl, rows, relays, *others, *ctx.constants
+            )
+
+        _, pullback = torch.func.vjp(first_order, grad_z, grad_kl, rows, relays)
+        return *pullback(grads), *[None] * 9
+
+
+def _scatter(grad_batch: Tensor, index: Tensor, rows: Tensor, sparse: bool) -> Tensor:
+    """The gradient of the whole table; rows that stand twice in the batch get the sum."""
+    if sparse:
+        return torch.sparse_coo_tensor(
+            index.to(torch.int64)[None], grad_batch, rows.shape, check_invariants=False
+        )
+    table = torch.zeros_like(rows)
+    if rows.is_cuda:  # index_add is not deterministic there
+        return table.index_put((index.to(torch.int64),), grad_batch, accumulate=True)
+    return table.index_add(0, index, grad_batch)
+
+
+class _GaussianLogLikelihood(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, mean, scale, mask):
+        return ops.gaussian_log_likelihood_fwd(x, mean, scale, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0]
+        need_x, need_mean, need_scale, _ = ctx.needs_input_grad
+        grad_mean, grad_scale = _GaussianLogLikelihoodBackward.apply(
+            grad, *ctx.saved_tensors, need_x or need_mean, need_scale
+        )
+        return (
+            -grad_mean.sum(0).to(x.dtype) if need_x else None,
+            grad_mean if need_mean else None,
+            grad_scale if need_scale else None,
+            None,
+        )
+
+
+class _GaussianLogLikelihoodBackward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, x, mean, scale, mask, need_mean, need_scale):
+        return ops.gaussian_log_likelihood_bwd(grad, x, mean, scale, mask, need_mean, need_scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.constants = inputs[5:]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad, x, mean, scale, mask = ctx.saved_tensors
+
+        def first_order(grad: Tensor, mean: Tensor, scale: Tensor) -> Any:
+            return reference.gaussian_log_likelihood_bwd(grad, x, mean, scale, mask, *ctx.constants)
+
+        _, pullback = torch.func.vjp(first_order, grad, mean, scale)
+        grad_grad, grad_mean, grad_scale = pullback(grads)
+        grad_x = -grad_mean.sum(0).to(x.dtype) if ctx.needs_input_grad[1] else None
+        return grad_grad, grad_x, grad_mean, grad_scale, *[None] * 3
+
+
+# The differentiable ops, as the layer above calls them
+
+
+def relay_sample(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    layout: RowLayout,
+    num_samples: int,
+    sparse: bool,
+) -> tuple[Tensor, Tensor]:
+    """z [S, B, T] and kl [B]; arguments checked by the caller."""
+    # Inductor cannot hold a sparse gradient made from a custom op's output
+    sparse = sparse and not torch.compiler.is_compiling()
+    constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
+    z, kl, _ = _RelaySample.apply(rows, relays, index, seed, noise, *constants)
+    return z, kl
+
+
+def gaussian_log_likelihood(x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
+    """[S, B] from mean [S, B, D]; arguments checked by the caller."""
+    return _GaussianLogLikelihood.apply(x, mean, scale, mask)

@@ -1,0 +1,277 @@
+"""Adam for the rows of a posterior, at the cost of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from .ops import ops
+from .posterior import RelayPosterior
+
+MODES = ("dense", "lazy", "row")
+# rows of `_history` to begin with; it doubles when steps since the last flush outgrow it
+_HISTORY = 1024
+# rows brought up to date at once when all are
+_CHUNK = 65536
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam over `posterior.rows`; a step touches the rows of the batch only.
+
+    Args:
+        posterior: the posterior whose rows are optimised. Everything else (relays, decoder, scale)
+            goes to any other torch optimiser.
+        lr: learning rate; may change from step to step (`torch.optim.lr_scheduler` works).
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay (AdamW), dense mode only.
+        mode: what happens to rows outside the batch.
+            "dense": the result equals `torch.optim.Adam` (with weight decay `AdamW`) on the whole
+            table, to rounding: rows outside the batch coast on their momentum. The steps that a row
+            has missed are applied in closed form when it is next read.
+            "lazy": `torch.optim.SparseAdam`: rows outside the batch rest, bias correction by the
+            global step count.
+            "row": as lazy, bias correction by the row's own visit count.
+
+    Memory:
+        Two moments of the table's size, 4 bytes per row, 24 bytes per step taken (dense mode).
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range.
+
+    Note:
+        A posterior has one RowAdam: a new one takes over from the one before. Use
+        `RelayPosterior(sparse=True)`, otherwise backward makes a dense gradient of the whole table.
+        With a dense gradient the modes "lazy" and "row" step the rows that were in a forward pass
+        with gradients enabled since the last step.
+
+    Source:
+        Kingma and Ba 2015; `rvi_fast.reference.row_adam_step`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> posterior = rvi_fast.RelayPosterior(100, 4, groups=(3,), sparse=True)
+        >>> optimizer = rvi_fast.optim.RowAdam(posterior, lr=1e-2)
+        >>> z, kl = posterior(torch.tensor([3, 1]))
+        >>> kl.mean().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        posterior: RelayPosterior,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        mode: str = "dense",
+        decoupled_weight_decay: bool = True,
+    ) -> None:
+        if not isinstance(posterior, RelayPosterior):
+            raise TypeError(f"posterior: expected a RelayPosterior, got {type(posterior).__name__}")
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        if not isinstance(lr, Tensor):
+            _checks.check_non_negative("lr", lr)
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
+            raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
+        _checks.check_positive_float("eps", eps)
+        if _checks.check_non_negative("weight_decay", weight_decay) > 0:
+            if not decoupled_weight_decay:
+                raise ValueError(
+                    "decoupled_weight_decay: expected True, got False: coupled (L2) decay changes "
+                    "the moments of every row at every step"
+                )
+            if mode != "dense":
+                raise ValueError(f"weight_decay: expected 0 in mode {mode!r}, got {weight_decay!r}")
+
+        super().__init__(
+            [posterior.rows],
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "mode": mode},
+        )
+        self.posterior = posterior
+        self.mode = mode
+        if isinstance(posterior._row_optimizer, RowAdam):
+            posterior._row_optimizer.detach()
+        posterior._row_optimizer = self
+
+        rows = posterior.rows
+        # steps taken, and steps taken when all rows were last up to date: the start of `_history`
+        self._clock = torch.zeros(2, dtype=torch.int64, device=rows.device)
+        self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=rows.device)
+        self._lr = torch.zeros((), dtype=torch.float64, device=rows.device)
+        # dense: the step a row is up to date with; row: its visits
+        self._row_step = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
+        self._exp_avg = torch.zeros_like(rows, requires_grad=False)
+        self._exp_avg_sq = torch.zeros_like(rows, requires_grad=False)
+        # the clock as the host knows it, so that nothing has to be read back from a GPU
+        self._num_steps, self._flushed_at = 0, 0
+        self._applied = self._constants()
+        self._forwarded: list[Tensor] = []
+        self.state[rows] = {
+            "step": self._clock[0],
+            "exp_avg": self._exp_avg,
+            "exp_avg_sq": self._exp_avg_sq,
+        }
+        if mode == "row":
+            self.state[rows]["row_step"] = self._row_step
+
+    def before_read(self, index: Tensor | None) -> None:
+        """The posterior calls it before it reads rows `index` [B], or all rows."""
+        if index is None:
+            self.flush()
+            return
+        if self.mode == "dense":
+            self._catch_up(index)
+        elif torch.is_grad_enabled() and not self.posterior.sparse:
+            self._forwarded.append(index.detach())
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Brings all rows to the state dense Adam has now; nothing to do in the other modes."""
+        if self.mode != "dense" or self._flushed_at == self._num_steps:
+            return
+        num_data = len(self._row_step)
+        for start in range(0, num_data, _CHUNK):
+            end = min(start + _CHUNK, num_data)
+            self._catch_up(torch.arange(start, end, device=self._row_step.device))
+        self._start_history(self._num_steps)
+
+    @torch.no_grad()
+    def _catch_up(self, index: Tensor) -> None:
+        # .data: rows that a pending backward needs do not change, so autograd need not object
+        ops.row_adam_catch_up(
+            self.posterior.rows.data,
+            self._exp_avg,
+            self._exp_avg_sq,
+            self._row_step,
+            index,
+            self._clock,
+            self._history,
+            *self._applied,
+        )
+
+    def _start_history(self, num_steps: int) -> None:
+        self._flushed_at = num_steps
+        self._clock[1] = num_steps
+        self._history = torch.zeros_like(self._history[:_HISTORY])
+
+    def _constants(self) -> tuple[float, float, float]:
+        group = self.param_groups[0]
+        return (*group["betas"], group["eps"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step from `posterior.rows.grad`, sparse or dense; without a gradient nothing happens."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.posterior._row_optimizer is not self:
+            raise RuntimeError("RowAdam: another RowAdam has taken over this posterior's rows")
+        rows, group = self.posterior.rows, self.param_groups[0]
+        if rows.grad is None:
+            return loss
+        if self._applied != self._constants():  # the closed form holds for constant betas and eps
+            self.flush()
+            self._applied = self._constants()
+        index, grad = self._touched(rows.grad)
+        used = self._num_steps - self._flushed_at + 2
+        if self.mode == "dense" and used > len(self._history):
+            self._history = torch.cat((self._history, torch.zeros_like(self._history)))
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            self._lr.copy_(lr)
+        else:
+            self._lr.fill_(lr)
+        ops.row_adam_step(
+            rows,
+            self._exp_avg,
+            self._exp_avg_sq,
+            self._row_step,
+            index,
+            grad,
+            self._clock,
+            self._history,
+            self._lr,
+            *self._applied,
+            group["weight_decay"],
+            self.mode,
+        )
+        self._num_steps += 1
+        self._forwarded.clear()
+        return loss
+
+    def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows to step, each once, and their gradients."""
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            return grad.indices()[0], grad.values()
+        if self.mode == "dense" or not self._forwarded:
+            return torch.arange(len(grad), device=grad.device), grad
+        index = torch.unique(torch.cat(self._forwarded).to(torch.int64))
+        return index, grad[index]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As `torch.optim.Optimizer.zero_grad`."""
+        self._forwarded.clear()
+        super().zero_grad(set_to_none)
+
+    def detach(self) -> None:
+        """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""
+        self.flush()
+        if self.posterior._row_optimizer is self:
+            self.posterior._row_optimizer = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused beyond the first: a RowAdam drives the rows of one posterior."""
+        if self.param_groups:
+            raise ValueError(
+                "param_group: RowAdam takes the rows of one posterior and nothing else"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Flushes first; in dense mode `torch.optim.Adam` loads the result, and the other way round."""
+        self.flush()
+        return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads in place.
+
+        Raises:
+            ValueError: another mode, other shapes or missing entries; nothing is changed then.
+        """
+        (group,), entries = state_dict["param_groups"], state_dict["state"].get(0)
+        if group.get("mode", "dense") != self.mode:
+            raise ValueError(f"mode: expected {self.mode!r}, got {group['mode']!r}")
+        own = self.state[self.posterior.rows]
+        if entries is None:  # an optimiser that has not stepped
+            entries = {name: torch.zeros_like(value) for name, value in own.items()}
+        for name, value in own.items():
+            if name not in entries:
+                raise ValueError(f"state_dict: expected an entry {name!r}, got {sorted(entries)}")
+            if name != "step":
+                _checks.check_shape(name, entries[name], tuple(value.shape))
+        if own["exp_avg"].device != self.posterior.rows.device:
+            raise ValueError(
+                f"state_dict: the moments are on {own['exp_avg'].device}, the rows on "
+                f"{self.posterior.rows.device}; make the RowAdam after moving the posterior"
+            )
+        self.flush()
+        for name, value in own.items():
+            value.copy_(torch.as_tensor(entries[name]))
+        self.param_groups[0].update(
+            {name: value for name, value in group.items() if name in self.defaults}
+        )
+        self._applied = self._constants()
+        self._num_steps = int(own["step"])
+        if self.mode == "dense":
+            self._row_step.fill_(self._num_steps)
+        self._start_history(self._num_steps)

@@ -1,0 +1,316 @@
+"""The posterior over latents that each datapoint owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from . import _checks, reference
+from .functional import RelaySample, relay_sample
+from .layout import FORMS, RowLayout
+
+# rows read at once when a whole table is asked for
+_CHUNK = 8192
+
+
+class _RowOptimizer(Protocol):
+    def before_read(self, index: Tensor | None) -> None: ...
+
+
+class RelayPosterior(nn.Module):
+    """q(z | x_i) = N(relay_i + e_i, exp(r_i)^2) for every datapoint i, without an encoder.
+
+        relay_i = sum_g sum_{k kept in g} a_ik R_k
+
+    Each datapoint owns one row: coefficients a for the relay vectors, a deviation e and a log
+    standard deviation r. The relay vectors R are shared, so that a gradient step for one datapoint
+    moves the others. Without groups there is no relay: the posterior of VAD.
+
+    Args:
+        num_data: N, datapoints.
+        latent_dim: T.
+        groups: K_g, relay vectors in each group.
+        top: coefficients kept in each group: a share in (0, 1], a count, or one of either per group.
+        form: "linear", "cluster" (one kept coefficient per group) or "mixture" (softmax over the
+            kept coefficients of a group).
+        sparse: the gradient of `rows` is a sparse tensor, as with `nn.Embedding(sparse=True)`: the
+            cost of a step does not grow with N. `optim.RowAdam` and `torch.optim.SparseAdam` take
+            it. Within `torch.compile` the gradient is dense all the same.
+        device: where the tables live.
+        dtype: dtype of the tables.
+
+    Attributes:
+        rows: parameter [N, W], the packed rows (`layout` says where each part lies).
+        relays: parameter [K, T].
+        layout: the `RowLayout`.
+
+    Note:
+        While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
+        are brought up to date when they are read through a method of this module, `state_dict`
+        included. Read `rows` itself after `RowAdam.flush()`.
+
+    Source:
+        Paper sections 3 and 4; `rvi_fast.reference.relay_sample`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> posterior = rvi_fast.RelayPosterior(1000, 8, groups=(4, 6), top=0.5)
+        >>> z, kl = posterior(torch.tensor([3, 1, 4]))
+        >>> z.shape, kl.shape
+        (torch.Size([3, 8]), torch.Size([3]))
+        >>> (kl.mean() + z.square().mean()).backward()
+        >>> posterior.relays.grad.shape
+        torch.Size([10, 8])
+    """
+
+    rows: nn.Parameter
+    relays: nn.Parameter
+
+    def __init__(
+        self,
+        num_data: int,
+        latent_dim: int,
+        *,
+        groups: Sequence[int] = (25, 50, 100),
+        top: float | int | Sequence[float | int] = 0.5,
+        form: str = "linear",
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_data = _checks.check_positive_int("num_data", num_data)
+        self.layout = RowLayout.resolve(latent_dim, groups, top, form)
+        self.sparse = sparse
+        self._row_optimizer: _RowOptimizer | None = None
+        shape = (num_data, self.layout.width)
+        self.rows = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.relays = nn.Parameter(
+            torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
+        )
+        if not self.rows.is_floating_point():
+            raise TypeError(f"dtype: expected floating point, got {self.rows.dtype}")
+        self.reset_parameters()
+
+    @property
+    def latent_dim(self) -> int:
+        """T."""
+        return self.layout.latent_dim
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2."""
+        self.rows.zero_()
+        for columns in (*self.layout.group_slices, self.layout.deviation_slice):
+            self.rows[:, columns].normal_(std=0.01)
+        self.rows[:, self.layout.log_std_slice].fill_(-2.0)
+        self.relays.normal_()
+
+    def forward(
+        self,
+        index: Tensor,
+        *,
+        num_samples: int | None = None,
+        noise: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> RelaySample:
+        """Samples z and computes the KL divergence for the rows of a batch.
+
+        Args:
+            index: rows [B], int32 or int64.
+            num_samples: S; z is then [S, B, T].
+            noise: standard normal draws of z's shape, instead of drawn ones.
+            seed: int64 [1] or an int, key of the noise: the same seed gives a row the same noise in
+                whatever batch. Drawn from `generator` if not given.
+            generator: source of the seed; torch's own by default, so that `torch.manual_seed` holds.
+
+        Returns:
+            `RelaySample`: z [B, T] or [S, B, T], kl [B] in nats.
+
+        Raises:
+            IndexError: a row number outside [0, N).
+        """
+        _checks.check_index(index, self.rows.device)
+        self._before_read(index)
+        if noise is not None:
+            seed = 0
+        elif seed is None:
+            seed = torch.randint(
+                2**63 - 1, (1,), dtype=torch.int64, device=self.rows.device, generator=generator
+            )
+        return relay_sample(
+            self.rows,
+            self.relays,
+            index,
+            seed,
+            layout=self.layout,
+            num_samples=num_samples,
+            noise=noise,
+            sparse=self.sparse,
+        )
+
+    def mean(
+        self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
+    ) -> Tensor:
+        """Posterior means [B, T] of rows `index`, or of all rows.
+
+        Args:
+            index: rows [B].
+            groups: use the first `groups` relay groups only (paper Figure 7).
+            deviation: false leaves e out.
+        """
+        num_groups = len(self.layout.groups)
+        if groups is not None and not 0 <= groups <= num_groups:
+            raise ValueError(f"groups: expected 0 to {num_groups}, got {groups!r}")
+        used = num_groups if groups is None else groups
+        relays: Tensor = self.relays
+        if used < num_groups:
+            first_unused = self.layout.relay_offsets[used]
+            relays = torch.cat((relays[:first_unused], torch.zeros_like(relays[first_unused:])))
+        return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
+
+    def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
+        rows: Tensor = self.rows
+        if not deviation:
+            keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
+            keep[self.layout.deviation_slice] = False
+            rows = torch.where(keep, rows[index], 0.0)
+            index = torch.arange(len(index), device=rows.device)
+        zeros = rows.new_zeros((len(index), self.latent_dim))
+        return relay_sample(
+            rows, relays, index, layout=self.layout, noise=zeros, sparse=self.sparse and deviation
+        ).z
+
+    def std(self, index: Tensor | None = None) -> Tensor:
+        """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
+        limit = reference.LOG_STD_LIMIT
+        log_std = self._read(index)[:, self.layout.log_std_slice]
+        return log_std.clamp(-limit, limit).exp()
+
+    def distribution(self, index: Tensor | None = None) -> Independent:
+        """The posteriors of rows `index`, or of all rows: batch shape [B], event shape [T]."""
+        return Independent(Normal(self.mean(index), self.std(index)), 1)
+
+    def coefficients(self, index: Tensor | None = None) -> Tensor:
+        """All relay coefficients [B, K] of rows `index`, or of all rows; kept or not."""
+        rows = self._read(index)
+        parts = [rows[:, columns] for columns in self.layout.group_slices]
+        return torch.cat([*parts, rows[:, :0]], dim=-1)
+
+    def selected(self, index: Tensor | None = None) -> list[Tensor]:
+        """Which coefficients are kept: for each group int64 [B, m_g], ascending within the group."""
+        rows = self._read(index).detach()
+        return [
+            marks.nonzero()[:, 1].reshape(len(rows), kept)
+            for marks, kept in zip(
+                reference.selected(rows, self.layout), self.layout.kept, strict=True
+            )
+        ]
+
+    def mean_row(self) -> Tensor:
+        """The average of all packed rows [W]: where rows of new datapoints can start."""
+        return self._read(None).detach().mean(0)
+
+    def for_new_data(self, num_data: int) -> RelayPosterior:
+        """A posterior for new datapoints: fresh rows and a frozen copy of the relays.
+
+        Source: paper section 4.
+        """
+        layout = self.layout
+        posterior = RelayPosterior(
+            num_data,
+            layout.latent_dim,
+            groups=layout.groups,
+            top=layout.kept,
+            form=layout.form,
+            sparse=self.sparse,
+            device=self.rows.device,
+            dtype=self.rows.dtype,
+        )
+        posterior.relays = nn.Parameter(self.relays.detach().clone(), requires_grad=False)
+        return posterior
+
+    def extra_repr(self) -> str:
+        layout = self.layout
+        text = f"num_data={self.num_data}, latent_dim={layout.latent_dim}, groups={layout.groups}"
+        if layout.groups:
+            text += f", kept={layout.kept}, form={layout.form!r}"
+        return text + (", sparse=True" if self.sparse else "")
+
+    def _read(self, index: Tensor | None) -> Tensor:
+        if index is None:
+            self._before_read(None)
+            return self.rows
+        _checks.check_index(index, self.rows.device)
+        self._before_read(index)
+        return self.rows[index]
+
+    def _parts(self, index: Tensor | None) -> Iterator[Tensor]:
+        if index is not None:
+            _checks.check_index(index, self.rows.device)
+            self._before_read(index)
+            yield index
+            return
+        self._before_read(None)
+        for start in range(0, self.num_data, _CHUNK):
+            end = min(start + _CHUNK, self.num_data)
+            yield torch.arange(start, end, device=self.rows.device)
+
+    def _before_read(self, index: Tensor | None) -> None:
+        if self._row_optimizer is not None:
+            self._row_optimizer.before_read(index)
+
+    # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._before_read(None)
+        return {**self.__dict__, "_row_optimizer": None}
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._before_read(None)
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def get_extra_state(self) -> Tensor:
+        """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
+        layout = self.layout
+        return torch.tensor(
+            [layout.latent_dim, FORMS.index(layout.form), *layout.groups, *layout.kept]
+        )
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compared with the layout before anything is loaded, see `_load_from_state_dict`."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._before_read(None)
+        rows = state_dict.get(prefix + "rows")
+        layout = state_dict.get(prefix + "_extra_state")
+        errors = []
+        if layout is not None and layout.tolist() != self.get_extra_state().tolist():
+            errors.append(
+                f"{prefix}layout: the checkpoint's [T, form, K_g..., m_g...] is "
+                f"{layout.tolist()}, the module's is {self.get_extra_state().tolist()}"
+            )
+        if rows is not None and len(rows) != self.num_data:
+            errors.append(
+                f"{prefix}rows: the checkpoint has {len(rows)} rows, the module has {self.num_data}"
+            )
+        if errors:
+            error_msgs += errors
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

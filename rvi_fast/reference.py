@@ -1,0 +1,480 @@
+"""The definition of every op, in plain torch: what the C++ and Triton kernels are compared with.
+
+For each op there are up to three functions. `<op>` is the formula as one would write it on paper,
+differentiable by autograd. `<op>_fwd` and `<op>_bwd` have the signatures that every backend shares
+(see `ops.py`); the backward is written by hand. Sums and products are at least float32; float64
+inputs are computed in float64 throughout.
+
+Letters: N datapoints, B batch, K relay vectors, T latent dimensions, G groups, S samples, D
+features, W elements in a packed row (`RowLayout`).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .layout import BITS_PER_WORD, RowLayout
+
+# exp(2 * 30) summed over a thousand dimensions stays finite in float32
+LOG_STD_LIMIT = 30.0
+# a uint8 entry is a pixel
+PIXEL_SCALE = 1.0 / 255.0
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+# Noise: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") and
+# Box-Muller. The key is the seed; the counter is (t // 4, sample, row), so that a number depends on
+# nothing but what it is for.
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK32 = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox 4x32: four uint32 words from a counter of four and a key of two.
+
+    Args:
+        counter: four int64 tensors of broadcastable shapes holding words in [0, 2^32).
+        key: two int64 tensors likewise.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, words in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap as uint64 ones do, so both halves come out right
+        product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
+        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK32, (k1 + _WEYL[1]) & _MASK32
+    return c0, c1, c2, c3
+
+
+def normal_noise(
+    seed: Tensor, index: Tensor, num_samples: int, latent_dim: int, dtype: torch.dtype
+) -> Tensor:
+    """Standard normal noise that depends on (seed, row, sample, latent dimension) alone.
+
+    Uniforms have 24 bits, so that they are the same numbers in float32 and float64:
+    u = (word >> 8) / 2^24. Words come in pairs: radius = sqrt(-2 log(u_1 + 2^-24)), angle =
+    2 pi u_2, normals radius * cos(angle) and radius * sin(angle). |noise| < 5.77.
+
+    Args:
+        seed: int64 [1].
+        index: rows [B], int32 or int64.
+        num_samples: S.
+        latent_dim: T.
+        dtype: dtype of the result; Box-Muller is evaluated in it.
+
+    Returns:
+        Noise [S, B, T].
+    """
+    row = index.to(torch.int64)[None, :, None]
+    sample = torch.arange(num_samples, device=index.device)[:, None, None]
+    quad = torch.arange(-(-latent_dim // 4), device=index.device)[None, None, :]
+    seed = seed.reshape(())
+    words = philox(
+        (quad, sample, row & _MASK32, (row >> 32) & _MASK32),
+        (seed & _MASK32, (seed >> 32) & _MASK32),
+    )
+    uniform = torch.stack(words, dim=-1) >> 8
+    pairs = (uniform.to(dtype) * 2.0**-24).unflatten(-1, (2, 2))
+    radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0] + 2.0**-24))
+    angle = 2.0 * math.pi * pairs[..., 1]
+    normals = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return normals.flatten(-3)[..., :latent_dim]
+
+
+# Selection
+
+
+def select(coefficients: Tensor, kept: int) -> Tensor:
+    """Marks the `kept` coefficients of largest absolute value (the paper's B_i).
+
+    Ties go to the lowest index, -0 equals +0, NaN ranks above every number.
+
+    Args:
+        coefficients: [..., K].
+        kept: m, from 1 to K.
+
+    Returns:
+        Bool [..., K], true for exactly m entries of each row.
+    """
+    order = torch.sort(coefficients.abs(), dim=-1, descending=True, stable=True).indices
+    marks = torch.zeros_like(coefficients, dtype=torch.bool)
+    return marks.scatter(-1, order[..., :kept], True)
+
+
+def pack_bits(marks: Tensor) -> Tensor:
+    """Packs bool [B, K] into int32 words [B, ceil(K / 32)]; entry k is bit k % 32 of word k // 32."""
+    words = -(-marks.shape[-1] // BITS_PER_WORD)
+    padded = pad(marks, (0, words * BITS_PER_WORD - marks.shape[-1]))
+    shifts = torch.arange(BITS_PER_WORD, device=marks.device)
+    bits = padded.unflatten(-1, (words, BITS_PER_WORD)).to(torch.int64) << shifts
+    return bits.sum(-1).to(torch.int32)
+
+
+def unpack_bits(words: Tensor, size: int) -> Tensor:
+    """Undoes `pack_bits`: int32 [B, words] to bool [B, size]."""
+    shifts = torch.arange(BITS_PER_WORD, device=words.device, dtype=torch.int32)
+    return ((words[..., None] >> shifts) & 1).flatten(-2)[..., :size].to(torch.bool)
+
+
+def group_weights(coefficients: Tensor, marks: Tensor, form: str) -> Tensor:
+    """What multiplies each relay vector of a group: 0 where not kept.
+
+    Args:
+        coefficients: [B, K_g].
+        marks: bool [B, K_g], the kept ones.
+        form: "linear" and "cluster": the coefficient itself. "mixture": softmax over the kept
+            coefficients; the paper names mixtures without a formula, this is our definition.
+    """
+    if form == "mixture":
+        return coefficients.masked_fill(~marks, -torch.inf).softmax(-1)
+    return coefficients.masked_fill(~marks, 0.0)
+
+
+# relay_sample
+
+
+def relay_sample(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    *,
+    layout: RowLayout,
+    num_samples: int | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draws z and the KL divergence for a batch of rows (paper eq. 3, 4, 5).
+
+        relay_b = sum_g sum_{k kept in g} a_ik R_k       i = index[b]
+        mu_b    = relay_b + e_i,   sigma_b = exp(r_i),   z_b = mu_b + sigma_b * noise_b
+        kl_b    = 1/2 sum_t (mu^2 + sigma^2 - 1 - 2 r)
+
+    Args and returns: `rvi_fast.relay_sample`.
+    """
+    batch = rows[index].to(_compute_dtype(rows))
+    if noise is None:
+        noise = normal_noise(seed, index, num_samples or 1, layout.latent_dim, batch.dtype)
+    z, kl = _sample(batch, relays, selected(batch, layout), noise, layout)
+    return (z if num_samples else z[0]).to(rows.dtype), kl
+
+
+def selected(batch: Tensor, layout: RowLayout) -> list[Tensor]:
+    """The kept coefficients of rows [B, W]: for each group bool [B, K_g]."""
+    return [
+        select(batch[:, columns], kept)
+        for columns, kept in zip(layout.group_slices, layout.kept, strict=True)
+    ]
+
+
+def posterior_mean(
+    batch: Tensor, relays: Tensor, marks: list[Tensor], layout: RowLayout
+) -> tuple[Tensor, list[Tensor]]:
+    """mu [B, T] of rows [B, W] and the weights of each group's relay vectors, [B, K_g] each."""
+    weights = [
+        group_weights(batch[:, columns], mark, layout.form)
+        for columns, mark in zip(layout.group_slices, marks, strict=True)
+    ]
+    mean = batch[:, layout.deviation_slice]
+    for weight, part in zip(weights, layout.relay_slices, strict=True):
+        mean = mean + weight @ relays[part].to(batch.dtype)
+    return mean, weights
+
+
+def _sample(
+    batch: Tensor, relays: Tensor, marks: list[Tensor], noise: Tensor, layout: RowLayout
+) -> tuple[Tensor, Tensor]:
+    mean, _ = posterior_mean(batch, relays, marks, layout)
+    log_std = batch[:, layout.log_std_slice].clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)
+    std = log_std.exp()
+    z = mean + std * noise.to(batch.dtype).reshape(-1, *mean.shape)
+    kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * log_std).sum(-1)
+    return z, kl
+
+
+def relay_sample_fwd(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    num_samples: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z [S, B, T], kl [B], kept bits [B, words]. `noise` is None or [S, B, T]."""
+    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    batch = rows[index].to(_compute_dtype(rows))
+    if noise is None:
+        noise = normal_noise(seed, index, num_samples, layout.latent_dim, batch.dtype)
+    marks = selected(batch, layout)
+    z, kl = _sample(batch, relays, marks, noise, layout)
+    words = [pack_bits(mark) for mark in marks]
+    bits = torch.cat(words, -1) if words else index.new_empty((len(index), 0), dtype=torch.int32)
+    return z.to(rows.dtype), kl, bits
+
+
+def relay_sample_bwd(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    bits: Tensor,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    need_rows: bool,
+    need_relays: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the batch's rows [B, W] and of the relays [K, T]; one not needed has 0 elements.
+
+    With grad_mu = sum_s grad_z + grad_kl mu:
+
+        grad_e = grad_mu
+        grad_r = sum_s grad_z noise sigma + grad_kl (sigma^2 - 1)
+        grad_a = <grad_mu, R_k> for kept k, else 0
+        grad_R = sum_b [k kept in b] a_bk grad_mu_b
+
+    The mixture replaces a by w = softmax(a): grad_a = w (<grad_mu, R_k> - sum_j w_j <grad_mu, R_j>).
+    """
+    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    batch = rows[index].to(_compute_dtype(rows))
+    grad_z, grad_kl = grad_z.to(batch.dtype), grad_kl.to(batch.dtype)[:, None]
+    words = bits.split(layout.word_counts, dim=-1) if groups else ()
+    marks = [unpack_bits(word, size) for word, size in zip(words, groups, strict=True)]
+    mean, weights = posterior_mean(batch, relays, marks, layout)
+    grad_mean = grad_z.sum(0) + grad_kl * mean
+
+    grad_batch = rows.new_empty(0)
+    if need_rows:
+        parts = []
+        for part, mark, weight in zip(layout.relay_slices, marks, weights, strict=True):
+            products = grad_mean @ relays[part].to(batch.dtype).mT
+            if form == "mixture":
+                centre = (weight * products).sum(-1, keepdim=True)
+                parts.append(weight * (products - centre))
+            else:
+                parts.append(products.masked_fill(~mark, 0.0))
+        log_std = batch[:, layout.log_std_slice]
+        inside = (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)
+        std = log_std.clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT).exp()
+        if noise is None:
+            noise = normal_noise(seed, index, len(grad_z), layout.latent_dim, batch.dtype)
+        grad_log_std = (grad_z * noise.to(batch.dtype)).sum(0) * std + grad_kl * (std.square() - 1)
+        parts += [grad_mean, grad_log_std.masked_fill(~inside, 0.0)]
+        starts = [*layout.group_offsets, layout.deviation_offset, layout.log_std_offset]
+        widths = [end - start for start, end in pairwise([*starts, layout.width])]
+        parts = [
+            pad(part, (0, width - part.shape[1])) for part, width in zip(parts, widths, strict=True)
+        ]
+        grad_batch = torch.cat(parts, dim=-1).to(rows.dtype)
+    grad_relays = relays.new_empty(0)
+    if need_relays:
+        combined = torch.cat([*weights, mean.new_empty((len(mean), 0))], -1)
+        grad_relays = (combined.mT @ grad_mean).to(relays.dtype)
+    return grad_batch, grad_relays
+
+
+# gaussian_log_likelihood
+
+
+def gaussian_log_likelihood(
+    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Gaussian log-likelihood of the observed entries of each row, in nats.
+
+        log p(x_b) = sum_{d observed} (-1/2 ((x_bd - mean_bd) / s)^2 - log s - 1/2 log 2 pi)
+
+    Args and returns: `rvi_fast.gaussian_log_likelihood`.
+    """
+    dtype = _compute_dtype(mean)
+    values, observed = _values(x, mask, dtype)
+    residual = torch.where(observed, (values - mean.to(dtype)), 0.0) / scale.to(dtype)
+    constant = (scale.to(dtype).log() + 0.5 * math.log(2.0 * math.pi)).expand(residual.shape)
+    return -(0.5 * residual.square() + torch.where(observed, constant, 0.0)).sum(-1)
+
+
+def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    values = x.to(dtype) * PIXEL_SCALE if x.dtype == torch.uint8 else x.to(dtype)
+    if mask is not None:
+        return values, mask
+    return values, ~torch.isnan(values)
+
+
+def gaussian_log_likelihood_fwd(
+    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D]."""
+    return gaussian_log_likelihood(x, mean, scale, mask)
+
+
+def gaussian_log_likelihood_bwd(
+    grad_log_prob: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    need_mean: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of mean [S, B, D] and of scale (its own shape); one not needed has 0 elements.
+
+    With u = (x - mean) / s where observed, else 0:
+    grad_mean = g u / s and grad_scale = sum g (u^2 - 1) / s over observed entries.
+    """
+    dtype = _compute_dtype(mean)
+    values, observed = _values(x, mask, dtype)
+    inverse = scale.to(dtype).reciprocal()
+    scaled = torch.where(observed, values - mean.to(dtype), 0.0) * inverse
+    grad = grad_log_prob.to(dtype)[..., None]
+    grad_mean = (grad * scaled * inverse).to(mean.dtype) if need_mean else mean.new_empty(0)
+    grad_scale = scale.new_empty(0)
+    if need_scale:
+        terms = grad * torch.where(observed, (scaled.square() - 1.0) * inverse, 0.0)
+        grad_scale = terms.sum_to_size(scale.shape).to(scale.dtype)
+    return grad_mean, grad_scale
+
+
+# row_adam. `clock` holds the steps taken and the steps taken when all rows were last up to date,
+# where `history` [steps, 3] float64 begins. Its entry for step tau is what a row last updated at tau
+# has missed since: W = sum_j w_j and C = sum_j w_j / q_j over the missed steps tau + j, with
+
+#     w_j = lr_{tau+j} b1^j / (1 - b1^{tau+j}),   q_j = b2^{j/2} / sqrt(1 - b2^{tau+j})
+
+# and log_decay = sum of log(1 - lr weight_decay) up to tau. Each w_j is divided by the decay between
+# tau and tau + j.
+
+WINDOW_TOLERANCE = 1e-9
+
+
+def row_adam_window(beta1: float) -> int:
+    """Missed steps that count: beta1^j falls below `WINDOW_TOLERANCE` after them."""
+    return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(beta1))) if beta1 > 0 else 1
+
+
+def row_adam_catch_up(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Applies to rows `index` [B] (duplicates allowed) the steps they have missed, in place.
+
+    s steps with zero gradient of dense Adam, with P the weight decay of those steps:
+
+        theta <- P theta - P m W / (sqrt(v) W / C + eps),   m <- m b1^s,   v <- v b2^s
+
+    exact for eps = 0, and in the limits of sqrt(v) far above or far below eps.
+    """
+    last = row_step[index].to(torch.int64)
+    missed = (clock[0] - last).to(torch.float64)
+    weight, ratio, log_decay = history[last - clock[1]].unbind(-1)
+    decay = torch.exp(history[clock[0] - clock[1], 2] - log_decay)
+    slope = torch.where(ratio > 0, weight / ratio, 1.0)
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(rows.dtype)[:, None]
+
+    moment, square = exp_avg[index], exp_avg_sq[index]
+    moved = column(decay * weight) * moment / (column(slope) * square.sqrt() + eps)
+    rows[index] = rows[index] * column(decay) - moved
+    exp_avg[index] = _flushed(moment * column(beta1**missed))
+    exp_avg_sq[index] = _flushed(square * column(beta2**missed))
+    row_step[index] = clock[0].to(row_step.dtype)
+
+
+def row_adam_step(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    mode: str,
+) -> None:
+    """One Adam step for rows `index` [B] (each once) with gradients [B, W], in place.
+
+    `clock[0]` counts up by one. mode "dense" is torch's Adam on the whole table (rows not in the
+    batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
+    row's own visit count.
+    """
+    if mode == "dense":
+        row_adam_catch_up(
+            rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
+        )
+    clock[0] += 1
+    count = clock[0].to(torch.float64)
+    if mode == "dense":
+        row_step[index] = clock[0].to(row_step.dtype)
+        _extend_history(history, clock, lr, beta1, beta2, weight_decay)
+    elif mode == "row":
+        row_step[index] += 1
+        count = row_step[index].to(torch.float64)[:, None]
+
+    moment, square = exp_avg[index], exp_avg_sq[index]
+    moment = _flushed(moment + (grad - moment) * (1.0 - beta1))
+    square = _flushed(square * beta2 + grad * grad * (1.0 - beta2))
+    step_size = (lr / (1.0 - beta1**count)).to(rows.dtype)
+    root_correction = (1.0 - beta2**count).sqrt().to(rows.dtype)
+    if mode == "lazy":  # SparseAdam adds eps before it corrects the bias
+        denominator = (square.sqrt() + eps) / root_correction
+    else:
+        denominator = square.sqrt() / root_correction + eps
+    decay = (1.0 - lr * weight_decay).to(rows.dtype)
+    rows[index] = rows[index] * decay - step_size * moment / denominator
+    exp_avg[index], exp_avg_sq[index] = moment, square
+
+
+def _flushed(moment: Tensor) -> Tensor:
+    # denormals make CPU arithmetic many times slower and move nothing
+    return torch.where(moment.abs() < torch.finfo(moment.dtype).tiny, 0.0, moment)
+
+
+def _extend_history(
+    history: Tensor, clock: Tensor, lr: Tensor, beta1: float, beta2: float, weight_decay: float
+) -> None:
+    """Adds the step just counted to what the rows last updated at earlier steps have missed."""
+    step, now = clock[0], clock[0] - clock[1]
+    log_decay = history[now - 1, 2] + torch.log1p(-lr * weight_decay)
+    missed = torch.arange(1, row_adam_window(beta1) + 1, device=history.device)
+    tau = (now - missed).clamp(min=0)
+    weight = lr * beta1**missed / (1.0 - beta1**step) * torch.exp(history[tau, 2] - log_decay)
+    weight = torch.where(missed <= now, weight, 0.0)
+    inverse_q = (1.0 - beta2**step).sqrt() * beta2 ** (-0.5 * missed)
+    history[:, 0].index_add_(0, tau, weight)
+    history[:, 1].index_add_(0, tau, weight * inverse_q)
+    history[now, 2] = log_decay

@@ -1,0 +1,515 @@
+"""Checkpoints, the lock on a run directory and its metrics file: what outlives a killed process.
+
+    run_dir/.lock                     who trains here (`RunDirectory`)
+    run_dir/metrics.jsonl             one JSON object per line
+    run_dir/checkpoints/epoch-000012/ manifest.json, model.safetensors, optimizer.safetensors, ...
+
+A checkpoint gets its name by a rename, after its last byte is on disk, so whatever carries such a
+name was written in full. Damage that comes later is found by SHA-256: the manifest holds that of
+every file and, in its first line, that of the rest of itself. Names with a leading dot are
+unfinished or being deleted, and the next save removes them. Nothing is ever unpickled.
+
+Savers must not run side by side in one run directory: hold a `RunDirectory`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rvi_fast._version import __version__
+
+StrPath = str | os.PathLike[str]
+
+_FORMAT = 1
+_SEAL = b'{"sha256": "'  # opens a manifest; then the 64 hex digits, of all that follows them
+_BLOCK = 1 << 20
+_NAME = re.compile(r"epoch-([0-9]{6}|[1-9][0-9]{6,})(\.replaced)?")
+_STEM = re.compile(r"[a-z][a-z0-9_-]*")  # no dot and no slash: never a path to elsewhere
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class CheckpointError(ValueError):
+    """A file of a run directory that cannot be trusted: `path`, and the `reason` in words."""
+
+    def __init__(self, path: StrPath, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = Path(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was passed over, or an old one could not be removed."""
+
+
+class RunDirectoryInUse(RuntimeError):
+    """Another process, or another `RunDirectory` of this one, holds the run directory."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint: where it lay, its epoch, tensors by file stem and name, and metadata."""
+
+    path: Path
+    epoch: int
+    tensors: dict[str, dict[str, Tensor]]
+    metadata: dict[str, Any]
+
+
+def save_checkpoint(
+    run_dir: StrPath,
+    epoch: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    metadata: Mapping[str, Any],
+    *,
+    keep: int = 2,
+) -> Path:
+    """Writes `run_dir/checkpoints/epoch-<epoch>`: all of it or, after an error or a kill, nothing.
+
+    Args:
+        run_dir: created if it is not there.
+        epoch: not negative. A checkpoint of the same epoch is replaced, and stays loadable until
+            the new one is in place.
+        tensors: file stem ("model", "optimizer", "random") to named tensors, dense, on any device,
+            of any shape and strides, of any dtype that safetensors knows.
+        metadata: what the json module can write; non-finite floats survive, tuples become lists.
+        keep: how many checkpoints remain, this one and those of earlier epochs counted. Later
+            epochs are left alone.
+
+    Returns:
+        The directory of the checkpoint.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be saved; nothing was written then.
+        OSError: as the system raised it, with the path named; earlier checkpoints are as they were.
+    """
+    for argument, value, least in (("epoch", epoch, 0), ("keep", keep, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{argument} must be an int of at least {least}, got {value!r}")
+    headers = {stem: _header(stem, named) for stem, named in tensors.items()}
+    manifest: dict[str, Any] = {"format": _FORMAT, "rvi_fast": __version__, "epoch": epoch}
+    manifest |= {"metadata": dict(metadata), "files": {}}
+    json.dumps(manifest)  # a TypeError is due before anything is written
+
+    folder = _folder(run_dir)
+    final = folder / f"epoch-{epoch:06d}"
+    writing = folder / f".writing-{final.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    try:
+        writing.mkdir()
+        for stem, header in headers.items():
+            manifest["files"][stem] = _write_tensors(_file(writing, stem), header, tensors[stem])
+        # the seal brings its own opening brace: the whole is still JSON
+        body = b'",' + json.dumps(manifest, indent=1).encode().removeprefix(b"{")
+        with _durable(writing / "manifest.json") as file:
+            file.write(_SEAL + hashlib.sha256(body).hexdigest().encode() + body)
+        _sync_directory(writing)
+        if final.exists():
+            # no system renames over a full directory; this name too is loaded, should we die here
+            os.rename(final, final.with_suffix(".replaced"))
+        os.rename(writing, final)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    _sync_directory(folder)
+    _sync_directory(folder.parent)
+    _remove_leftovers(folder)
+    for old in [path for other, path in _checkpoints(run_dir) if other <= epoch][keep:]:
+        _remove(old)
+    return final
+
+
+def load_checkpoint(run_dir: StrPath, *, device: str | torch.device = "cpu") -> Checkpoint:
+    """Reads the newest checkpoint that is whole, with a `CheckpointWarning` for each passed over.
+
+    CPU tensors are views of private, writable maps of the files: writing to them leaves the files
+    alone, and removing the checkpoint leaves them alone.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that is whole; names every bad file.
+    """
+    device = torch.device(device)
+    bad: list[CheckpointError] = []
+    for epoch, path in _checkpoints(run_dir):
+        try:
+            checkpoint = _load(path, epoch, device)
+        except CheckpointError as error:
+            bad.append(error)
+            continue
+        for reason in bad:
+            message = f"passed over a damaged checkpoint: {reason}; loaded {path} instead"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return checkpoint
+    found = f"only damaged checkpoints: {'; '.join(map(str, bad))}" if bad else "no checkpoint"
+    raise CheckpointError(_folder(run_dir), f"holds {found}")
+
+
+def latest_epoch(run_dir: StrPath) -> int | None:
+    """The epoch of the newest checkpoint, or None. Reads names only: it may turn out damaged."""
+    return next((epoch for epoch, _ in _checkpoints(run_dir)), None)
+
+
+def _folder(run_dir: StrPath) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _file(checkpoint: Path, stem: str) -> Path:
+    return checkpoint / f"{stem}.safetensors"
+
+
+def _checkpoints(run_dir: StrPath) -> list[tuple[int, Path]]:
+    """Epoch and directory of every checkpoint, newest first, by names only."""
+    folder = _folder(run_dir)
+    names = os.listdir(folder) if folder.exists() else []
+    matches = [match for name in names if (match := _NAME.fullmatch(name))]
+    matches.sort(key=lambda match: (int(match[1]), match[2] is None), reverse=True)
+    return [(int(match[1]), folder / match[0]) for match in matches]
+
+
+def _header(stem: str, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file, in the order in which the bytes follow it."""
+    if not _STEM.fullmatch(stem):
+        raise ValueError(f"tensors: a file stem must match {_STEM.pattern}, got {stem!r}")
+    for name, tensor in named.items():
+        if name == "__metadata__":
+            raise ValueError(f"tensors[{stem!r}]: safetensors reserves the name {name!r}")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            got = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"tensors[{stem!r}][{name!r}] must be a dense tensor, got {got}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"tensors[{stem!r}][{name!r}]: safetensors lacks {tensor.dtype}")
+    header, end = {}, 0
+    # widest first: every tensor is then aligned in the mapped file
+    for name in sorted(named, key=lambda name: (-named[name].element_size(), name)):
+        tensor = named[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    return header
+
+
+def _write_tensors(
+    path: Path, header: Mapping[str, Any], named: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Writes one safetensors file and returns its size and SHA-256.
+
+    `safetensors.torch.save_file` would copy all tensors to the CPU at once, refuse those that share
+    memory, hide the errno of a full disk, and leave the hash to a second reading.
+    """
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with _durable(path) as file:
+        for data in chain(
+            [memoryview(len(text).to_bytes(8, "little") + text)],
+            (_bytes_of(named[name]) for name in header),
+        ):
+            for start in range(0, len(data), _BLOCK):
+                block = data[start : start + _BLOCK]
+                digest.update(block)
+                file.write(block)
+        return {"size": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return dense.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _load(path: Path, epoch: int, device: torch.device) -> Checkpoint:
+    """Reads one checkpoint, or says in a `CheckpointError` which file is bad and why."""
+    source = path / "manifest.json"
+    with _reading(source):
+        text = source.read_bytes()
+        end = len(_SEAL) + 64
+        if text[:end] != _SEAL + hashlib.sha256(text[end:]).hexdigest().encode():
+            raise CheckpointError(source, "is damaged: it does not match its own SHA-256")
+        manifest = json.loads(text)
+    if manifest.get("format") != _FORMAT:
+        reason = f"has format {manifest.get('format')!r}, this version reads {_FORMAT}"
+        raise CheckpointError(source, reason)
+    match manifest:
+        case {"epoch": int(said), "metadata": dict(metadata), "files": dict(files)}:
+            if said != epoch:
+                raise CheckpointError(source, f"is of epoch {said}, its directory of {epoch}")
+        case _:
+            raise CheckpointError(source, "is not the manifest of a checkpoint")
+    # all are checked before the first is loaded: no memory is spent on a half good checkpoint
+    for stem, entry in files.items():
+        if not _STEM.fullmatch(stem):
+            raise CheckpointError(source, f"names a file outside its directory: {stem!r}")
+        _verify(_file(path, stem), entry)
+    tensors = {}
+    for stem in files:
+        with _reading(_file(path, stem)):
+            tensors[stem] = load_file(_file(path, stem), device=str(device))
+    return Checkpoint(path, epoch, tensors, metadata)
+
+
+def _verify(path: Path, entry: Any) -> None:
+    with _reading(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        match entry:
+            case {"size": int(due), "sha256": str(sha256)}:
+                if size != due:
+                    raise CheckpointError(path, f"has {size} bytes, the manifest says {due}")
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise CheckpointError(path, "is damaged: the manifest has another SHA-256")
+            case _:
+                raise CheckpointError(path, "has no size and SHA-256 in the manifest")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading a file from elsewhere is a `CheckpointError` that names it."""
+    try:
+        if not path.is_file():  # a pipe, from a hostile archive, would block
+            raise CheckpointError(path, "is missing")
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError of a write or a sync knows no path: give it this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _durable(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for writing; past the with block its bytes are on disk."""
+    with _naming(path), open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # which cannot open a directory, and orders its renames itself
+        return
+    with _naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left: half written, half deleted, already replaced."""
+    for path in sorted(folder.iterdir()):
+        superseded = path.suffix == ".replaced" and path.with_suffix("").exists()
+        if superseded or path.name.startswith((".writing-", ".deleting-")):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory so that a kill on the way leaves no half of it under a valid name."""
+    doomed = path if path.name.startswith(".") else path.with_name(f".deleting-{path.name}")
+    try:
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:  # the new checkpoint is safe: no reason to stop the training
+        message = f"{path} could not be removed: {error}"
+        warnings.warn(message, CheckpointWarning, stacklevel=4)
+
+
+class RunDirectory(os.PathLike[str]):
+    """Holds a run directory for one process: `with RunDirectory("runs/a") as run_dir: ...`.
+
+    The directory is created where it is missing. The lock goes with the process, however it ends,
+    and forked children (workers of a DataLoader) do not share it.
+
+    Args:
+        run_dir: the directory. The object itself can be passed wherever a `run_dir` is asked for.
+
+    Raises:
+        RunDirectoryInUse: on entering, at once, if it is held; names pid, host and since when.
+        ValueError: on entering, if the path leads to or through a file.
+    """
+
+    def __init__(self, run_dir: StrPath) -> None:
+        self.path = Path(run_dir)
+        self._lock_file: IO[bytes] | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    def __enter__(self) -> RunDirectory:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"run_dir must be a directory, got {self.path}: a file") from error
+        lock = self.path / ".lock"
+        file = open(lock, "ab+", buffering=0)
+        try:
+            with _naming(lock):
+                _acquire(file)
+                file.truncate(0)
+                since = datetime.now().astimezone().isoformat(timespec="seconds")
+                file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read(1000).decode(errors="replace") or "a process that has just started"
+            file.close()
+            raise RunDirectoryInUse(f"run directory {self.path} is in use by {holder}") from None
+        except BaseException:
+            file.close()
+            raise
+        self._lock_file = file
+        _held.add(file)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # the file stays: a process that waits to lock a removed one would lock nothing
+        file, self._lock_file = self._lock_file, None
+        if file is not None and not file.closed:
+            _held.discard(file)
+            file.truncate(0)
+            file.close()
+
+
+def _acquire(file: IO[bytes]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # a lock hides its bytes from readers there: lock one past the text
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_held: set[IO[bytes]] = set()
+
+
+def _let_go_in_child() -> None:
+    # closing a copy of the descriptor does not unlock: the parent still holds the directory
+    while _held:
+        _held.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def append_metrics(run_dir: StrPath, record: Mapping[str, Any]) -> None:
+    """Appends one line to `run_dir/metrics.jsonl`; non-finite floats become null."""
+    path = _metrics(run_dir)
+    with _naming(path), open(path, "ab+") as file:
+        end = file.tell()
+        file.seek(max(end - 1, 0))
+        if file.read(1) in (b"\n", b""):
+            file.write(_line(record))
+            return
+    # a process died within its last line: that piece must not stick to the new one
+    rewrite_metrics(run_dir, [*read_metrics(run_dir), record])
+
+
+def rewrite_metrics(run_dir: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces `run_dir/metrics.jsonl` as a whole: a kill leaves the old file or the new one."""
+    path = _metrics(run_dir)
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        with _durable(writing) as file:
+            file.writelines(map(_line, records))
+        os.replace(writing, path)
+    except BaseException:
+        writing.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def read_metrics(run_dir: StrPath) -> list[dict[str, Any]]:
+    """The records of `run_dir/metrics.jsonl`, without a last line that was torn off by a kill.
+
+    Raises:
+        CheckpointError: a line is not a JSON object; names the file and the line.
+    """
+    path = _metrics(run_dir)
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line.decode())
+            if not isinstance(record, dict):
+                raise ValueError(f"expected an object, got {type(record).__name__}")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # no newline follows: empty, or torn
+                break
+            raise CheckpointError(path, f"line {number} is not a JSON object: {error}") from error
+        records.append(record)
+    return records
+
+
+def _metrics(run_dir: StrPath) -> Path:
+    return Path(run_dir) / "metrics.jsonl"
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(_finite(dict(record)), allow_nan=False).encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value

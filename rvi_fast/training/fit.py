@@ -1,0 +1,460 @@
+"""Training a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import _checks
+from ..data.metrics import elastic
+from ..models import LatentModel, build
+from ..optim import MODES, RowAdam
+from .checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    RunDirectory,
+    append_metrics,
+    latest_epoch,
+    load_checkpoint,
+    rewrite_metrics,
+    save_checkpoint,
+)
+from .inputs import Inputs, prepare
+
+# steps between two looks at the losses: reading one back synchronises a GPU
+_CHECK_EVERY = 64
+# rows reconstructed at once in an evaluation
+_CHUNK = 4096
+
+KLWeight = float | Callable[[int], float]
+
+
+class History(dict[str, list[float]]):
+    """What a training run has been through, a list for each quantity.
+
+    "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
+    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those.
+    """
+
+    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
+        empty: dict[str, list[float]] = {
+            name: [] for name in ("loss", "kl", "log_prob", "elastic", "evaluated")
+        }
+        super().__init__(values or empty)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return len(self["loss"])
+
+    def records(self) -> list[dict[str, float]]:
+        """One record per epoch, as `metrics.jsonl` holds them."""
+        scores = dict(zip(self["evaluated"], self["elastic"], strict=True))
+        return [
+            {
+                "epoch": epoch,
+                "loss": self["loss"][epoch - 1],
+                "kl": self["kl"][epoch - 1],
+                "log_prob": self["log_prob"][epoch - 1],
+                **({"elastic": scores[epoch]} if epoch in scores else {}),
+            }
+            for epoch in range(1, self.epochs + 1)
+        ]
+
+
+Callback = Callable[[LatentModel, History], bool | None]
+
+
+class EarlyStopping:
+    """A callback that stops when a quantity has not fallen for `patience` of its values.
+
+    Args:
+        patience: values without a new minimum after which training stops.
+        quantity: "loss" or "elastic".
+        min_delta: by how much a value must fall below the minimum to count.
+    """
+
+    def __init__(
+        self, patience: int = 10, *, quantity: str = "loss", min_delta: float = 0.0
+    ) -> None:
+        self.patience = _checks.check_positive_int("patience", patience)
+        self.min_delta = _checks.check_non_negative("min_delta", min_delta)
+        if quantity not in History():
+            raise ValueError(f"quantity: expected one of {sorted(History())}, got {quantity!r}")
+        self.quantity = quantity
+
+    def __call__(self, model: LatentModel, history: History) -> bool:
+        """True when it is time to stop. Looks at nothing but the history, so it survives a resume."""
+        best, since = float("inf"), 0
+        for value in history[self.quantity]:
+            best, since = (value, 0) if value < best - self.min_delta else (best, since + 1)
+        return since >= self.patience
+
+
+def fit(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    epochs: int = 250,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    posterior_lr: float | None = None,
+    optimizer: str = "dense",
+    kl_weight: KLWeight = 1.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    eval_every: int = 1,
+    callbacks: Sequence[Callback] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 30.0,
+) -> History:
+    """Trains a model on all rows of x.
+
+    Every epoch visits each row once, in a new random order; the last batch may be smaller. The
+    result depends on the model's parameters, the data and the arguments alone: neither does it
+    depend on torch's global random state nor change it.
+
+    Args:
+        model: changed in place. Its posterior has one row for each row of x.
+        x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
+            which count as x / 255.
+        mask: bool [N, D], true = observed.
+        epochs: epochs in all, those before a resume included.
+        batch_size: rows in a batch.
+        lr: learning rate of decoder and scale.
+        posterior_lr: learning rate of rows and relays; `lr` if not given (paper section 6.4).
+        optimizer: mode of `RowAdam` for the rows: "dense", "lazy" or "row". Everything else is
+            driven by `torch.optim.Adam`.
+        kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it.
+        seed: of order and noise.
+        device: where to train; where the model is if not given.
+        progress: show a progress bar.
+        eval_every: epochs between evaluations of the elastic error over observed entries, from the
+            posterior mean; 0 for none.
+        callbacks: called with model and history after each epoch; a true result stops training.
+        run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
+        resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
+        checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
+            writes one after every epoch. The last epoch always has one.
+
+    Returns:
+        The `History`, that of the epochs before a resume included.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range; x or mask hold what they should not.
+        FloatingPointError: the loss became NaN or infinite; names step and last good checkpoint.
+        RunDirectoryInUse: another process trains in `run_dir`.
+        CheckpointError: no checkpoint in `run_dir` can be read.
+    """
+    _checks.check_positive_int("epochs", epochs)
+    _checks.check_positive_int("batch_size", batch_size)
+    _checks.check_positive_float("lr", lr)
+    if optimizer not in MODES:
+        raise ValueError(f"optimizer: expected one of {', '.join(MODES)}, got {optimizer!r}")
+    if not callable(kl_weight):
+        _checks.check_non_negative("kl_weight", kl_weight)
+    if not isinstance(eval_every, int) or eval_every < 0:
+        raise ValueError(f"eval_every: expected an integer >= 0, got {eval_every!r}")
+    _checks.check_non_negative("checkpoint_every", checkpoint_every)
+    posterior_lr = lr if posterior_lr is None else posterior_lr
+    _checks.check_positive_float("posterior_lr", posterior_lr)
+    if resume and run_dir is None:
+        raise ValueError("run_dir: expected a directory to resume from, got None")
+    if device is not None:
+        model.to(device)
+    inputs = prepare(model, x, mask, num_data=model.num_data)
+    settings = {
+        "batch_size": batch_size,
+        "lr": lr,
+        "posterior_lr": posterior_lr,
+        "optimizer": optimizer,
+        "kl_weight": "function" if callable(kl_weight) else kl_weight,
+        "seed": seed,
+        "eval_every": eval_every,
+        "data": inputs.fingerprint(),
+    }
+    target = device_of(model)
+    sparse, training = model.posterior.sparse, model.training
+    with contextlib.ExitStack() as stack:
+        directory = None if run_dir is None else Path(stack.enter_context(RunDirectory(run_dir)))
+        stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
+        torch.manual_seed(seed)
+        run = _Run(model, inputs, settings, kl_weight, directory, checkpoint_every)
+        stack.callback(run.close, sparse, training)
+        run.start(resume)
+        run.train(epochs, eval_every, callbacks, progress)
+        return run.history
+
+
+def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
+    """The model of the last good checkpoint in a run directory.
+
+    Only models made by a builder (`models.rvi`, `models.vad`) know how to be built again; load any
+    other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+        ValueError: the model was not made by a builder.
+    """
+    checkpoint = load_checkpoint(run_dir, device=device)
+    config = checkpoint.metadata.get("config")
+    if config is None:
+        raise ValueError(
+            f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
+            'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
+        )
+    model = build(config).to(device)
+    model.load_state_dict(checkpoint.tensors["model"])
+    return model.eval()
+
+
+def device_of(model: LatentModel) -> torch.device:
+    """Where the model's posterior lies."""
+    return model.posterior.rows.device
+
+
+def stream(seed: int, *counters: int) -> int:
+    """A seed for each use: SplitMix64 over seed and counters, in [0, 2^63)."""
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for counter in (0, *counters):
+        state = (state + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+# uses of the seed
+_ORDER, _NOISE = 1, 2
+
+
+class _Run:
+    """One call of `fit`: the optimisers and everything a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: LatentModel,
+        inputs: Inputs,
+        settings: dict[str, Any],
+        kl_weight: KLWeight,
+        run_dir: Path | None,
+        checkpoint_every: float,
+    ) -> None:
+        self.model, self.inputs, self.settings = model, inputs, settings
+        self.kl_weight = kl_weight
+        self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
+        self.history = History()
+        self.stopped = False
+        self.last_checkpoint: Path | None = None
+        model.posterior.sparse = True
+        model.train()
+        self.rows = RowAdam(
+            model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
+        )
+        relays = [model.posterior.relays]
+        others = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name not in ("posterior.rows", "posterior.relays") and parameter.requires_grad
+        ]
+        self.shared = torch.optim.Adam(
+            [
+                {"params": relays, "lr": settings["posterior_lr"]},
+                {"params": others, "lr": settings["lr"]},
+            ]
+        )
+
+    def close(self, sparse: bool, training: bool) -> None:
+        self.rows.detach()
+        self.model.zero_grad(set_to_none=True)
+        self.model.posterior.sparse = sparse
+        self.model.train(training)
+
+    def start(self, resume: bool) -> None:
+        if self.run_dir is None:
+            return
+        epoch = latest_epoch(self.run_dir)
+        if epoch is not None and not resume:
+            raise ValueError(
+                f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
+            )
+        if epoch is not None:
+            self._restore(load_checkpoint(self.run_dir, device=device_of(self.model)))
+        rewrite_metrics(self.run_dir, self.history.records())
+
+    def train(
+        self, epochs: int, eval_every: int, callbacks: Sequence[Callback], progress: bool
+    ) -> None:
+        first, saved_at = self.history.epochs, time.monotonic()
+        if self.stopped or first >= epochs:
+            return
+        steps = -(-self.model.num_data // self.settings["batch_size"])
+        bar = tqdm(total=epochs * steps, initial=first * steps, unit="step", disable=not progress)
+        with bar:
+            for epoch in range(first, epochs):
+                bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
+                started = time.monotonic()
+                self._train_epoch(epoch, bar)
+                if eval_every and (epoch + 1) % eval_every == 0:
+                    self.history["elastic"].append(self._evaluate())
+                    self.history["evaluated"].append(epoch + 1)
+                self.rows.flush()
+                record = self.history.records()[-1]
+                bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
+                for callback in callbacks:
+                    self.stopped = bool(callback(self.model, self.history)) or self.stopped
+                if self.run_dir is None:
+                    if self.stopped:
+                        break
+                    continue
+                seconds = round(time.monotonic() - started, 3)
+                append_metrics(self.run_dir, {**record, "seconds": seconds})
+                last = self.stopped or epoch + 1 == epochs
+                if last or time.monotonic() - saved_at >= self.checkpoint_every:
+                    self._save()
+                    saved_at = time.monotonic()
+                if self.stopped:
+                    break
+
+    def _train_epoch(self, epoch: int, bar: Any) -> None:
+        device, seed = device_of(self.model), self.settings["seed"]
+        generator = torch.Generator(device).manual_seed(stream(seed, _ORDER, epoch))
+        order = torch.randperm(self.model.num_data, generator=generator, device=device)
+        noise_seed = torch.tensor([stream(seed, _NOISE, epoch)], device=device)
+        weight = self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
+        batches = order.split(self.settings["batch_size"])
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        unchecked: list[Tensor] = []
+        for step, index in enumerate(batches):
+            x, mask = self.inputs.batch(index)
+            objective = self.model(index, x, mask, kl_weight=weight, seed=noise_seed)
+            self.rows.zero_grad()
+            self.shared.zero_grad()
+            objective.loss.backward()
+            self.rows.step()
+            self.shared.step()
+            unchecked.append(torch.stack(objective).detach())
+            if len(unchecked) == _CHECK_EVERY or step + 1 == len(batches):
+                values = torch.stack(unchecked).to(torch.float64)
+                self._check_finite(values[:, 0], epoch, step + 1 - len(unchecked))
+                sizes = [len(part) for part in batches[step + 1 - len(unchecked) : step + 1]]
+                totals += torch.tensor(sizes, dtype=torch.float64, device=device) @ values
+                bar.update(len(unchecked))
+                unchecked.clear()
+        for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
+            self.history[name].append(total / self.model.num_data)
+
+    def _check_finite(self, losses: Tensor, epoch: int, first_step: int) -> None:
+        finite = torch.isfinite(losses)
+        if bool(finite.all()):
+            return
+        position = int((~finite).to(torch.uint8).argmax())
+        step = epoch * -(-self.model.num_data // self.settings["batch_size"])
+        kept = (
+            "no checkpoint has been written"
+            if self.last_checkpoint is None
+            else f"the last good checkpoint is {self.last_checkpoint}"
+        )
+        raise FloatingPointError(
+            f"the loss became {losses[position].item()} at step {step + first_step + position} "
+            f"(epoch {epoch + 1}); {kept}"
+        )
+
+    def _evaluate(self) -> float:
+        """Elastic error over the observed entries, from the posterior mean."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for index in self._chunks():
+            x, mask = self.inputs.batch(index)
+            observed = ~torch.isnan(x) if x.is_floating_point() else mask
+            scored = x.numel() if observed is None else int(observed.sum())
+            if scored:
+                total += elastic(x, self.model.reconstruct(index), mask) * scored
+            count += scored
+        self.model.train()
+        return total / count if count else float("nan")
+
+    def _chunks(self) -> Iterator[Tensor]:
+        device, num_data = device_of(self.model), self.model.num_data
+        for start in range(0, num_data, _CHUNK):
+            yield torch.arange(start, min(start + _CHUNK, num_data), device=device)
+
+    def _save(self) -> None:
+        assert self.run_dir is not None
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": {
+                **_flatten("rows", self.rows.state_dict()),
+                **_flatten("shared", self.shared.state_dict()),
+            },
+            "random": _random_state(device_of(self.model)),
+        }
+        metadata = {
+            "config": self.model.config,
+            "settings": self.settings,
+            "history": dict(self.history),
+            "stopped": self.stopped,
+        }
+        self.last_checkpoint = save_checkpoint(self.run_dir, self.history.epochs, tensors, metadata)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        stored = checkpoint.metadata.get("settings", {})
+        for name, value in self.settings.items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
+                )
+        try:
+            self.model.load_state_dict(checkpoint.tensors["model"])
+            state = checkpoint.tensors["optimizer"]
+            self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            self.shared.load_state_dict(_unflatten("shared", state, self.shared))
+            _restore_random_state(checkpoint.tensors["random"], device_of(self.model))
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
+        self.history = History(checkpoint.metadata["history"])
+        self.stopped = checkpoint.metadata["stopped"]
+        self.last_checkpoint = checkpoint.path
+
+
+def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{position}.{name}": torch.as_tensor(value)
+        for position, entries in state_dict["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def _unflatten(
+    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, position, name = key.split(".")
+        if part == prefix:
+            state.setdefault(int(position), {})[name] = value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

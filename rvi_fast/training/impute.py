@@ -1,0 +1,87 @@
+"""Filling in missing entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..models import LatentModel
+from ..posterior import RelayPosterior
+from ..reference import PIXEL_SCALE
+from .inputs import prepare
+
+# rows decoded at once
+_CHUNK = 4096
+
+
+@torch.no_grad()
+def impute(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    posterior: RelayPosterior | None = None,
+    num_draws: int | None = None,
+) -> Tensor:
+    """Fills in the missing entries of x; observed entries come back unchanged.
+
+    Args:
+        model: a trained model.
+        x: data [N, D] as in `fit`.
+        mask: bool [N, D], true = observed.
+        posterior: the posteriors of these rows, from `infer`. Not needed for the training data.
+        num_draws: S: independent draws from the posterior predictive, z from its posterior and x
+            around the decoded z with the model's scale; for multiple imputation. Without it each
+            missing entry gets the reconstruction from the posterior mean. Draws follow
+            `torch.manual_seed`.
+
+    Returns:
+        [N, D], or [S, N, D] draws, in the model's dtype; uint8 data come back as x / 255.
+
+    Raises:
+        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows.
+    """
+    own = posterior is None
+    posterior = model.posterior if posterior is None else posterior
+    if num_draws is not None:
+        _checks.check_positive_int("num_draws", num_draws)
+    inputs = prepare(model, x, mask)
+    if len(inputs.x) != posterior.num_data:
+        raise ValueError(
+            f"x: expected {posterior.num_data} rows, as the posterior has, got {len(inputs.x)}"
+            + ("; for new data pass posterior=infer(model, x)" if own else "")
+        )
+    training = model.training
+    model.eval()
+    try:
+        parts = [
+            _filled(model, posterior, inputs.batch(index), index, num_draws)
+            for index in torch.arange(posterior.num_data, device=inputs.x.device).split(_CHUNK)
+        ]
+    finally:
+        model.train(training)
+    return torch.cat(parts, dim=-2)
+
+
+def _filled(
+    model: LatentModel,
+    posterior: RelayPosterior,
+    batch: tuple[Tensor, Tensor | None],
+    index: Tensor,
+    num_draws: int | None,
+) -> Tensor:
+    x, mask = batch
+    if num_draws is None:
+        values = model.reconstruct(index, posterior=posterior)
+    else:
+        mean = model.decoder(posterior(index, num_samples=num_draws).z)
+        values = torch.normal(mean, model.likelihood.scale.expand_as(mean))
+    if x.dtype == torch.uint8:
+        observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        x = x.to(values.dtype) * PIXEL_SCALE
+    else:
+        observed = ~torch.isnan(x)
+    return torch.where(observed, x, values)

@@ -1,0 +1,116 @@
+"""Posteriors for new datapoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .. import _checks
+from ..models import LatentModel
+from ..optim import RowAdam
+from ..posterior import RelayPosterior
+from .fit import device_of, stream
+from .inputs import prepare
+
+# rows optimised together if not told otherwise
+_BATCH = 4096
+
+
+def infer(
+    model: LatentModel,
+    x_new: Any,
+    *,
+    mask: Any = None,
+    steps: int = 100,
+    lr: float = 0.01,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> RelayPosterior:
+    """Optimises the posteriors of new datapoints; relays, decoder and scale stay as they are.
+
+    Rows start at the mean of the training rows. Three quarters of the steps decode the posterior
+    mean, which finds the means faster than samples do; the rest decode samples, which fits the
+    standard deviations.
+
+    Args:
+        model: a trained model.
+        x_new: data [N, D] as in `fit`.
+        mask: bool [N, D], true = observed.
+        steps: Adam steps for each row.
+        lr: learning rate; 0.01 suits RVI, 0.03 a model without groups.
+        batch_size: rows optimised together; each row's result does not depend on it, to rounding.
+        seed: of the noise.
+        progress: show a progress bar.
+
+    Returns:
+        A `RelayPosterior` of N rows; pass it to `impute` or `model.reconstruct`.
+
+    Raises:
+        ValueError, TypeError: as `fit`.
+
+    Source:
+        Paper section 4.
+    """
+    _checks.check_positive_int("steps", steps)
+    _checks.check_positive_float("lr", lr)
+    size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
+    inputs = prepare(model, x_new, mask)
+    device, num_data = device_of(model), len(inputs.x)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        posterior = model.posterior.for_new_data(num_data)
+    sparse, posterior.sparse = posterior.sparse, True
+    with torch.no_grad():
+        posterior.rows.copy_(model.posterior.mean_row().expand_as(posterior.rows))
+
+    layout = posterior.layout
+    optimizer = RowAdam(posterior, lr=lr, mode="row")
+    batches = torch.arange(num_data, device=device).split(size)
+    with (
+        _frozen(model.decoder, model.likelihood),
+        torch.enable_grad(),
+        tqdm(total=len(batches) * steps, unit="step", disable=not progress) as bar,
+    ):
+        for index in batches:
+            x, observed = inputs.batch(index)
+            zeros = posterior.rows.new_zeros((len(index), layout.latent_dim))
+            for step in range(steps):
+                sampled = 4 * step >= 3 * steps
+                noise_seed = torch.tensor([stream(seed, step)], device=device)
+                z, kl = posterior(index, seed=noise_seed, noise=None if sampled else zeros)
+                loss = (kl - model.likelihood(x, model.decoder(z), observed)).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                if not sampled:  # the decoded mean says nothing about the standard deviation
+                    assert posterior.rows.grad is not None
+                    posterior.rows.grad = posterior.rows.grad.coalesce()
+                    posterior.rows.grad.values()[:, layout.log_std_slice] = 0.0
+                optimizer.step()
+                bar.update()
+    optimizer.detach()
+    posterior.rows.grad = None
+    posterior.sparse = sparse
+    return posterior
+
+
+@contextmanager
+def _frozen(*modules: nn.Module) -> Iterator[None]:
+    """Within it the modules are in eval mode and their parameters take no gradient."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,53 @@
+import sys
+
+import numpy as np
+import pytest
+
+from rvi_fast.data import column_mean, knn, mcar
+
+X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+X[:, 3] = X[:, 0] * 2
+HOLED = np.where(mcar(X.shape, 0.2, seed=3), X, np.float32("nan"))
+
+
+@pytest.mark.parametrize("impute", [column_mean, knn])
+def test_imputers_fill_holes_and_nothing_else(impute):
+    if impute is knn:
+        pytest.importorskip("sklearn")
+    before = HOLED.copy()
+    filled = impute(HOLED)
+    assert filled.dtype == np.float32
+    assert not np.isnan(filled).any()
+    np.testing.assert_array_equal(filled[~np.isnan(HOLED)], HOLED[~np.isnan(HOLED)])
+    np.testing.assert_array_equal(HOLED, before)
+
+
+@pytest.mark.parametrize("impute", [column_mean, knn])
+def test_a_column_never_observed_becomes_zero(impute):
+    if impute is knn:
+        pytest.importorskip("sklearn")
+    table = HOLED.copy()
+    table[:, 2] = np.nan
+    filled = impute(table)
+    assert filled.shape == table.shape
+    assert (filled[:, 2] == 0).all()
+
+
+def test_column_mean_fills_with_the_mean_of_the_observed():
+    filled = column_mean(HOLED)
+    for column in range(4):
+        holes = np.isnan(HOLED[:, column])
+        mean = np.nanmean(HOLED[:, column], dtype=np.float64)
+        np.testing.assert_allclose(filled[holes, column], mean, rtol=1e-6)
+
+
+def test_knn_takes_the_mean_of_the_nearest_rows():
+    pytest.importorskip("sklearn")
+    table = np.array([[0, 1], [0.1, 3], [5, 100], [0, np.nan]])
+    assert knn(table, k=2)[3, 1] == 2
+
+
+def test_knn_names_the_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.impute", None)
+    with pytest.raises(ImportError, match=r'pip install "rvi-fast\[sklearn\]"'):
+        knn(HOLED)
