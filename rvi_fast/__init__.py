@@ -6,10 +6,10 @@ the likelihood.
 """
 
 from . import data, models, optim
+from ._info import info
 from ._version import __version__
 from .data import elastic
 from .functional import RelaySample, gaussian_log_likelihood, relay_sample
-from .info import info
 from .layout import RowLayout
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior

@@ -37,6 +37,10 @@ _SCHEMAS = {
 _INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
 
 
+class FallbackWarning(UserWarning):
+    """An implementation that could serve a device is not there; a slower one takes its place."""
+
+
 def implementation(device_type: str) -> ModuleType:
     """The namespace that serves tensors on "cpu" or "cuda"."""
     return reference

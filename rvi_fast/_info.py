@@ -1,0 +1,109 @@
+"""What is installed, which implementation serves which device, and why another does not.
+
+`python -m rvi_fast.info` and `rvi-fast info` print it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from . import ops
+from ._version import __version__
+from .layout import RowLayout
+
+_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "scikit-learn",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "tensorboard",
+)
+
+
+def info() -> dict[str, Any]:
+    """Versions, devices, and for each device the implementation that serves it.
+
+    Returns:
+        "versions": package -> version or None; "threads": torch's; "devices": device -> {"name",
+        "implementation", "unused": {implementation: reason}}.
+    """
+    versions: dict[str, str | None] = {"rvi_fast": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = {"cpu": _device("cpu", platform.processor() or platform.machine())}
+    for number in range(torch.cuda.device_count()):
+        devices[f"cuda:{number}"] = _device("cuda", torch.cuda.get_device_name(number))
+    return {"versions": versions, "threads": torch.get_num_threads(), "devices": devices}
+
+
+def _device(device_type: str, name: str) -> dict[str, Any]:
+    used = ops.implementation(device_type).__name__.rpartition(".")[2]
+    return {"name": name, "implementation": used, "unused": ops.unused(device_type)}
+
+
+def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
+    """Runs each op once, forward and backward: (op, "ok" or what went wrong)."""
+    from . import functional, optim
+    from .posterior import RelayPosterior
+
+    layout = RowLayout.resolve(4, (3, 5))
+    rows = torch.zeros(6, layout.width, device=device, requires_grad=True)
+    relays = torch.ones(8, 4, device=device, requires_grad=True)
+    index = torch.tensor([5, 0, 5], device=device)
+
+    def relay_sample() -> None:
+        z, kl = functional.relay_sample(rows, relays, index, layout=layout)
+        (z.sum() + kl.sum()).backward()
+
+    def gaussian_log_likelihood() -> None:
+        mean = torch.zeros(3, 2, device=device, requires_grad=True)
+        x = torch.tensor([[1.0, torch.nan]] * 3, device=device)
+        functional.gaussian_log_likelihood(x, mean, 0.5).sum().backward()
+
+    def row_adam() -> None:
+        for mode in optim.MODES:
+            posterior = RelayPosterior(6, 4, groups=(3, 5), sparse=True, device=device)
+            optimizer = optim.RowAdam(posterior, mode=mode)
+            posterior(index).kl.sum().backward()
+            optimizer.step()
+            posterior.mean()
+
+    results = []
+    for op in (relay_sample, gaussian_log_likelihood, row_adam):
+        try:
+            op()
+            results.append((op.__name__, "ok"))
+        except Exception as error:  # the table must name whatever fails
+            results.append((op.__name__, f"{type(error).__name__}: {error}"))
+    return results
+
+
+def main() -> int:
+    """Prints the table; exit status 1 if an op fails on a device."""
+    state = info()
+    width = max(len(name) for name in state["versions"])
+    for name, version in state["versions"].items():
+        print(f"{name:<{width}}  {version or 'not installed'}")
+    print(f"{'threads':<{width}}  {state['threads']}")
+    if not torch.cuda.is_available():
+        print("\ncuda: no device (torch.cuda.is_available() is false)")
+    failed = False
+    for device, entry in state["devices"].items():
+        print(f"\n{device} ({entry['name']}): {entry['implementation']}")
+        for other, reason in entry["unused"].items():
+            print(f"  not used: {other}: {reason}")
+        for op, result in run_every_op(device):
+            failed |= result != "ok"
+            print(f"  {op:<24} {result}")
+    return int(failed)
