@@ -1,0 +1,468 @@
+"""The command line: `rvi-fast train | infer | impute | info | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from . import _info, data, models
+from ._version import __version__
+from .layout import FORMS
+from .optim import MODES
+from .reference import PIXEL_SCALE
+from .training import fit, impute, infer, load
+from .training.checkpoints import RunDirectory, RunDirectoryInUse, latest_epoch
+
+_DATA_HELP = (
+    "digits (built into scikit-learn), mnist, fashion-mnist, mosi, or the path of a table: .npy, "
+    ".npz, .csv or .parquet with NaN (or an empty cell) for missing; uint8 arrays are pixels"
+)
+_RUN_FILE = "run.json"
+
+
+class _Table(NamedTuple):
+    """A table as the model sees it, and the way back."""
+
+    dataset: data.Dataset
+    raw: np.ndarray  # [N, D] as read: uint8, or float32 with NaN for missing
+    mask: np.ndarray  # bool [N, D], true = shown to the model
+    x: np.ndarray  # raw, or standardised on the training run's observed entries
+
+    @property
+    def known(self) -> np.ndarray:
+        """Entries whose true value the file holds."""
+        return ~np.isnan(self.raw) if self.raw.dtype != np.uint8 else np.ones_like(self.mask)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, ImportError, OSError, RunDirectoryInUse) as error:
+        print(f"rvi-fast: error: {error}", file=sys.stderr)
+    except FloatingPointError as error:
+        print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nrvi-fast: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rvi-fast",
+        description="Relay Variational Inference: latent representations and imputations from "
+        "incomplete data, without an encoder.",
+    )
+    parser.add_argument("--version", action="version", version=f"rvi-fast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = _command(
+        commands, "train", _train, "train a model on a data set and write it to a run directory"
+    )
+    _add_data_arguments(train, required=True)
+    train.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where the checkpoints, metrics.jsonl and run.json go; made if needed",
+    )
+    train.add_argument(
+        "--model",
+        choices=sorted(models.BUILDERS),
+        default="rvi",
+        help="rvi: relays shared by all rows; vad: none (default: rvi)",
+    )
+    train.add_argument(
+        "--epochs", type=int, default=250, help="passes over the data (default: 250)"
+    )
+    train.add_argument("--batch-size", type=int, default=256, help="rows per step (default: 256)")
+    train.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    train.add_argument(
+        "--posterior-lr",
+        type=float,
+        help="learning rate of the posteriors and relays (default: that of --lr)",
+    )
+    train.add_argument(
+        "--kl-weight", type=float, default=1.0, help="factor of the KL divergence (default: 1)"
+    )
+    train.add_argument(
+        "--optimizer",
+        choices=MODES,
+        default="dense",
+        help="what happens to rows "
+        "outside the batch: dense equals torch's Adam on all rows, lazy leaves them "
+        "alone, row corrects by each row's own visits (default: dense)",
+    )
+    train.add_argument("--latent-dim", type=int, default=64, help="latent dimensions (default: 64)")
+    train.add_argument(
+        "--hidden",
+        type=int,
+        nargs="*",
+        default=[64, 64],
+        metavar="WIDTH",
+        help="widths of the decoder's hidden layers (default: 64 64)",
+    )
+    train.add_argument(
+        "--groups",
+        type=int,
+        nargs="*",
+        metavar="K",
+        help="relay vectors in each group, rvi only (default: 25 50 100)",
+    )
+    train.add_argument(
+        "--top",
+        type=_share_or_count,
+        help="coefficients each group keeps: a share "
+        "such as 0.5 or a count such as 10, rvi only (default: 0.5)",
+    )
+    train.add_argument(
+        "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
+    )
+    train.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --run-dir from "
+        "its last checkpoint; the other options must be as before",
+    )
+
+    new = _command(
+        commands, "infer", _infer, "find the posteriors of new rows with a trained model"
+    )
+    _add_run_arguments(new)
+    new.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="table of posterior means and standard deviations: .npy, .npz, .csv or .parquet",
+    )
+
+    fill = _command(
+        commands,
+        "impute",
+        _impute,
+        "fill in missing entries with a trained model; without --data those of the training data",
+    )
+    _add_run_arguments(fill)
+    fill.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="completed table in the units of the data: .npy, .npz, .csv or .parquet",
+    )
+    fill.add_argument(
+        "--draws",
+        type=int,
+        metavar="S",
+        help="write S random completions [S, N, D] instead of one; .npy or .npz",
+    )
+
+    _command(
+        commands,
+        "info",
+        lambda _: _info.main(),
+        "print versions, devices, and which "
+        "implementation serves which device, after running every op",
+    )
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "train on handwritten digits with half of the pixels "
+        "missing, fill them in, and leave pictures",
+    )
+    demo.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="where results go (default: runs/demo)",
+    )
+    demo.add_argument("--epochs", type=int, help="passes over the data (default: 300)")
+    for command in (train, new, fill, demo):
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--data", required=required, metavar="NAME|PATH", help=_DATA_HELP)
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where data sets lie (default: $RVI_FAST_DATA, then a cache that downloads fill)",
+    )
+    parser.add_argument("--subset", type=int, metavar="N", help="use N random rows")
+    parser.add_argument(
+        "--missing",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="hide this share of the entries from the model and score them at the end (default: 0)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a run directory that `rvi-fast train` wrote",
+    )
+    _add_data_arguments(parser, required=False)
+    parser.add_argument(
+        "--split",
+        choices=("train", "test"),
+        help="part of a named data set (default: test where there is one)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, help="optimisation steps per row (default: 100)"
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=0.01,
+        help="learning rate; 0.03 suits a model without groups (default: 0.01)",
+    )
+
+
+def _share_or_count(text: str) -> float | int:
+    return int(text) if text.isdecimal() else float(text)
+
+
+def _load_table(
+    name: str,
+    data_dir: Path | None,
+    split: str | None,
+    subset: int | None,
+    missing: float,
+    seed: int,
+    standardizer: data.Standardizer | None = None,
+) -> tuple[_Table, data.Standardizer | None]:
+    dataset = data.load_data(name, data_dir=data_dir)
+    if split is None:
+        split = "train" if dataset.test is None else "test"
+    raw = dataset.train if split == "train" else dataset.test
+    if raw is None:
+        raise ValueError(f"split: {name} has no test part")
+    if subset is not None:
+        if not 1 <= subset <= len(raw):
+            raise ValueError(f"subset: expected 1 to {len(raw)} rows, got {subset}")
+        raw = raw[np.sort(np.random.default_rng(seed).permutation(len(raw))[:subset])]
+    mask = data.mcar(raw.shape, missing, seed=seed)
+    if raw.dtype == np.uint8:
+        return _Table(dataset, raw, mask, raw), None
+    mask &= ~np.isnan(raw)
+    standardizer = standardizer or data.Standardizer.fit(raw, mask)
+    if len(standardizer.mean) != raw.shape[1]:
+        raise ValueError(
+            f"data: expected {len(standardizer.mean)} features as in training, got {raw.shape[1]}"
+        )
+    return _Table(dataset, raw, mask, standardizer.transform(raw)), standardizer
+
+
+def _print_scores(table: _Table, reconstruction: np.ndarray) -> None:
+    """Elastic errors in the model's units: pixels in [0, 1], other features standardised."""
+    rows = [("observed entries", table.mask), ("hidden entries", table.known & ~table.mask)]
+    print("\nelastic error (mean of |error| + error^2, from the posterior mean)")
+    for name, scored in rows:
+        if scored.any():
+            print(f"  {name:<18} {data.elastic(table.x, reconstruction, scored):.4f}")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    table, standardizer = _load_table(
+        arguments.data,
+        arguments.data_dir,
+        "train",
+        arguments.subset,
+        arguments.missing,
+        arguments.seed,
+    )
+    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
+    for name in ("groups", "top", "form"):
+        value = getattr(arguments, name)
+        if value is not None:
+            if arguments.model != "rvi":
+                raise ValueError(f"--{name}: expected with --model rvi only")
+            options[name] = value
+    torch.manual_seed(arguments.seed)
+    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run_dir: Path = arguments.run_dir
+    if latest_epoch(run_dir) is not None and not arguments.resume:
+        raise ValueError(
+            f"--run-dir: {run_dir} already holds a run; add --resume to go on with it, or name "
+            "another directory"
+        )
+    print(
+        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
+        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}",
+        flush=True,
+    )
+    named = arguments.data in data.DATASETS
+    _record_run(
+        run_dir,
+        {
+            "data": arguments.data if named else str(Path(arguments.data).resolve()),
+            "subset": arguments.subset,
+            "missing": arguments.missing,
+            "seed": arguments.seed,
+            "pixels": table.raw.dtype == np.uint8,
+            "standardizer": standardizer.to_dict() if standardizer else None,
+        },
+    )
+    fit(
+        model,
+        table.x,
+        mask=table.mask,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        posterior_lr=arguments.posterior_lr,
+        optimizer=arguments.optimizer,
+        kl_weight=arguments.kl_weight,
+        seed=arguments.seed,
+        device=device,
+        progress=not arguments.quiet,
+        run_dir=run_dir,
+        resume=arguments.resume,
+    )
+    _print_scores(table, model.reconstruct().cpu().numpy())
+    print(f"\nwritten to {run_dir}")
+    return 0
+
+
+def _open_run(
+    arguments: argparse.Namespace, *, training_data: bool
+) -> tuple[models.LatentModel, _Table, data.Standardizer | None]:
+    run = _read_run(arguments.run_dir)
+    model = load(arguments.run_dir)
+    stored = run["standardizer"]
+    standardizer = data.Standardizer.from_dict(stored) if stored else None
+    if training_data:
+        source = (run["data"], arguments.data_dir, "train", run["subset"], run["missing"])
+        table, _ = _load_table(*source, run["seed"], standardizer)
+    else:
+        name = arguments.data or run["data"]
+        source = (name, arguments.data_dir, arguments.split, arguments.subset, arguments.missing)
+        table, _ = _load_table(*source, arguments.seed, standardizer)
+    if (table.raw.dtype == np.uint8) != run["pixels"]:
+        kinds = ("pixels (uint8)", "a table of numbers")
+        expected, got = kinds if run["pixels"] else kinds[::-1]
+        raise ValueError(f"--data: expected {expected} as in training, got {got}")
+    return model, table, standardizer
+
+
+def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: _Table) -> Any:
+    return infer(
+        model,
+        table.x,
+        mask=table.mask,
+        steps=arguments.steps,
+        lr=arguments.lr,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+
+
+def _infer(arguments: argparse.Namespace) -> int:
+    model, table, _ = _open_run(arguments, training_data=False)
+    posterior = _posterior(arguments, model, table)
+    with torch.no_grad():
+        latents = torch.cat((posterior.mean(), posterior.std()), dim=1).numpy()
+    parts = [f"{part}_{t}" for part in ("mean", "std") for t in range(posterior.latent_dim)]
+    data.save_table(arguments.out, latents, parts)
+    _print_scores(table, model.reconstruct(posterior=posterior).numpy())
+    print(f"\nposterior means and standard deviations of {len(latents)} rows: {arguments.out}")
+    return 0
+
+
+def _impute(arguments: argparse.Namespace) -> int:
+    own = arguments.data is None and arguments.split is None
+    model, table, standardizer = _open_run(arguments, training_data=own)
+    posterior = None if own else _posterior(arguments, model, table)
+    torch.manual_seed(arguments.seed)
+    filled = impute(
+        model, table.x, mask=table.mask, posterior=posterior, num_draws=arguments.draws
+    ).numpy()
+    if standardizer is None:
+        completed = np.clip(np.rint(filled / PIXEL_SCALE), 0, 255).astype(np.uint8)
+    else:
+        flat = standardizer.inverse(filled.reshape(-1, filled.shape[-1]))
+        completed = flat.reshape(filled.shape)
+    # observed entries as they were read, not by way of the model's units and back
+    completed = np.where(table.mask, table.raw, completed)
+    data.save_table(arguments.out, completed, table.dataset.features)
+    if arguments.draws is None:
+        _print_scores(table, model.reconstruct(posterior=posterior).numpy())
+    count = int((~table.mask).sum())
+    print(f"\n{count} missing entries of {len(table.raw)} rows filled in: {arguments.out}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .experiments import demo
+
+    epochs = demo.EPOCHS if arguments.epochs is None else arguments.epochs
+    scores = demo.run(arguments.run_dir, epochs=epochs, progress=not arguments.quiet)
+    print(f"\nelastic error over the missing {demo.MISSING:.0%} of the pixels (lower is better)")
+    for name, score in scores.items():
+        print(f"  {name:<12} {score:.4f}")
+    print(f"\nwritten to {arguments.run_dir}:")
+    for path in sorted(arguments.run_dir.iterdir()):
+        if not path.name.startswith("."):
+            print(f"  {path.name}")
+    return 0
+
+
+def _record_run(run_dir: Path, run: dict[str, Any]) -> None:
+    """Writes run.json; where the directory holds a run, compares instead."""
+    if latest_epoch(run_dir) is not None:
+        stored = _read_run(run_dir)
+        for name, value in run.items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"--{name}: expected {stored.get(name)!r} as in {run_dir}, got {value!r}"
+                )
+        return
+    with RunDirectory(run_dir):
+        path = run_dir / _RUN_FILE
+        temporary = path.with_name(f".{path.name}.writing")
+        temporary.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _read_run(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / _RUN_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"--run-dir: {path} not found; `rvi-fast train` writes it") from None
+    except ValueError as error:
+        raise ValueError(f"--run-dir: {path} is damaged: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Pictures of training runs and imputations; needs matplotlib (extra `plot`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..training import History
+
+_MISSING_COLOUR = (0.86, 0.80, 0.69)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'pictures need matplotlib: pip install "rvi-fast[plot]"', name="matplotlib"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_loss(path: Path, history: History) -> None:
+    """The loss and the elastic error over observed entries, by epoch."""
+    figure = _figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    left.plot(range(1, history.epochs + 1), history["loss"], color="#1f4e79")
+    left.set(xlabel="epoch", ylabel="loss (nats per datapoint)", title="Negative evidence bound")
+    right.plot(history["evaluated"], history["elastic"], color="#b03a2e")
+    right.set(xlabel="epoch", ylabel="elastic error", title="Reconstruction, observed entries")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def save_imputations(
+    path: Path,
+    original: np.ndarray,
+    mask: np.ndarray,
+    imputed: np.ndarray,
+    image_shape: tuple[int, int],
+) -> None:
+    """Originals, what was observed, and what was filled in; one column an image.
+
+    Args:
+        path: where to.
+        original: [n, D] in [0, 1].
+        mask: bool [n, D], true = observed.
+        imputed: [n, D], observed entries unchanged.
+        image_shape: height and width, height * width = D.
+    """
+    count = len(original)
+    figure = _figure(0.72 * count + 1.1, 2.7)
+    grid = figure.subplots(3, count, squeeze=False)
+    grey = np.repeat(original[..., None], 3, -1)
+    observed = np.where(mask[..., None], grey, _MISSING_COLOUR)
+    filled = np.repeat(np.clip(imputed, 0.0, 1.0)[..., None], 3, -1)
+    names = ("original", "observed", "imputed")
+    for row, (name, images) in enumerate(zip(names, (grey, observed, filled), strict=True)):
+        grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for column in range(count):
+            axes = grid[row, column]
+            axes.imshow(images[column].reshape(*image_shape, 3), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    figure.savefig(path)
