@@ -414,7 +414,8 @@ def _impute(arguments: argparse.Namespace) -> int:
         completed = flat.reshape(filled.shape)
     # observed entries as they were read, not by way of the model's units and back
     completed = np.where(table.mask, table.raw, completed)
-    data.save_table(arguments.out, completed, table.dataset.features)
+    features = table.dataset.features if arguments.draws is None else None
+    data.save_table(arguments.out, completed, features)
     if arguments.draws is None:
         _print_scores(table, model.reconstruct(posterior=posterior).numpy())
     count = int((~table.mask).sum())

@@ -30,7 +30,7 @@ def save_loss(path: Path, history: History) -> None:
     figure = _figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
     left.plot(range(1, history.epochs + 1), history["loss"], color="#1f4e79")
-    left.set(xlabel="epoch", ylabel="loss (nats per datapoint)", title="Negative evidence bound")
+    left.set(xlabel="epoch", ylabel="loss (nats per datapoint)", title="Negative ELBO")
     right.plot(history["evaluated"], history["elastic"], color="#b03a2e")
     right.set(xlabel="epoch", ylabel="elastic error", title="Reconstruction, observed entries")
     right.set_ylim(bottom=0)

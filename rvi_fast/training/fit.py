@@ -121,7 +121,8 @@ def fit(
 ) -> History:
     """Trains a model on all rows of x.
 
-    Every epoch visits each row once, in a new random order; the last batch may be smaller. The
+    Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
+    is a sum over its rows divided by the size of a full batch, so that all rows weigh the same. The
     result depends on the model's parameters, the data and the arguments alone: neither does it
     depend on torch's global random state nor change it.
 
@@ -334,6 +335,7 @@ class _Run:
         noise_seed = torch.tensor([stream(seed, _NOISE, epoch)], device=device)
         weight = self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
         batches = order.split(self.settings["batch_size"])
+        full = len(batches[0])
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         unchecked: list[Tensor] = []
         for step, index in enumerate(batches):
@@ -341,7 +343,9 @@ class _Run:
             objective = self.model(index, x, mask, kl_weight=weight, seed=noise_seed)
             self.rows.zero_grad()
             self.shared.zero_grad()
-            objective.loss.backward()
+            # a short last batch: every row keeps the weight it has in a full one, or Adam would
+            # remember its large gradients for a thousand steps
+            (objective.loss * (len(index) / full)).backward()
             self.rows.step()
             self.shared.step()
             unchecked.append(torch.stack(objective).detach())
