@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def check_positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
     return value
+
+
+def check_seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"seed: expected an integer, got {value!r}")
+    if not -(2**63) <= int(value) < 2**63:
+        raise ValueError(f"seed: expected an integer of 64 bits, got {value!r}")
+    return int(value)
 
 
 def check_positive_float(name: str, value: Any) -> float:
@@ -53,6 +62,17 @@ def check_index(index: Any, device: torch.device) -> Tensor:
         raise IndexError(f"index: expected shape [B], got {shape_of(index)}")
     check_same_device("index", index, device)
     return index
+
+
+def check_row_numbers(index: Tensor, num_data: int) -> None:
+    """Values of an index; reads them back from where they are."""
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= num_data:
+        raise IndexError(
+            f"index: expected row numbers from 0 to {num_data - 1}, got {low if low < 0 else high}"
+        )
 
 
 def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -177,8 +177,9 @@ def gaussian_log_likelihood(
         if checked and x.is_floating_point() and bool((wrong := torch.isnan(x) & mask).any()):
             row, column = _checks.first_entry(wrong)
             raise ValueError(f"x: NaN at row {row}, column {column}, where the mask says observed")
-    log_prob = ops.gaussian_log_likelihood(x, mean.reshape(-1, *batch), scale, mask)
-    return log_prob.reshape(mean.shape[:-1])
+    sampled = mean.dim() == 3
+    log_prob = ops.gaussian_log_likelihood(x, mean if sampled else mean[None], scale, mask)
+    return log_prob if sampled else log_prob[0]
 
 
 def _check_tables(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:

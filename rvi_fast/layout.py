@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,7 +65,7 @@ class RowLayout:
             raise ValueError(f"latent_dim: expected an integer >= 1, got {latent_dim!r}")
         if form not in FORMS:
             raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
-        if isinstance(groups, str | int | float):
+        if not isinstance(groups, Iterable) or isinstance(groups, str):
             raise TypeError(f"groups: expected a sequence of integers, got {groups!r}")
         groups = tuple(groups)
         for size in groups:
@@ -81,8 +81,8 @@ class RowLayout:
                 )
         else:
             tops = (top,) * len(groups)
-            if not groups:
-                _kept(1, top)
+            if not groups:  # nothing to keep, but a wrong `top` is wrong all the same
+                _kept(int(top) if _is_int(top) and top >= 1 else 1, top)
         kept = tuple(_kept(size, entry) for size, entry in zip(groups, tops, strict=True))
         return cls(int(latent_dim), tuple(int(size) for size in groups), kept, form)
 

@@ -67,6 +67,10 @@ class GaussianLikelihood(nn.Module):
 
     def forward(self, x: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood [B] (or [S, B]) of x [B, D] given mean [B, D] (or [S, B, D]), in nats."""
+        if isinstance(x, Tensor) and x.shape[-1:] != (self.num_features,):
+            raise ValueError(
+                f"x: expected shape [B, {self.num_features}], got {_checks.shape_of(x)}"
+            )
         return gaussian_log_likelihood(x, mean, self.scale, mask, checked=self.checked)
 
     def extra_repr(self) -> str:

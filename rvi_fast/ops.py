@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import reference
+from ._checks import check_row_numbers
 from .layout import RowLayout
 
 _LAYOUT = "int[] groups, int[] kept, str form"
@@ -31,7 +32,7 @@ _SCHEMAS = {
     "row_adam_catch_up": f"({_TABLES}, Tensor index, Tensor clock, Tensor history, "
     "float beta1, float beta2, float eps) -> ()",
     "row_adam_step": f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
-    "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str mode) -> ()",
+    "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str semantics) -> ()",
 }
 # position of `index` among the arguments; `rows` is the first
 _INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
@@ -54,19 +55,9 @@ def unused(device_type: str) -> dict[str, str]:
 
 def _run(device_type: str, name: str, *args: Any) -> Any:
     if name in _INDEX_ARGUMENT:
-        _check_index(args[_INDEX_ARGUMENT[name]], len(args[0]))
+        check_row_numbers(args[_INDEX_ARGUMENT[name]], len(args[0]))
     with torch.autocast(device_type, enabled=False):
         return getattr(implementation(device_type), name)(*args)
-
-
-def _check_index(index: Tensor, num_data: int) -> None:
-    if index.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(index))
-    if low < 0 or high >= num_data:
-        raise IndexError(
-            f"index: expected row numbers from 0 to {num_data - 1}, got {low if low < 0 else high}"
-        )
 
 
 _library = torch.library.Library("rvi_fast", "DEF")

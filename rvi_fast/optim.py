@@ -47,7 +47,7 @@ class RowAdam(torch.optim.Optimizer):
         A posterior has one RowAdam: a new one takes over from the one before. Use
         `RelayPosterior(sparse=True)`, otherwise backward makes a dense gradient of the whole table.
         With a dense gradient the modes "lazy" and "row" step the rows that were in a forward pass
-        with gradients enabled since the last step.
+        with gradients enabled since the last step, and those whose gradient is not zero.
 
     Source:
         Kingma and Ba 2015; `rvi_fast.reference.row_adam_step`.
@@ -78,8 +78,7 @@ class RowAdam(torch.optim.Optimizer):
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         if not isinstance(lr, Tensor):
             _checks.check_non_negative("lr", lr)
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
-            raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
+        _check_betas(betas, mode)
         _checks.check_positive_float("eps", eps)
         if _checks.check_non_negative("weight_decay", weight_decay) > 0:
             if not decoupled_weight_decay:
@@ -100,7 +99,8 @@ class RowAdam(torch.optim.Optimizer):
             posterior._row_optimizer.detach()
         posterior._row_optimizer = self
 
-        rows = posterior.rows
+        # the parameter itself: torch.func.functional_call lends the posterior another one
+        self._rows = rows = posterior.rows
         # steps taken, and steps taken when all rows were last up to date: the start of `_history`
         self._clock = torch.zeros(2, dtype=torch.int64, device=rows.device)
         self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=rows.device)
@@ -125,12 +125,16 @@ class RowAdam(torch.optim.Optimizer):
         """The posterior calls it before it reads rows `index` [B], or all rows."""
         if index is None:
             self.flush()
-            return
-        if self.mode == "dense":
+        elif self.mode == "dense":
             self._catch_up(index)
-        elif torch.is_grad_enabled() and not self.posterior.sparse:
-            self._forwarded.append(index.detach())
 
+    def after_forward(self, index: Tensor) -> None:
+        """The posterior calls it after a forward pass for rows `index` [B]."""
+        if self.mode != "dense" and torch.is_grad_enabled():
+            self._forwarded.append(index)
+
+    # also where the caller is in inference mode: what is made here is written to in training
+    @torch.inference_mode(False)
     @torch.no_grad()
     def flush(self) -> None:
         """Brings all rows to the state dense Adam has now; nothing to do in the other modes."""
@@ -146,7 +150,7 @@ class RowAdam(torch.optim.Optimizer):
     def _catch_up(self, index: Tensor) -> None:
         # .data: rows that a pending backward needs do not change, so autograd need not object
         ops.row_adam_catch_up(
-            self.posterior.rows.data,
+            self._table().data,
             self._exp_avg,
             self._exp_avg_sq,
             self._row_step,
@@ -155,6 +159,15 @@ class RowAdam(torch.optim.Optimizer):
             self._history,
             *self._applied,
         )
+
+    def _table(self) -> Tensor:
+        rows, moment = self._rows, self._exp_avg
+        if rows.dtype != moment.dtype or rows.device != moment.device:
+            raise ValueError(
+                f"posterior: expected rows in {moment.dtype} on {moment.device}, got {rows.dtype} on "
+                f"{rows.device}; make the RowAdam after moving or converting the posterior"
+            )
+        return rows
 
     def _start_history(self, num_steps: int) -> None:
         self._flushed_at = num_steps
@@ -174,10 +187,11 @@ class RowAdam(torch.optim.Optimizer):
                 loss = closure()
         if self.posterior._row_optimizer is not self:
             raise RuntimeError("RowAdam: another RowAdam has taken over this posterior's rows")
-        rows, group = self.posterior.rows, self.param_groups[0]
+        rows, group = self._table(), self.param_groups[0]
         if rows.grad is None:
             return loss
         if self._applied != self._constants():  # the closed form holds for constant betas and eps
+            _check_betas(group["betas"], self.mode)
             self.flush()
             self._applied = self._constants()
         index, grad = self._touched(rows.grad)
@@ -212,15 +226,15 @@ class RowAdam(torch.optim.Optimizer):
         if grad.is_sparse:
             grad = grad.coalesce()
             return grad.indices()[0], grad.values()
-        if self.mode == "dense" or not self._forwarded:
+        if (
+            self.mode == "dense" or not self._forwarded
+        ):  # a gradient that is not from a forward pass
             return torch.arange(len(grad), device=grad.device), grad
-        index = torch.unique(torch.cat(self._forwarded).to(torch.int64))
+        # a row that was in the batch is stepped even where its gradient happens to be zero
+        touched = (grad != 0).any(-1)
+        touched[torch.cat(self._forwarded)] = True
+        index = touched.nonzero()[:, 0]
         return index, grad[index]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As `torch.optim.Optimizer.zero_grad`."""
-        self._forwarded.clear()
-        super().zero_grad(set_to_none)
 
     def detach(self) -> None:
         """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""
@@ -251,7 +265,14 @@ class RowAdam(torch.optim.Optimizer):
         (group,), entries = state_dict["param_groups"], state_dict["state"].get(0)
         if group.get("mode", "dense") != self.mode:
             raise ValueError(f"mode: expected {self.mode!r}, got {group['mode']!r}")
-        own = self.state[self.posterior.rows]
+        for name in ("amsgrad", "maximize"):
+            if group.get(name):
+                raise ValueError(f"{name}: expected False, got True: RowAdam has no such option")
+        if group.get("weight_decay") and not group.get("decoupled_weight_decay", True):
+            raise ValueError(
+                f"weight_decay: expected decoupled decay, got coupled {group['weight_decay']}"
+            )
+        own = self.state[self._table()]
         if entries is None:  # an optimiser that has not stepped
             entries = {name: torch.zeros_like(value) for name, value in own.items()}
         for name, value in own.items():
@@ -259,19 +280,22 @@ class RowAdam(torch.optim.Optimizer):
                 raise ValueError(f"state_dict: expected an entry {name!r}, got {sorted(entries)}")
             if name != "step":
                 _checks.check_shape(name, entries[name], tuple(value.shape))
-        if own["exp_avg"].device != self.posterior.rows.device:
-            raise ValueError(
-                f"state_dict: the moments are on {own['exp_avg'].device}, the rows on "
-                f"{self.posterior.rows.device}; make the RowAdam after moving the posterior"
-            )
         self.flush()
         for name, value in own.items():
             value.copy_(torch.as_tensor(entries[name]))
         self.param_groups[0].update(
-            {name: value for name, value in group.items() if name in self.defaults}
+            {name: group[name] for name in (*self.defaults, "initial_lr") if name in group}
         )
         self._applied = self._constants()
         self._num_steps = int(own["step"])
         if self.mode == "dense":
             self._row_step.fill_(self._num_steps)
         self._start_history(self._num_steps)
+
+
+def _check_betas(betas: tuple[float, float], mode: str) -> None:
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
+        raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
+    if mode == "dense" and betas[0] >= betas[1] ** 0.5:
+        # steps of a resting row would grow until eps stops them, and no window would hold them
+        raise ValueError(f"betas: expected beta1 < sqrt(beta2) in mode 'dense', got {betas!r}")

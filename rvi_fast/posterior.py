@@ -19,6 +19,7 @@ _CHUNK = 8192
 
 class _RowOptimizer(Protocol):
     def before_read(self, index: Tensor | None) -> None: ...
+    def after_forward(self, index: Tensor) -> None: ...
 
 
 class RelayPosterior(nn.Module):
@@ -143,7 +144,7 @@ class RelayPosterior(nn.Module):
             seed = torch.randint(
                 2**63 - 1, (1,), dtype=torch.int64, device=self.rows.device, generator=generator
             )
-        return relay_sample(
+        sample = relay_sample(
             self.rows,
             self.relays,
             index,
@@ -153,6 +154,9 @@ class RelayPosterior(nn.Module):
             noise=noise,
             sparse=self.sparse,
         )
+        if self._row_optimizer is not None:
+            self._row_optimizer.after_forward(index)
+        return sample
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
@@ -246,13 +250,18 @@ class RelayPosterior(nn.Module):
         if index is None:
             self._before_read(None)
             return self.rows
-        _checks.check_index(index, self.rows.device)
+        self._check_rows(index)
         self._before_read(index)
         return self.rows[index]
 
+    def _check_rows(self, index: Tensor) -> None:
+        _checks.check_index(index, self.rows.device)
+        if not torch.compiler.is_compiling():
+            _checks.check_row_numbers(index, self.num_data)
+
     def _parts(self, index: Tensor | None) -> Iterator[Tensor]:
         if index is not None:
-            _checks.check_index(index, self.rows.device)
+            self._check_rows(index)
             self._before_read(index)
             yield index
             return

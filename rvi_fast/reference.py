@@ -204,7 +204,7 @@ def _sample(
     mean, _ = posterior_mean(batch, relays, marks, layout)
     log_std = batch[:, layout.log_std_slice].clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)
     std = log_std.exp()
-    z = mean + std * noise.to(batch.dtype).reshape(-1, *mean.shape)
+    z = mean + std * (noise if noise.dim() == 3 else noise[None]).to(batch.dtype)
     kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * log_std).sum(-1)
     return z, kl
 
@@ -310,9 +310,9 @@ def gaussian_log_likelihood(
     """
     dtype = _compute_dtype(mean)
     values, observed = _values(x, mask, dtype)
-    residual = torch.where(observed, (values - mean.to(dtype)), 0.0) / scale.to(dtype)
-    constant = (scale.to(dtype).log() + 0.5 * math.log(2.0 * math.pi)).expand(residual.shape)
-    return -(0.5 * residual.square() + torch.where(observed, constant, 0.0)).sum(-1)
+    residual = torch.where(observed, values - mean.to(dtype), 0.0) / scale.to(dtype)
+    constant = scale.to(dtype).log() + 0.5 * math.log(2.0 * math.pi)
+    return torch.where(observed, -0.5 * residual.square() - constant, 0.0).sum(-1)
 
 
 def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -348,7 +348,9 @@ def gaussian_log_likelihood_bwd(
     inverse = scale.to(dtype).reciprocal()
     scaled = torch.where(observed, values - mean.to(dtype), 0.0) * inverse
     grad = grad_log_prob.to(dtype)[..., None]
-    grad_mean = (grad * scaled * inverse).to(mean.dtype) if need_mean else mean.new_empty(0)
+    grad_mean = mean.new_empty(0)
+    if need_mean:
+        grad_mean = (grad * scaled * inverse).to(mean.dtype).contiguous()
     grad_scale = scale.new_empty(0)
     if need_scale:
         terms = grad * torch.where(observed, (scaled.square() - 1.0) * inverse, 0.0)
@@ -368,9 +370,10 @@ def gaussian_log_likelihood_bwd(
 WINDOW_TOLERANCE = 1e-9
 
 
-def row_adam_window(beta1: float) -> int:
-    """Missed steps that count: beta1^j falls below `WINDOW_TOLERANCE` after them."""
-    return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(beta1))) if beta1 > 0 else 1
+def row_adam_window(beta1: float, beta2: float) -> int:
+    """Missed steps that count: (beta1 / sqrt(beta2))^j falls below `WINDOW_TOLERANCE` after them."""
+    rate = beta1 / math.sqrt(beta2)
+    return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
 
 
 def row_adam_catch_up(
@@ -424,24 +427,24 @@ def row_adam_step(
     beta2: float,
     eps: float,
     weight_decay: float,
-    mode: str,
+    semantics: str,
 ) -> None:
     """One Adam step for rows `index` [B] (each once) with gradients [B, W], in place.
 
-    `clock[0]` counts up by one. mode "dense" is torch's Adam on the whole table (rows not in the
+    `clock[0]` counts up by one. semantics "dense" is torch's Adam on the whole table (rows not in the
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
-    if mode == "dense":
+    if semantics == "dense":
         row_adam_catch_up(
             rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
         )
     clock[0] += 1
     count = clock[0].to(torch.float64)
-    if mode == "dense":
+    if semantics == "dense":
         row_step[index] = clock[0].to(row_step.dtype)
         _extend_history(history, clock, lr, beta1, beta2, weight_decay)
-    elif mode == "row":
+    elif semantics == "row":
         row_step[index] += 1
         count = row_step[index].to(torch.float64)[:, None]
 
@@ -450,7 +453,7 @@ def row_adam_step(
     square = _flushed(square * beta2 + grad * grad * (1.0 - beta2))
     step_size = (lr / (1.0 - beta1**count)).to(rows.dtype)
     root_correction = (1.0 - beta2**count).sqrt().to(rows.dtype)
-    if mode == "lazy":  # SparseAdam adds eps before it corrects the bias
+    if semantics == "lazy":  # SparseAdam adds eps before it corrects the bias
         denominator = (square.sqrt() + eps) / root_correction
     else:
         denominator = square.sqrt() / root_correction + eps
@@ -468,12 +471,15 @@ def _extend_history(
     history: Tensor, clock: Tensor, lr: Tensor, beta1: float, beta2: float, weight_decay: float
 ) -> None:
     """Adds the step just counted to what the rows last updated at earlier steps have missed."""
-    step, now = clock[0], clock[0] - clock[1]
+    now = clock[0] - clock[1]
+    step = clock[0].to(torch.float64)
     log_decay = history[now - 1, 2] + torch.log1p(-lr * weight_decay)
-    missed = torch.arange(1, row_adam_window(beta1) + 1, device=history.device)
+    missed = torch.arange(1, row_adam_window(beta1, beta2) + 1, device=history.device)
     tau = (now - missed).clamp(min=0)
+    counted = missed <= now
+    missed = missed.to(torch.float64)
     weight = lr * beta1**missed / (1.0 - beta1**step) * torch.exp(history[tau, 2] - log_decay)
-    weight = torch.where(missed <= now, weight, 0.0)
+    weight = torch.where(counted, weight, 0.0)
     inverse_q = (1.0 - beta2**step).sqrt() * beta2 ** (-0.5 * missed)
     history[:, 0].index_add_(0, tau, weight)
     history[:, 1].index_add_(0, tau, weight * inverse_q)

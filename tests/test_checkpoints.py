@@ -348,7 +348,7 @@ def test_a_sealed_manifest_of_the_wrong_shape_falls_back(two, change):
     assert_falls_back(run_dir, path)
 
 
-@pytest.mark.parametrize("stem", ["../x", "../epoch-000001/model", "/tmp/x", "a/b", "", "model\0"])
+@pytest.mark.parametrize("stem", ["../x", "../epoch-000001/model", "/x", "a/b", "", "model\0"])
 def test_a_manifest_never_leads_outside_its_directory(two, stem):
     run_dir, path = two
     manifest = manifest_of(path)

@@ -28,7 +28,7 @@ def test_a_higher_rate_only_adds_missing_entries():
 
 
 @pytest.mark.parametrize("shape", [0, 7, (0, 3), (2, 3, 4), ()])
-def test_any_shape(shape):
+def test_a_mask_has_any_shape(shape):
     assert mcar(shape, 0.5).shape == np.empty(shape).shape
 
 

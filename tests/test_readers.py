@@ -171,7 +171,7 @@ def test_arrays_that_are_no_table_are_refused(loaded, array, words):
     refused(loaded, "table.npz", npz(x=array), *words)
 
 
-def test_parquet_columns(tmp_path):
+def test_parquet_keeps_column_names(tmp_path):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     path = tmp_path / "table.parquet"
@@ -565,7 +565,7 @@ real = pytest.mark.skipif("RVI_FAST_DATA" not in os.environ, reason="RVI_FAST_DA
 
 @real
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion-mnist", 0.2860)])
-def test_published_images(name, mean):
+def test_published_images_are_read_whole(name, mean):
     data = load_data(name)
     assert (data.train.shape, data.test.shape) == ((60_000, 784), (10_000, 784))
     assert data.train.mean() / 255 == pytest.approx(mean, abs=1e-4)
@@ -575,7 +575,7 @@ def test_published_images(name, mean):
 
 
 @real
-def test_mosi_folds():
+def test_mosi_folds_are_the_standard_ones():
     data = load_data("mosi")
     assert (data.train.shape, data.test.shape) == ((1284, 273), (686, 273))
     assert set(data.train_labels) == {0, 1}

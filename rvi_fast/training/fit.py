@@ -170,6 +170,7 @@ def fit(
     _checks.check_non_negative("checkpoint_every", checkpoint_every)
     posterior_lr = lr if posterior_lr is None else posterior_lr
     _checks.check_positive_float("posterior_lr", posterior_lr)
+    seed = _checks.check_seed(seed)
     if resume and run_dir is None:
         raise ValueError("run_dir: expected a directory to resume from, got None")
     if device is not None:
@@ -183,16 +184,16 @@ def fit(
         "kl_weight": "function" if callable(kl_weight) else kl_weight,
         "seed": seed,
         "eval_every": eval_every,
-        "data": inputs.fingerprint(),
+        "data": "" if run_dir is None else inputs.fingerprint(),
     }
     target = device_of(model)
-    sparse, training = model.posterior.sparse, model.training
     with contextlib.ExitStack() as stack:
         directory = None if run_dir is None else Path(stack.enter_context(RunDirectory(run_dir)))
         stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
-        torch.manual_seed(seed)
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_unchanged(model))
         run = _Run(model, inputs, settings, kl_weight, directory, checkpoint_every)
-        stack.callback(run.close, sparse, training)
+        stack.callback(run.rows.detach)
         run.start(resume)
         run.train(epochs, eval_every, callbacks, progress)
         return run.history
@@ -215,8 +216,9 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
             'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
         )
-    model = build(config).to(device)
-    model.load_state_dict(checkpoint.tensors["model"])
+    tensors = checkpoint.tensors["model"]
+    model = build(config).to(device, tensors["posterior.rows"].dtype)
+    model.load_state_dict(tensors)
     return model.eval()
 
 
@@ -236,8 +238,33 @@ def stream(seed: int, *counters: int) -> int:
     return state >> 1
 
 
-# uses of the seed
-_ORDER, _NOISE = 1, 2
+# uses of the seed; _GLOBAL is for torch's own generators, which dropout draws from
+_ORDER, _NOISE, _GLOBAL = 1, 2, 3
+
+
+@contextlib.contextmanager
+def _unchanged(model: LatentModel) -> Iterator[None]:
+    """Afterwards modes, gradients and `posterior.sparse` are as they were."""
+    sparse = model.posterior.sparse
+    modes = [(part, part.training) for part in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        model.posterior.sparse = sparse
+        for part, training in modes:
+            part.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would seed every GPU
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 class _Run:
@@ -259,7 +286,6 @@ class _Run:
         self.stopped = False
         self.last_checkpoint: Path | None = None
         model.posterior.sparse = True
-        model.train()
         self.rows = RowAdam(
             model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
         )
@@ -275,12 +301,6 @@ class _Run:
                 {"params": others, "lr": settings["lr"]},
             ]
         )
-
-    def close(self, sparse: bool, training: bool) -> None:
-        self.rows.detach()
-        self.model.zero_grad(set_to_none=True)
-        self.model.posterior.sparse = sparse
-        self.model.train(training)
 
     def start(self, resume: bool) -> None:
         if self.run_dir is None:
@@ -311,6 +331,7 @@ class _Run:
                     self.history["elastic"].append(self._evaluate())
                     self.history["evaluated"].append(epoch + 1)
                 self.rows.flush()
+                self._check_parameters(epoch)
                 record = self.history.records()[-1]
                 bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
                 for callback in callbacks:
@@ -330,6 +351,8 @@ class _Run:
 
     def _train_epoch(self, epoch: int, bar: Any) -> None:
         device, seed = device_of(self.model), self.settings["seed"]
+        self.model.train()
+        _seed_generators(stream(seed, _GLOBAL, epoch), device)
         generator = torch.Generator(device).manual_seed(stream(seed, _ORDER, epoch))
         order = torch.randperm(self.model.num_data, generator=generator, device=device)
         noise_seed = torch.tensor([stream(seed, _NOISE, epoch)], device=device)
@@ -365,15 +388,27 @@ class _Run:
             return
         position = int((~finite).to(torch.uint8).argmax())
         step = epoch * -(-self.model.num_data // self.settings["batch_size"])
-        kept = (
-            "no checkpoint has been written"
-            if self.last_checkpoint is None
-            else f"the last good checkpoint is {self.last_checkpoint}"
-        )
         raise FloatingPointError(
             f"the loss became {losses[position].item()} at step {step + first_step + position} "
-            f"(epoch {epoch + 1}); {kept}"
+            f"(epoch {epoch + 1}); {self._kept()}"
         )
+
+    def _check_parameters(self, epoch: int) -> None:
+        """The last step of an epoch can break them after a finite loss."""
+        named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
+        finite = torch.stack(
+            [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
+        )
+        if not bool(finite.all()):
+            name = named[int((~finite).to(torch.uint8).argmax())][0]
+            raise FloatingPointError(
+                f"{name} became nan or inf in epoch {epoch + 1}; {self._kept()}"
+            )
+
+    def _kept(self) -> str:
+        if self.last_checkpoint is None:
+            return "no checkpoint has been written"
+        return f"the last good checkpoint is {self.last_checkpoint}"
 
     def _evaluate(self) -> float:
         """Elastic error over the observed entries, from the posterior mean."""
@@ -402,7 +437,6 @@ class _Run:
                 **_flatten("rows", self.rows.state_dict()),
                 **_flatten("shared", self.shared.state_dict()),
             },
-            "random": _random_state(device_of(self.model)),
         }
         metadata = {
             "config": self.model.config,
@@ -419,12 +453,20 @@ class _Run:
                 raise ValueError(
                     f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
                 )
+        own, held = self.model.state_dict(), checkpoint.tensors["model"]
+        wrong = sorted(own.keys() ^ held.keys()) or [
+            name
+            for name, tensor in own.items()
+            if tensor.shape != held[name].shape
+            or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
+        ]
+        if wrong:  # before anything of the model is changed
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
         try:
             self.model.load_state_dict(checkpoint.tensors["model"])
             state = checkpoint.tensors["optimizer"]
             self.rows.load_state_dict(_unflatten("rows", state, self.rows))
             self.shared.load_state_dict(_unflatten("shared", state, self.shared))
-            _restore_random_state(checkpoint.tensors["random"], device_of(self.model))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
         self.history = History(checkpoint.metadata["history"])
@@ -449,16 +491,3 @@ def _unflatten(
         if part == prefix:
             state.setdefault(int(position), {})[name] = value
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_random_state(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

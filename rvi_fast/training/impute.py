@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import _checks
 from ..models import LatentModel
 from ..posterior import RelayPosterior
-from ..reference import PIXEL_SCALE
 from .inputs import prepare
 
 # rows decoded at once
@@ -54,7 +53,7 @@ def impute(
             f"x: expected {posterior.num_data} rows, as the posterior has, got {len(inputs.x)}"
             + ("; for new data pass posterior=infer(model, x)" if own else "")
         )
-    training = model.training
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         parts = [
@@ -62,7 +61,8 @@ def impute(
             for index in torch.arange(posterior.num_data, device=inputs.x.device).split(_CHUNK)
         ]
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
     return torch.cat(parts, dim=-2)
 
 
@@ -81,7 +81,7 @@ def _filled(
         values = torch.normal(mean, model.likelihood.scale.expand_as(mean))
     if x.dtype == torch.uint8:
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-        x = x.to(values.dtype) * PIXEL_SCALE
+        x = x.to(values.dtype) / 255
     else:
         observed = ~torch.isnan(x)
     return torch.where(observed, x, values)

@@ -60,6 +60,7 @@ def infer(
     _checks.check_positive_int("steps", steps)
     _checks.check_positive_float("lr", lr)
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
+    seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
     device, num_data = device_of(model), len(inputs.x)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -93,6 +94,12 @@ def infer(
                 optimizer.step()
                 bar.update()
     optimizer.detach()
+    if not bool(torch.isfinite(posterior.rows).all()):
+        row, column = _checks.first_entry(~torch.isfinite(posterior.rows))
+        raise FloatingPointError(
+            f"row {row} of the posterior became {posterior.rows[row, column].item()}; lr={lr} is too "
+            "large, or the model is not finite"
+        )
     posterior.rows.grad = None
     posterior.sparse = sparse
     return posterior

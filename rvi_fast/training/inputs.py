@@ -27,12 +27,11 @@ class Inputs(NamedTuple):
         return self.x[index], None if self.mask is None else self.mask[index]
 
     def fingerprint(self) -> str:
-        """SHA-256 of shape, dtype and up to a thousand rows: are two data sets the same?"""
+        """SHA-256 of shape, dtype and all entries: are two data sets the same?"""
         digest = hashlib.sha256(f"{tuple(self.x.shape)} {self.x.dtype}".encode())
         for tensor in (self.x, self.mask):
-            if tensor is not None:
-                rows = tensor[:: max(1, len(tensor) // 1000)].cpu().contiguous()
-                digest.update(rows.view(torch.uint8).numpy().tobytes())
+            for rows in () if tensor is None else tensor.split(_CHUNK):
+                digest.update(rows.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
@@ -72,9 +71,9 @@ def prepare(
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
-    if values.dtype != torch.uint8:
-        _check_finite(values, observed)
     rows = model.posterior.rows
+    if values.dtype != torch.uint8:
+        _check_finite(values, observed, rows.dtype)
     device = rows.device if device is None else device
     if values.dtype == torch.uint8:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
@@ -85,6 +84,11 @@ def prepare(
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected a tensor or a plain numpy array, got a masked array; pass its data as "
+            "x and the inverse of its mask (true = observed) as mask"
+        )
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fub" or value.dtype.itemsize > 8:
             raise TypeError(f"{name}: expected floating point, uint8 or bool, got {value.dtype}")
@@ -92,20 +96,24 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         native = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
         return torch.from_numpy(native if native.flags.writeable else native.copy())
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
         return value.detach()
     raise TypeError(f"{name}: expected a tensor or a numpy array, got {type(value).__name__}")
 
 
-def _check_finite(x: Tensor, mask: Tensor | None) -> None:
+def _check_finite(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:
+    """`dtype` is the model's: what it cannot hold would become infinite there."""
     for start in range(0, len(x), _CHUNK):
-        part = x[start : start + _CHUNK]
+        part = x[start : start + _CHUNK].to(dtype)
         wrong = torch.isinf(part) if mask is None else ~torch.isfinite(part)
         if mask is not None:
             wrong &= mask[start : start + _CHUNK].to(x.device)
         if bool(wrong.any()):
             row, column = _checks.first_entry(wrong)
+            value = x[start + row, column].item()
             raise ValueError(
-                f"x: expected finite numbers, or NaN for missing, got {part[row, column].item()} at "
+                f"x: expected finite numbers of {dtype}, or NaN for missing, got {value} at "
                 f"row {start + row}, column {column}"
                 + (", where the mask says observed" if mask is not None else "")
             )

@@ -1,0 +1,586 @@
+"""Contracts of the ops: what every implementation is held to, one of your own included.
+
+An implementation is a namespace with the functions of `rvi_fast.ops`, same names and signatures.
+Subclass a contract in a test file and pytest does the rest:
+
+    import my_kernels
+    from rvi_fast import testing
+
+    class TestMyKernels(testing.RelaySampleContract):
+        implementations = (testing.Implementation("mine", my_kernels, device="cuda"),)
+
+Accuracy is judged against `rvi_fast.reference` in float64, with the reference in the same precision
+as the yardstick: the largest error may be `YARDSTICK` times the yardstick's, plus `FLOOR_ULPS` units
+in the last place of the largest number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .layout import RowLayout
+from .posterior import RelayPosterior
+
+YARDSTICK = 4.0
+FLOOR_ULPS = 16
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A namespace with the ops' functions, and the device whose tensors it is given."""
+
+    name: str
+    namespace: Any
+    device: str = "cpu"
+
+
+def installed() -> tuple[Implementation, ...]:
+    """The reference, and what serves each device of this machine."""
+    found = [Implementation("reference", reference)]
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        namespace = ops.implementation(device)
+        name = namespace.__name__.rpartition(".")[2]
+        found.append(Implementation(name, namespace, device))
+    return tuple(dict.fromkeys(found))
+
+
+# Comparison
+
+
+def largest_error(got: Tensor, exact: Tensor) -> float:
+    """The largest |got - exact| over the entries where `exact` is finite; 0 if there are none."""
+    error = (got.double() - exact.double()).abs()[exact.isfinite()]
+    return float(error.max()) if error.numel() else 0.0
+
+
+def assert_as_accurate(name: str, got: Tensor, exact: Tensor, yardstick: Tensor) -> None:
+    """Holds `got` to the accuracy that the head of this module defines; integers must be equal."""
+    assert (got.shape, got.dtype) == (yardstick.shape, yardstick.dtype), (
+        f"{name}: expected {yardstick.dtype} {list(yardstick.shape)}, "
+        f"got {got.dtype} {list(got.shape)}"
+    )
+    if not got.is_floating_point():
+        assert torch.equal(got, yardstick), f"{name}: integers differ"
+        return
+    finite = exact.isfinite()
+    assert torch.equal(got.isfinite(), yardstick.isfinite()), f"{name}: inf or NaN differ"
+    scale = float(exact[finite].abs().max()) if finite.any() else 0.0
+    floor = FLOOR_ULPS * torch.finfo(got.dtype).eps * scale
+    allowed = YARDSTICK * largest_error(yardstick, exact) + floor
+    error = largest_error(got, exact)
+    assert error <= allowed, f"{name}: error {error:.3g} against float64, allowed {allowed:.3g}"
+
+
+def assert_close(got: Sequence[Tensor], expected: Sequence[Tensor], rtol: float = 1e-12) -> None:
+    """Each pair equal to `rtol` times the largest number of the expected one."""
+    for left, right in zip(got, expected, strict=True):
+        scale = float(right.detach().abs().max()) if right.numel() else 0.0
+        torch.testing.assert_close(left, right, rtol=0, atol=rtol * scale)
+
+
+def assert_bit_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Every entry equal, NaN equal to NaN."""
+    assert got.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            got[name], expected[name], rtol=0, atol=0, equal_nan=True, msg=f"{name}: not bit-equal"
+        )
+
+
+def assert_same_selection(got: Tensor, expected: Tensor, magnitudes: Tensor) -> Tensor:
+    """Rows [B] where the same entries are marked; elsewhere only near-ties may have changed places.
+
+    Args:
+        got, expected: bool [B, K].
+        magnitudes: |a| [B, K]. Where the marks differ, the |a| concerned agree within one unit in
+            the last place without being equal: equal ones go to the lowest index.
+    """
+    assert torch.equal(got.sum(-1), expected.sum(-1)), "bits: another number of coefficients kept"
+    differ = got != expected
+    for row in differ.any(-1).nonzero().flatten():
+        low, high = torch.aminmax(magnitudes[row][differ[row]])
+        near = low < high <= torch.nextafter(low, torch.full_like(low, torch.inf))
+        assert near, f"bits: row {int(row)} keeps |a| = {float(low)} instead of {float(high)}"
+    return ~differ.any(-1)
+
+
+# Inputs
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, no two neighbours in memory."""
+    return torch.stack((tensor, tensor), dim=-1)[..., 0]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values, the last dimension with the widest stride."""
+    return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.clone()
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """The first entry of the first dimension for all of them, with stride 0."""
+    return tensor[:1].expand_as(tensor)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within it `torch.empty` is filled with NaN (integers: the largest), so that gaps show."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        memory.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def make_tables(
+    layout: RowLayout, num_data: int, dtype: torch.dtype = torch.float64, *, ties: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Random rows [N, W] and relays [K, T]; with `ties` coefficients are in {0, -0, +-1/2, +-1}."""
+    generator = torch.Generator().manual_seed(num_data)
+    rows = torch.randn(num_data, layout.width, generator=generator, dtype=dtype)
+    if ties:
+        coefficients = rows[:, : layout.deviation_offset]
+        coefficients.copy_((2 * coefficients).round().clamp(-2, 2) / 2)
+    used = torch.zeros(layout.width, dtype=torch.bool)
+    for columns in (*layout.group_slices, layout.deviation_slice, layout.log_std_slice):
+        used[columns] = True
+    relays = torch.randn(layout.num_relays, layout.latent_dim, generator=generator, dtype=dtype)
+    return torch.where(used, rows, 0.0), relays
+
+
+def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Random gradients of the outputs: a sum would hide what cancels."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(output.shape, generator=generator, dtype=output.dtype) for output in outputs
+    ]
+
+
+def training_step(
+    posterior: RelayPosterior,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    index: Tensor | None = None,
+) -> None:
+    """A step with random gradients of z and kl; by default a batch where one row stands twice."""
+    if index is None:
+        index = torch.tensor([step, 3 * step, step]) % posterior.num_data
+    sample = posterior(index, seed=step)
+    optimizer.zero_grad()
+    torch.autograd.backward(sample, cotangents(sample))
+    optimizer.step()
+
+
+@dataclass(frozen=True)
+class RelaySampleCase:
+    """Shapes and kinds of one call of `relay_sample`; letters as in `rvi_fast.reference`."""
+
+    num_data: int
+    batch: int
+    latent_dim: int
+    groups: tuple[int, ...]
+    top: float | int = 0.5
+    form: str = "linear"
+    num_samples: int = 1
+    given_noise: bool = False
+    ties: bool = False
+
+    def __str__(self) -> str:
+        extras = [word for word in ("given_noise", "ties") if getattr(self, word)]
+        sizes = f"B{self.batch}-T{self.latent_dim}-S{self.num_samples}-K{sum(self.groups)}"
+        return "-".join([self.form, sizes, *extras])
+
+
+@dataclass(frozen=True)
+class GaussianLogLikelihoodCase:
+    """Shapes and kinds of one call of `gaussian_log_likelihood`.
+
+    `scale` names the shape: "scalar", "one" [1], "feature" [D] or "entry" [B, D]; `x_dtype` None is
+    the dtype of the mean; without a mask NaN marks what is missing.
+    """
+
+    batch: int
+    num_features: int
+    num_samples: int = 1
+    scale: str = "scalar"
+    masked: bool = False
+    x_dtype: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        sizes = f"B{self.batch}-D{self.num_features}-S{self.num_samples}"
+        kind = "mean" if self.x_dtype is None else str(self.x_dtype).removeprefix("torch.")
+        return f"{sizes}-{self.scale}-{kind}{'-masked' * self.masked}"
+
+
+@dataclass(frozen=True)
+class RowAdamCase:
+    """A table [N, W] after `steps` steps with batches of `batch` rows, and one step more."""
+
+    num_data: int
+    batch: int
+    width: int
+    steps: int = 12
+    mode: str = "dense"
+    beta1: float = 0.9
+    weight_decay: float = 0.0
+
+    def __str__(self) -> str:
+        sizes = f"N{self.num_data}-B{self.batch}-W{self.width}"
+        return f"{self.mode}-{sizes}-after{self.steps}-beta{self.beta1}-decay{self.weight_decay}"
+
+
+# Contracts
+
+
+class OpContract:
+    """What each function of an op must do, as test methods for pytest to find.
+
+    A subclass gives `functions`, `cases` and `inputs`; a test class gives `implementations`, and may
+    cut `cases` or `dtypes` where an implementation is slow or narrow.
+    """
+
+    implementations: ClassVar[Sequence[Implementation]] = (Implementation("reference", reference),)
+    dtypes: ClassVar[Sequence[torch.dtype]] = (torch.float32, torch.float64)
+    # function -> names of what it returns; what it writes in place has the argument's name
+    functions: ClassVar[Mapping[str, tuple[str, ...]]]
+    cases: ClassVar[Sequence[Any]]
+
+    def inputs(self, function: str, case: Any, dtype: torch.dtype) -> Inputs:
+        """Every argument of the function by name, on the CPU; others may lie among them."""
+        raise NotImplementedError
+
+    def arguments(
+        self, function: str, case: Any, transform: Callable[[Tensor], Tensor] = torch.clone
+    ) -> tuple[Any, ...]:
+        """float32 arguments by position, as `torch.library.opcheck` takes them."""
+        inputs = _each_read(function, self.inputs(function, case, torch.float32), transform)
+        return tuple(inputs[name] for name in _arguments(function))
+
+    def compare(
+        self,
+        inputs: Inputs,
+        got: dict[str, Tensor],
+        exact: dict[str, Tensor],
+        yardstick: dict[str, Tensor],
+    ) -> None:
+        """Holds every output to the accuracy that the head of this module defines."""
+        for name in exact:
+            assert_as_accurate(name, got[name], exact[name], yardstick[name])
+
+    def call(
+        self, implementation: Implementation, function: str, inputs: Inputs
+    ) -> dict[str, Tensor]:
+        """Runs it on copies: what it returned and what it wrote in place, by name, on the CPU."""
+        arguments = {}
+        written = _written(function)
+        for name in _arguments(function):
+            value = inputs[name]
+            if isinstance(value, Tensor):
+                value = value.to(implementation.device)
+            arguments[name] = value.clone() if name in written else value
+        returned = getattr(implementation.namespace, function)(*arguments.values())
+        returned = (returned,) if isinstance(returned, Tensor) else returned or ()
+        results = dict(zip(self.functions[function], returned, strict=True))
+        results.update((name, arguments[name]) for name in written)
+        return {name: result.cpu() for name, result in results.items()}
+
+    def prepared(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> Inputs:
+        """The inputs on the implementation's device: a copy to it would lose odd strides."""
+        inputs = self.inputs(function, case, dtype)
+        return _each_tensor(inputs, lambda value: value.to(implementation.device))
+
+    def check(self, implementation: Implementation, function: str, inputs: Inputs) -> None:
+        """Compares a call with the reference on contiguous copies of the inputs."""
+        plain = _each_tensor(inputs, Tensor.contiguous)
+        double = _each_tensor(
+            plain, lambda value: value.double() if value.is_floating_point() else value
+        )
+        reference_ = Implementation("reference", reference)
+        yardstick = self.call(reference_, function, plain)
+        exact = self.call(reference_, function, double)
+        self.compare(inputs, self.call(implementation, function, inputs), exact, yardstick)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """pytest's hook: one test per implementation, function, case and dtype."""
+        import pytest
+
+        def parameter(implementation: Implementation) -> Any:
+            marks = [pytest.mark.gpu] if implementation.device == "cuda" else []
+            name = f"{implementation.name}-{implementation.device}"
+            return pytest.param(implementation, marks=marks, id=name)
+
+        if "implementation" in metafunc.fixturenames:
+            metafunc.parametrize("implementation", [*map(parameter, self.implementations)])
+            metafunc.parametrize("function", [*self.functions])
+            metafunc.parametrize("case", self.cases, ids=str)
+            metafunc.parametrize("dtype", self.dtypes, ids=str)
+
+    def test_results_equal_the_reference(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        self.check(implementation, function, inputs)
+
+    def test_strides_change_nothing(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        self.check(implementation, function, _each_read(function, inputs, strided))
+
+    def test_expanded_tensors_are_read_as_such(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        def transform(value: Tensor) -> Tensor:
+            wide = value.dim() and (value.is_floating_point() or value.dtype == torch.bool)
+            return expanded(value) if wide and len(value) else value
+
+        inputs = self.prepared(implementation, function, case, dtype)
+        self.check(implementation, function, _each_read(function, inputs, transform))
+
+    def test_every_element_is_written(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        expected = self.call(implementation, function, inputs)
+        with poisoned_memory():
+            assert_bit_equal(self.call(implementation, function, inputs), expected)
+
+    def test_runs_are_bit_equal(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        first, second = (self.call(implementation, function, inputs) for _ in range(2))
+        assert_bit_equal(first, second)
+
+    def test_index_may_be_int32(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        if "index" in _arguments(function):
+            narrow = inputs | {"index": inputs["index"].to(torch.int32)}
+            expected = self.call(implementation, function, inputs)
+            assert_bit_equal(self.call(implementation, function, narrow), expected)
+
+    def test_what_is_not_needed_has_no_elements(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.prepared(implementation, function, case, dtype)
+        needs = [name for name in _arguments(function) if name.startswith("need_")]
+        expected = self.call(implementation, function, inputs)
+        for need in needs:
+            got = self.call(implementation, function, inputs | {need: False})
+            skipped = need.replace("need_", "grad_")
+            assert got.pop(skipped).numel() == 0
+            assert_bit_equal(got, {name: expected[name] for name in got})
+
+
+class RelaySampleContract(OpContract):
+    """`relay_sample_fwd` and `relay_sample_bwd`."""
+
+    functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "relay_sample_fwd": ("z", "kl", "bits"),
+        "relay_sample_bwd": ("grad_rows", "grad_relays"),
+    }
+    cases: ClassVar[Sequence[RelaySampleCase]] = (
+        RelaySampleCase(1, 1, 1, (1,)),
+        RelaySampleCase(7, 63, 7, (25, 7), num_samples=3),
+        RelaySampleCase(63, 7, 63, (33, 64, 5), 0.3, given_noise=True),
+        RelaySampleCase(63, 63, 64, (7, 40), 1.0, "mixture"),
+        RelaySampleCase(63, 63, 7, (7, 40), 0.5, "mixture", 3, ties=True),
+        RelaySampleCase(7, 7, 5, (9, 31), form="cluster", ties=True),
+        RelaySampleCase(1000, 63, 3, (7, 1000), 0.1, ties=True),
+        RelaySampleCase(1000, 63, 63, (), num_samples=2, given_noise=True),
+        RelaySampleCase(7, 0, 7, (6, 3)),
+    )
+
+    def inputs(self, function: str, case: RelaySampleCase, dtype: torch.dtype) -> Inputs:
+        layout = RowLayout.resolve(case.latent_dim, case.groups, case.top, case.form)
+        rows, relays = make_tables(layout, case.num_data, dtype, ties=case.ties)
+        generator = torch.Generator().manual_seed(case.batch)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+
+        shape = (case.num_samples, case.batch, case.latent_dim)
+        forward: Inputs = {
+            "rows": rows,
+            "relays": relays,
+            "index": torch.randint(case.num_data, (case.batch,), generator=generator),
+            "seed": torch.tensor([2**40 + 3]),
+            "noise": normal(*shape) if case.given_noise else None,
+            "groups": layout.groups,
+            "kept": layout.kept,
+            "form": layout.form,
+            "num_samples": case.num_samples,
+        }
+        return forward | {
+            "grad_z": normal(*shape),
+            "grad_kl": normal(case.batch),
+            "bits": reference.relay_sample_fwd(**forward)[2],
+            "need_rows": True,
+            "need_relays": True,
+        }
+
+    def compare(
+        self,
+        inputs: Inputs,
+        got: dict[str, Tensor],
+        exact: dict[str, Tensor],
+        yardstick: dict[str, Tensor],
+    ) -> None:
+        if "bits" in got:
+            groups, rows = inputs["groups"], inputs["rows"][inputs["index"]].cpu()
+            layout = RowLayout(inputs["relays"].shape[1], groups, inputs["kept"], inputs["form"])
+            same = torch.ones(len(rows), dtype=torch.bool)
+            starts = itertools.accumulate(layout.word_counts, initial=0)
+            for columns, size, start in zip(layout.group_slices, groups, starts, strict=False):
+                marks, expected = (
+                    reference.unpack_bits(result["bits"][:, start:], size)
+                    for result in (got, yardstick)
+                )
+                same &= assert_same_selection(marks, expected, rows[:, columns].abs())
+            got, exact, yardstick = (
+                {"z": result["z"][:, same], "kl": result["kl"][same]}
+                for result in (got, exact, yardstick)
+            )
+        super().compare(inputs, got, exact, yardstick)
+
+
+class GaussianLogLikelihoodContract(OpContract):
+    """`gaussian_log_likelihood_fwd` and `gaussian_log_likelihood_bwd`."""
+
+    functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "gaussian_log_likelihood_fwd": ("log_prob",),
+        "gaussian_log_likelihood_bwd": ("grad_mean", "grad_scale"),
+    }
+    cases: ClassVar[Sequence[GaussianLogLikelihoodCase]] = (
+        GaussianLogLikelihoodCase(1, 1),
+        GaussianLogLikelihoodCase(7, 63, 3, "feature"),
+        GaussianLogLikelihoodCase(63, 7, 1, "entry", masked=True),
+        GaussianLogLikelihoodCase(63, 1000, 2, "one", True, torch.uint8),
+        GaussianLogLikelihoodCase(1000, 63, 1, "feature", True, torch.float16),
+        GaussianLogLikelihoodCase(7, 1000, 1, "entry", x_dtype=torch.bfloat16),
+        GaussianLogLikelihoodCase(63, 63, 2, "scalar", True, torch.float64),
+        GaussianLogLikelihoodCase(0, 7, 2, "feature"),
+    )
+
+    def inputs(self, function: str, case: GaussianLogLikelihoodCase, dtype: torch.dtype) -> Inputs:
+        generator = torch.Generator().manual_seed(case.num_features)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+
+        batch = (case.batch, case.num_features)
+        observed = torch.rand(batch, generator=generator) < 0.7
+        if case.batch > 1:
+            observed[0] = False
+        x = normal(*batch)
+        if case.x_dtype == torch.uint8:
+            x = torch.randint(256, batch, generator=generator, dtype=torch.uint8)
+        elif case.x_dtype is not None:
+            x = x.to(case.x_dtype)
+        shapes = {"scalar": (), "one": (1,), "feature": batch[1:], "entry": batch}
+        return {
+            "x": x if case.masked else torch.where(observed, x, torch.nan),
+            "mean": normal(case.num_samples, *batch),
+            "scale": normal(*shapes[case.scale]).abs() + 0.3,
+            "mask": observed if case.masked else None,
+            "grad_log_prob": normal(case.num_samples, case.batch),
+            "need_mean": True,
+            "need_scale": True,
+        }
+
+
+class RowAdamContract(OpContract):
+    """`row_adam_catch_up` (rows may repeat) and `row_adam_step` (each row once)."""
+
+    functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "row_adam_catch_up": (),
+        "row_adam_step": (),
+    }
+    cases: ClassVar[Sequence[RowAdamCase]] = (
+        RowAdamCase(1, 1, 1),
+        RowAdamCase(63, 7, 28, weight_decay=0.1),
+        RowAdamCase(63, 7, 4, 63),
+        RowAdamCase(63, 7, 28, beta1=0.0),
+        RowAdamCase(63, 63, 7, mode="lazy"),
+        RowAdamCase(63, 63, 7, mode="row"),
+        RowAdamCase(1000, 7, 12),
+        RowAdamCase(7, 0, 12),
+        RowAdamCase(7, 7, 4, 0),
+    )
+
+    def inputs(self, function: str, case: RowAdamCase, dtype: torch.dtype) -> Inputs:
+        generator = torch.Generator().manual_seed(case.num_data)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+
+        state: Inputs = {
+            "rows": normal(case.num_data, case.width),
+            "exp_avg": torch.zeros(case.num_data, case.width, dtype=dtype),
+            "exp_avg_sq": torch.zeros(case.num_data, case.width, dtype=dtype),
+            "row_step": torch.zeros(case.num_data, dtype=torch.int32),
+            "clock": torch.zeros(2, dtype=torch.int64),
+            "history": torch.zeros(case.steps + 2, 3, dtype=torch.float64),
+            "lr": torch.tensor(0.01, dtype=torch.float64),
+            "beta1": case.beta1,
+            "beta2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": case.weight_decay,
+            _arguments("row_adam_step")[-1]: case.mode,
+        }
+        for _ in range(case.steps + 1):
+            chosen = torch.randperm(case.num_data, generator=generator)[: case.batch]
+            state |= {"index": chosen, "grad": normal(case.batch, case.width)}
+            if int(state["clock"][0]) < case.steps:
+                reference.row_adam_step(**state)
+        if function == "row_adam_catch_up":
+            state["index"] = torch.randint(case.num_data, (2 * case.batch,), generator=generator)
+        return state
+
+
+def _schema(function: str) -> Any:
+    return getattr(ops.ops, function).default._schema
+
+
+def _arguments(function: str) -> list[str]:
+    return [argument.name for argument in _schema(function).arguments]
+
+
+def _written(function: str) -> list[str]:
+    return [
+        argument.name
+        for argument in _schema(function).arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def _each_tensor(inputs: Inputs, transform: Callable[[Tensor], Tensor]) -> Inputs:
+    return {
+        name: transform(value) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+
+
+def _each_read(function: str, inputs: Inputs, transform: Callable[[Tensor], Tensor]) -> Inputs:
+    written = {name: inputs[name] for name in _written(function)}
+    return _each_tensor(inputs, transform) | written

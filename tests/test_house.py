@@ -1,0 +1,193 @@
+"""What house.md asks of the tree: who imports whom, every op's rooms, names, docstrings."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rvi_fast
+from rvi_fast import ops, reference
+
+ROOT = Path(__file__).parent.parent
+# what a module may import of the package, and by way of it whatever that may import
+BELOW = {
+    "_version": "",
+    "layout": "",
+    "_checks": "",
+    "data": "",
+    "kernels": "",
+    "reference": "layout",
+    "ops": "reference kernels _C _checks",
+    "functional": "ops _checks",
+    "likelihood": "functional",
+    "posterior": "functional",
+    "optim": "functional posterior",
+    "models": "posterior likelihood",
+    "training": "models optim data _version",
+    "testing": "posterior",
+    "_info": "optim _version",
+    "info": "_info",
+    "experiments": "training",
+    "sklearn": "training",
+    "cli": "training experiments info",
+    "__main__": "cli",
+    "__init__": "training info",
+}
+# the ops alone choose an implementation
+OPS_ONLY = {"kernels", "_C"}
+THIRD_PARTY = {
+    "data": {"torch", "numpy"},
+    "kernels": {"torch", "triton"},
+    "training": {"torch", "numpy", "tqdm", "safetensors"},
+    "testing": {"torch", "pytest"},
+}
+# at the top: they may take whatever the package and its extras have
+FREE = {"cli", "sklearn", "experiments", "_info"}
+OPTIONAL = ("triton", "matplotlib", "sklearn", "pandas", "pyarrow", "tensorboard", "pytest")
+FILES = sorted({*ROOT.glob("rvi_fast/**/*.py"), *ROOT.glob("kernels/*.py")})
+FILES = [path.relative_to(ROOT) for path in FILES if "kernels" not in path.parts[1:]]
+STEMS = sorted({re.sub("_(fwd|bwd|step|catch_up)$", "", name) for name in ops._SCHEMAS})
+
+
+def unit(path):
+    """The name in `BELOW` that a file of the package stands under."""
+    return "kernels" if path.parts[0] == "kernels" else path.parts[1].removesuffix(".py")
+
+
+def below(name):
+    direct = BELOW[name].split()
+    return set(direct).union(*(below(other) for other in direct if other in BELOW))
+
+
+def imported(path):
+    """Absolute names of everything that a file imports, at any depth."""
+    package = ["rvi_fast", *path.parts[1:-1]] if path.parts[0] == "rvi_fast" else ["kernels"]
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_downwards(path):
+    own = unit(path)
+    allowed = below(own) - (set() if own == "ops" else OPS_ONLY) | {own}
+    outside = THIRD_PARTY.get(own, {"torch"}) | sys.stdlib_module_names
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top in ("rvi_fast", "kernels"):
+            inner = "kernels" if top == "kernels" else rest.split(".")[0]
+            assert inner in allowed or own in FREE, f"{path} imports {name}"
+        else:
+            assert top in outside or own in FREE, f"{path} imports {name}"
+
+
+def test_importing_needs_and_loads_nothing_optional():
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL} or name == "rvi_fast._C":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import rvi_fast, rvi_fast.testing
+z, kl = rvi_fast.RelayPosterior(9, 2)(__import__("torch").tensor([1]))
+assert kl.isfinite().all()
+print([name for name in {OPTIONAL} if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+@pytest.mark.parametrize("name", ops._SCHEMAS)
+def test_op_has_a_reference_of_the_same_signature(name):
+    schema = getattr(ops.ops, name).default._schema
+    parameters = list(inspect.signature(getattr(reference, name)).parameters)
+    assert parameters == [argument.name for argument in schema.arguments]
+    assert getattr(reference, name).__doc__
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_op_has_all_its_rooms(stem):
+    for room in (f"tests/test_{stem}.py", f"bench/bench_{stem}.py"):
+        assert (ROOT / room).is_file(), room
+    for wing, suffix in (("kernels", ".py"), ("csrc", ".h")):
+        present = {path.stem for path in (ROOT / wing).glob(f"*{suffix}")}
+        if present & set(STEMS):  # a wing that is not built yet has no rooms at all
+            assert stem in present, f"{wing}/{stem}{suffix}"
+
+
+def test_modules_are_named_after_what_they_hold():
+    folders = [ROOT / name for name in ("kernels", "csrc", "tests", "bench")]
+    paths = [*(ROOT / path for path in FILES), *(p for f in folders for p in f.glob("**/*.*"))]
+    for path in paths:
+        words = set(path.stem.split("_"))
+        assert not words & {"util", "utils", "helper", "helpers", "misc", "v2", "old", "new"}, path
+
+
+def test_names_of_tests_are_claims():
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert len(node.name.split("_")) >= 4, f"{path.name}: {node.name}"
+
+
+def test_everything_public_has_a_docstring():
+    for name in rvi_fast.__all__:
+        value = getattr(rvi_fast, name)
+        assert name == "__version__" or inspect.getdoc(value), name
+        if inspect.ismodule(value):
+            for inner in getattr(value, "__all__", ()):
+                assert inspect.getdoc(getattr(value, inner)), f"{name}.{inner}"
+
+
+@pytest.mark.parametrize(
+    "name", [m.name for m in pkgutil.walk_packages(rvi_fast.__path__, "rvi_fast.")]
+)
+def test_examples_in_docstrings_hold(name, tmp_path, monkeypatch):
+    if name.endswith("__main__"):
+        pytest.skip("runs the command line")
+    monkeypatch.chdir(tmp_path)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def files_of_the_project():
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+def test_no_path_of_one_machine_is_written_down():
+    pattern = re.compile(r"""(?<![\w.*}])/(work|root|tmp)/""")
+    for path in files_of_the_project():
+        found = pattern.search(path.read_bytes().decode("utf-8", "replace"))
+        assert path == Path(__file__) or not found, f"{path}: {found[0]}"
+
+
+def test_version_is_that_of_the_changelog():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    attribute = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert attribute == "rvi_fast._version.__version__"
+    changelog = ROOT / "CHANGELOG.md"
+    if changelog.is_file():
+        top = re.search(r"^## \[?v?(\d[\w.]*)", changelog.read_text(), re.MULTILINE)
+        assert top[1] == rvi_fast.__version__
