@@ -7,6 +7,7 @@ An implementation is a namespace with the functions of `_SCHEMAS`, same names an
 from __future__ import annotations
 
 import functools
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -43,20 +44,43 @@ class FallbackWarning(UserWarning):
 
 def implementation(device_type: str) -> ModuleType:
     """The namespace that serves tensors on "cpu" or "cuda"."""
-    return reference
+    return _cpu()[0] if device_type == "cpu" else reference
 
 
 def unused(device_type: str) -> dict[str, str]:
     """Implementations that could serve the device and do not, each with the reason."""
-    wing = {"cpu": "C++", "cuda": "Triton"}[device_type]
-    return {wing: f"this version of rvi_fast has no {wing} kernels"}
+    if device_type == "cpu":
+        reason = _cpu()[1]
+        return {"C++": reason} if reason else {}
+    return {"Triton": "this version of rvi_fast has no Triton kernels"}
+
+
+@functools.cache
+def _cpu() -> tuple[ModuleType, str]:
+    """What serves CPU tensors, and why that is not the C++ part where it is not."""
+    try:
+        from . import cpp
+    except (ImportError, ValueError) as error:  # not built, built for another version, no such path
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"rvi_fast: the plain torch reference serves the CPU, slowly: {reason}",
+            FallbackWarning,
+            stacklevel=2,
+        )
+        return reference, reason
+    return cpp, ""
 
 
 def _run(device_type: str, name: str, *args: Any) -> Any:
+    chosen = implementation(device_type)
+    if chosen is not reference:
+        result = getattr(chosen, name)(*args)
+        if result is not NotImplemented:
+            return result
     if name in _INDEX_ARGUMENT:
         _check_index(args[_INDEX_ARGUMENT[name]], len(args[0]))
     with torch.autocast(device_type, enabled=False):
-        return getattr(implementation(device_type), name)(*args)
+        return getattr(reference, name)(*args)
 
 
 def _check_index(index: Tensor, num_data: int) -> None:

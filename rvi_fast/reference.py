@@ -204,7 +204,7 @@ def _sample(
     mean, _ = posterior_mean(batch, relays, marks, layout)
     log_std = batch[:, layout.log_std_slice].clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)
     std = log_std.exp()
-    z = mean + std * noise.to(batch.dtype).reshape(-1, *mean.shape)
+    z = mean + std * (noise if noise.dim() == 3 else noise[None]).to(batch.dtype)
     kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * log_std).sum(-1)
     return z, kl
 
