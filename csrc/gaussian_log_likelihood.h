@@ -288,7 +288,7 @@ void likelihood_bwd(const GaussianLogLikelihood& call, int threads) {
                 left);
           }
           if (uniform_totals) {
-            uniform_total += (double)uniform_factor * (double)sum<F>(squares[0] + squares[1]);
+            uniform_total += (double)uniform_factor * (wide_sum<F>(squares[0]) + wide_sum<F>(squares[1]));
           }
         }
         if (total && ((b + 1) % SUB_SUM_ROWS == 0 || b + 1 == end)) {

@@ -146,6 +146,24 @@ RVI_INLINE F sum(Vec<F> value) {
 #endif
 }
 
+// The same, added up in double.
+template <class F>
+RVI_INLINE double wide_sum(Vec<F> value) {
+#if defined(RVI_AVX512)
+  if constexpr (sizeof(F) == 4) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)value));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)value, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  } else {
+    return sum<F>(value);
+  }
+#else
+  double total = 0;
+  for (int lane = 0; lane < Simd<F>::LANES; ++lane) total += (double)value[lane];
+  return total;
+#endif
+}
+
 RVI_INLINE FloatVec square_root(FloatVec value) {
 #if defined(RVI_AVX512)
   return (FloatVec)_mm512_sqrt_ps((__m512)value);

@@ -145,6 +145,24 @@ def _(*args):
 # second derivatives differentiate the reference.
 
 
+def _plain() -> bool:
+    """No functorch transform and no compiler at work: the short ways below are open."""
+    return not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    # `Function.apply` inspects the signature of `forward` at every call, which takes longer than
+    # the kernels need for a small batch, and only functorch makes use of it
+    return (super(Function, function) if _plain() else function).apply(*args)
+
+
+def _first_order(function: type[Function], *args: Any) -> Any:
+    # without a second derivative to come, the gradient needs no node of its own
+    if _plain() and not torch.is_grad_enabled():
+        return function.forward(*args)
+    return _apply(function, *args)
+
+
 class _RelaySample(Function):
     generate_vmap_rule = True
 
@@ -164,7 +182,8 @@ class _RelaySample(Function):
     def backward(ctx, grad_z, grad_kl, _):
         rows, _relays, index, *_ = ctx.saved_tensors
         need_rows, need_relays = ctx.needs_input_grad[:2]
-        grad_batch, grad_relays = _RelaySampleBackward.apply(
+        grad_batch, grad_relays = _first_order(
+            _RelaySampleBackward,
             grad_z,
             grad_kl,
             *ctx.saved_tensors,
@@ -258,8 +277,8 @@ class _GaussianLogLikelihood(Function):
     def backward(ctx, grad):
         x = ctx.saved_tensors[0]
         need_x, need_mean, need_scale, _ = ctx.needs_input_grad
-        grad_mean, grad_scale = _GaussianLogLikelihoodBackward.apply(
-            grad, *ctx.saved_tensors, need_x or need_mean, need_scale
+        grad_mean, grad_scale = _first_order(
+            _GaussianLogLikelihoodBackward, grad, *ctx.saved_tensors, need_x or need_mean, need_scale
         )
         return (
             -grad_mean.sum(0).to(x.dtype) if need_x else None,
@@ -311,10 +330,10 @@ def relay_sample(
     # Inductor cannot hold a sparse gradient made from a custom op's output
     sparse = sparse and not torch.compiler.is_compiling()
     constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
-    z, kl, _ = _RelaySample.apply(rows, relays, index, seed, noise, *constants)
+    z, kl, _ = _apply(_RelaySample, rows, relays, index, seed, noise, *constants)
     return z, kl
 
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
     """[S, B] from mean [S, B, D]; arguments checked by the caller."""
-    return _GaussianLogLikelihood.apply(x, mean, scale, mask)
+    return _apply(_GaussianLogLikelihood, x, mean, scale, mask)

@@ -279,7 +279,7 @@ def test_noise_equals_the_reference(dtype):
         truth = reference.normal_noise(seed, index, 3, 130, torch.float64)
         expected = reference.normal_noise(seed, index, 3, 130, dtype)
         yardstick = (expected.double() - truth).abs().max()
-        assert (z.double() - truth).abs().max() <= 2 * yardstick
+        assert (z.double() - truth).abs().max() <= 2 * yardstick + 1e-14
 
 
 def test_noise_is_standard_normal():
@@ -324,7 +324,8 @@ def test_likelihood_equals_the_reference(num_features, dtype, x_dtype):
         mean = torch.randn(samples, batch, num_features, generator=generator).to(dtype)
         grad = torch.randn(samples, batch, generator=generator)
         mask = torch.rand(x.shape, generator=generator) < 0.5
-        eps = torch.finfo(dtype).eps
+        # the gradient of a single scale is a sum of entries that cancel
+        eps = 4 * torch.finfo(dtype).eps
         for scale in scales(batch, num_features, dtype):
             for marks in (None, mask if x_dtype == torch.uint8 else mask & ~x.isnan()):
                 inputs = (x, mean, scale, marks)
@@ -532,13 +533,13 @@ def run_python(code, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         check=False,
     )
 
 
 FORK = """
-import os, sys, torch
+import os, torch
 from torch.utils.data import DataLoader
 from rvi_fast import relay_sample
 from rvi_fast.layout import RowLayout
@@ -551,17 +552,21 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self):
         return 2
     def __getitem__(self, item):
-        torch.set_num_threads(2)  # even where the worker asks for threads
         return relay_sample(rows, relays, index, layout=layout).z
 
 expected = relay_sample(rows, relays, index, layout=layout).z
 for z in DataLoader(Rows(), batch_size=1, num_workers=1, multiprocessing_context="fork"):
     assert torch.equal(z[0], expected)
+child = os.fork()
+if child == 0:  # torch would still use two threads here, and its own parallel regions hang
+    z = relay_sample(rows, relays, index, layout=layout).z
+    os._exit(z.numpy().tobytes() != expected.numpy().tobytes())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 print("done")
 """
 
 
-def test_a_forked_worker_does_not_hang(path):
+def test_a_forked_process_does_not_hang(path):
     result = run_python(FORK, RVI_FAST_CPU=path)
     assert "done" in result.stdout, result.stderr
 
@@ -577,7 +582,6 @@ def test_the_environment_forces_a_path(path):
 STALE = """
 import warnings
 import torch
-import rvi_fast._C as extension
 {change}
 from rvi_fast import info, ops, relay_sample
 from rvi_fast.layout import RowLayout
@@ -592,7 +596,7 @@ print(info()["devices"]["cpu"]["unused"])
 
 
 def test_a_stale_extension_is_noticed():
-    result = run_python(STALE.format(change="extension.API = -1"))
+    result = run_python(STALE.format(change="import rvi_fast._C; rvi_fast._C.API = -1"))
     assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
     assert "must be built again" in result.stdout
 
