@@ -468,7 +468,7 @@ def _extend_history(
     history: Tensor, clock: Tensor, lr: Tensor, beta1: float, beta2: float, weight_decay: float
 ) -> None:
     """Adds the step just counted to what the rows last updated at earlier steps have missed."""
-    step, now = clock[0], clock[0] - clock[1]
+    step, now = clock[0].to(torch.float64), clock[0] - clock[1]
     log_decay = history[now - 1, 2] + torch.log1p(-lr * weight_decay)
     missed = torch.arange(1, row_adam_window(beta1) + 1, device=history.device)
     tau = (now - missed).clamp(min=0)
