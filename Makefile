@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
+CSRC := $(wildcard csrc/*)
 
 .PHONY: demo test check bench gpu format clean
 
@@ -17,9 +18,10 @@ check: $(INSTALLED)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)
 
 bench: $(INSTALLED)
-	$(RUN) pytest bench/
+	$(RUN) pytest bench/ --write-results
 
 # everything a GPU is needed for; from a checkout, without a virtual environment or a network
 gpu:
@@ -31,8 +33,9 @@ gpu:
 format: $(INSTALLED)
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+	$(VENV)/bin/clang-format -i $(CSRC)
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(CSRC)
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[dev]"

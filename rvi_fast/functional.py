@@ -101,7 +101,7 @@ def relay_sample(
     else:
         raise TypeError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
     z, kl = ops.relay_sample(rows, relays, index, seed, noise, layout, samples, sparse)
-    return RelaySample(z[0] if num_samples is None else z, kl)
+    return RelaySample(z.squeeze(0) if num_samples is None else z, kl)
 
 
 def gaussian_log_likelihood(

@@ -7,6 +7,7 @@ An implementation is a namespace with the functions of `_SCHEMAS`, same names an
 from __future__ import annotations
 
 import functools
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -44,20 +45,43 @@ class FallbackWarning(UserWarning):
 
 def implementation(device_type: str) -> ModuleType:
     """The namespace that serves tensors on "cpu" or "cuda"."""
-    return reference
+    return _cpu()[0] if device_type == "cpu" else reference
 
 
 def unused(device_type: str) -> dict[str, str]:
     """Implementations that could serve the device and do not, each with the reason."""
-    wing = {"cpu": "C++", "cuda": "Triton"}[device_type]
-    return {wing: f"this version of rvi_fast has no {wing} kernels"}
+    if device_type == "cpu":
+        reason = _cpu()[1]
+        return {"C++": reason} if reason else {}
+    return {"Triton": "this version of rvi_fast has no Triton kernels"}
+
+
+@functools.cache
+def _cpu() -> tuple[ModuleType, str]:
+    """What serves CPU tensors, and why that is not the C++ part where it is not."""
+    try:
+        from . import cpp
+    except (ImportError, ValueError) as error:  # not built, built for another version, no such path
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"rvi_fast: the plain torch reference serves the CPU, slowly: {reason}",
+            FallbackWarning,
+            stacklevel=2,
+        )
+        return reference, reason
+    return cpp, ""
 
 
 def _run(device_type: str, name: str, *args: Any) -> Any:
+    chosen = implementation(device_type)
+    if chosen is not reference:
+        result = getattr(chosen, name)(*args)
+        if result is not NotImplemented:
+            return result
     if name in _INDEX_ARGUMENT:
         check_row_numbers(args[_INDEX_ARGUMENT[name]], len(args[0]))
     with torch.autocast(device_type, enabled=False):
-        return getattr(implementation(device_type), name)(*args)
+        return getattr(reference, name)(*args)
 
 
 _library = torch.library.Library("rvi_fast", "DEF")
@@ -112,6 +136,24 @@ def _(*args):
 # second derivatives differentiate the reference.
 
 
+def _plain() -> bool:
+    """No functorch transform and no compiler at work: the short ways below are open."""
+    return not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    # `Function.apply` inspects the signature of `forward` at every call, which takes longer than
+    # the kernels need for a small batch, and only functorch makes use of it
+    return (super(Function, function) if _plain() else function).apply(*args)
+
+
+def _first_order(function: type[Function], *args: Any) -> Any:
+    # without a second derivative to come, the gradient needs no node of its own
+    if _plain() and not torch.is_grad_enabled():
+        return function.forward(*args)
+    return _apply(function, *args)
+
+
 class _RelaySample(Function):
     generate_vmap_rule = True
 
@@ -131,7 +173,8 @@ class _RelaySample(Function):
     def backward(ctx, grad_z, grad_kl, _):
         rows, _relays, index, *_ = ctx.saved_tensors
         need_rows, need_relays = ctx.needs_input_grad[:2]
-        grad_batch, grad_relays = _RelaySampleBackward.apply(
+        grad_batch, grad_relays = _first_order(
+            _RelaySampleBackward,
             grad_z,
             grad_kl,
             *ctx.saved_tensors,
@@ -225,8 +268,12 @@ class _GaussianLogLikelihood(Function):
     def backward(ctx, grad):
         x = ctx.saved_tensors[0]
         need_x, need_mean, need_scale, _ = ctx.needs_input_grad
-        grad_mean, grad_scale = _GaussianLogLikelihoodBackward.apply(
-            grad, *ctx.saved_tensors, need_x or need_mean, need_scale
+        grad_mean, grad_scale = _first_order(
+            _GaussianLogLikelihoodBackward,
+            grad,
+            *ctx.saved_tensors,
+            need_x or need_mean,
+            need_scale,
         )
         return (
             -grad_mean.sum(0).to(x.dtype) if need_x else None,
@@ -278,10 +325,10 @@ def relay_sample(
     # Inductor cannot hold a sparse gradient made from a custom op's output
     sparse = sparse and not torch.compiler.is_compiling()
     constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
-    z, kl, _ = _RelaySample.apply(rows, relays, index, seed, noise, *constants)
+    z, kl, _ = _apply(_RelaySample, rows, relays, index, seed, noise, *constants)
     return z, kl
 
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
     """[S, B] from mean [S, B, D]; arguments checked by the caller."""
-    return _GaussianLogLikelihood.apply(x, mean, scale, mask)
+    return _apply(_GaussianLogLikelihood, x, mean, scale, mask)

@@ -471,16 +471,14 @@ def _extend_history(
     history: Tensor, clock: Tensor, lr: Tensor, beta1: float, beta2: float, weight_decay: float
 ) -> None:
     """Adds the step just counted to what the rows last updated at earlier steps have missed."""
-    now = clock[0] - clock[1]
-    step = clock[0].to(torch.float64)
+    step, now = clock[0].to(torch.float64), clock[0] - clock[1]
     log_decay = history[now - 1, 2] + torch.log1p(-lr * weight_decay)
     missed = torch.arange(1, row_adam_window(beta1, beta2) + 1, device=history.device)
     tau = (now - missed).clamp(min=0)
-    counted = missed <= now
-    missed = missed.to(torch.float64)
-    weight = lr * beta1**missed / (1.0 - beta1**step) * torch.exp(history[tau, 2] - log_decay)
-    weight = torch.where(counted, weight, 0.0)
-    inverse_q = (1.0 - beta2**step).sqrt() * beta2 ** (-0.5 * missed)
+    steps = missed.to(torch.float64)  # a power of integers would be float32
+    weight = lr * beta1**steps / (1.0 - beta1**step) * torch.exp(history[tau, 2] - log_decay)
+    weight = torch.where(missed <= now, weight, 0.0)
+    inverse_q = (1.0 - beta2**step).sqrt() * beta2 ** (-0.5 * steps)
     history[:, 0].index_add_(0, tau, weight)
     history[:, 1].index_add_(0, tau, weight * inverse_q)
     history[now, 2] = log_decay

@@ -42,6 +42,32 @@ def test_rows_outside_the_batch_rest_with_dense_gradients(mode):
     assert (posterior.rows != before).any(-1).nonzero().flatten().tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("mode", ["lazy", "row"])
+def test_rows_that_only_other_reads_differentiate_step_alone(mode):
+    posterior = make_posterior(sparse=False)
+    optimizer = RowAdam(posterior, mode=mode)
+    training_step(posterior, optimizer, 0, torch.tensor([5]))
+    before = posterior.rows.detach().clone()
+    optimizer.zero_grad()
+    posterior.mean(torch.tensor([3])).square().sum().backward()
+    optimizer.step()
+    assert (posterior.rows != before).any(-1).nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("mode", ["lazy", "row"])
+def test_skipped_step_does_not_count_as_a_visit(mode):
+    posterior = make_posterior(sparse=False)
+    optimizer, scaler = RowAdam(posterior, mode=mode), torch.amp.GradScaler("cpu")
+    training_step(posterior, optimizer, 0, torch.tensor([5]))
+    before = posterior.rows.detach().clone()
+    for factor, index in ((torch.inf, 5), (1.0, 3)):
+        optimizer.zero_grad()
+        scaler.scale(factor * posterior(torch.tensor([index])).kl.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert (posterior.rows != before).any(-1).nonzero().flatten().tolist() == [3]
+
+
 def test_gradient_of_a_full_table_read_steps_every_row():
     posterior = make_posterior(sparse=False)
     optimizer = RowAdam(posterior, mode="lazy")
@@ -147,12 +173,15 @@ def test_table_of_another_dtype_than_the_moments_is_named():
         training_step(posterior, optimizer, 0)
 
 
-def test_loading_what_adam_alone_can_do_is_refused():
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight_decay", 0.1), ("amsgrad", True), ("maximize", True), ("betas", (0.9, 0.5))],
+)
+def test_loading_what_adam_alone_can_do_is_refused(name, value):
     posterior = make_posterior()
     optimizer = RowAdam(posterior)
-    for name, value in {"weight_decay": 0.1, "amsgrad": True, "maximize": True}.items():
-        with pytest.raises(ValueError, match=name):
-            optimizer.load_state_dict(Adam([posterior.rows], **{name: value}).state_dict())
+    with pytest.raises(ValueError, match=name):
+        optimizer.load_state_dict(Adam([posterior.rows], **{name: value}).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,316 @@
+// The Python module rvi_fast._C: addresses of tensors in, nothing out. rvi_fast/cpp.py has checked
+// dtypes, shapes and strides; what it cannot check cheaply, the row numbers, is checked here before
+// anything is computed or written.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+#include "rows.h"
+
+namespace py = pybind11;
+
+namespace rvi {
+namespace {
+
+// Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
+constexpr int API = 1;
+
+using Address = std::uintptr_t;
+
+// Rows that make a second thread worth its start.
+constexpr std::int64_t ROWS_PER_THREAD = 2048;
+
+// After a fork the threads of OpenMP are gone and its next parallel region would wait for them.
+std::atomic<bool> forked{false};
+
+int threads_for(std::int64_t rows, int threads) {
+#if defined(_OPENMP)
+  if (forked.load(std::memory_order_relaxed)) return 1;
+  const std::int64_t useful = rows / ROWS_PER_THREAD;
+  if (useful < threads) threads = (int)useful;
+  return threads < 1 ? 1 : threads;
+#else
+  (void)rows, (void)threads;
+  return 1;
+#endif
+}
+
+const Kernels* find_kernels(const std::string& name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return &avx512_kernels;
+  }
+  if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2")) {
+    return &avx2_kernels;
+  }
+#endif
+  return name == "portable" ? &portable_kernels : nullptr;
+}
+
+const char* const PATHS[] = {"avx512", "avx2", "portable"};
+const Kernels* kernels = nullptr;
+std::string path_name;
+
+void set_cpu_path(const std::string& name) {
+  const Kernels* found = find_kernels(name);
+  if (found == nullptr) {
+    throw py::value_error(
+        "RVI_FAST_CPU: expected avx512, avx2 or portable, and one that this "
+        "machine has, got '" +
+        name + "'");
+  }
+  kernels = found;
+  path_name = name;
+}
+
+std::vector<std::string> cpu_paths() {
+  std::vector<std::string> names;
+  for (const char* name : PATHS) {
+    if (find_kernels(name)) names.push_back(name);
+  }
+  return names;
+}
+
+Index make_index(Address address, bool is_int64, std::int64_t size, std::int64_t num_data) {
+  const Index index{reinterpret_cast<const void*>(address), is_int64, size};
+  std::int64_t low = 0, high = -1;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::int64_t row = index[i];
+    low = row < low ? row : low;
+    high = row > high ? row : high;
+  }
+  if (low < 0 || high >= num_data) {
+    throw py::index_error("index: expected row numbers from 0 to " + std::to_string(num_data - 1) +
+                          ", got " + std::to_string(low < 0 ? low : high));
+  }
+  return index;
+}
+
+RowLayout make_layout(int latent_dim, std::vector<int> groups, std::vector<int> kept,
+                      const std::string& form, std::vector<int> group_offsets, int deviation_offset,
+                      int log_std_offset, int width) {
+  RowLayout layout;
+  layout.latent_dim = latent_dim;
+  layout.deviation_offset = deviation_offset;
+  layout.log_std_offset = log_std_offset;
+  layout.width = width;
+  layout.form = form == "mixture"   ? Form::mixture
+                : form == "cluster" ? Form::cluster
+                                    : Form::linear;
+  for (int size : groups) {
+    layout.relay_offsets.push_back(layout.num_relays);
+    layout.word_offsets.push_back(layout.num_words);
+    layout.num_relays += size;
+    layout.num_words += (size + 31) / 32;
+  }
+  layout.groups = std::move(groups);
+  layout.kept = std::move(kept);
+  layout.group_offsets = std::move(group_offsets);
+  return layout;
+}
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
+                      std::int64_t num_data, Address relays, Address index, bool index_is_int64,
+                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
+                      Address z, Address kl, Address bits) {
+  RelaySampleFwd call;
+  call.layout = &layout;
+  call.index = make_index(index, index_is_int64, batch, num_data);
+  call.rows = pointer<void>(rows);
+  call.relays = pointer<void>(relays);
+  call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
+  call.noise = pointer<void>(noise);
+  call.num_samples = num_samples;
+  call.z = pointer<void>(z);
+  call.kl = pointer<void>(kl);
+  call.bits = pointer<std::uint32_t>(bits);
+  py::gil_scoped_release release;
+  kernels->relay_sample_fwd[is_double](call, threads_for(batch, threads));
+}
+
+void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Address rows,
+                      std::int64_t num_data, Address relays, Address index, bool index_is_int64,
+                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
+                      Address grad_z, Address grad_kl, Address bits, bool need_rows,
+                      Address grad_batch, bool need_relays, Address grad_relays) {
+  RelaySampleBwd call;
+  call.layout = &layout;
+  call.index = make_index(index, index_is_int64, batch, num_data);
+  call.rows = pointer<void>(rows);
+  call.relays = pointer<void>(relays);
+  call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
+  call.noise = pointer<void>(noise);
+  call.num_samples = num_samples;
+  call.grad_z = pointer<void>(grad_z);
+  call.grad_kl = pointer<void>(grad_kl);
+  call.bits = pointer<std::uint32_t>(bits);
+  call.grad_batch = need_rows ? pointer<void>(grad_batch) : nullptr;
+  call.grad_relays = need_relays ? pointer<void>(grad_relays) : nullptr;
+  py::gil_scoped_release release;
+  kernels->relay_sample_bwd[is_double](call, threads_for(batch, threads));
+}
+
+GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
+                                      std::int64_t num_features, int x_type, int scale_kind,
+                                      Address x, Address mean, Address scale, Address mask) {
+  GaussianLogLikelihood call;
+  call.num_samples = num_samples;
+  call.batch = batch;
+  call.num_features = num_features;
+  call.x_type = static_cast<DataType>(x_type);
+  call.scale_kind = static_cast<ScaleKind>(scale_kind);
+  call.x = pointer<void>(x);
+  call.mean = pointer<void>(mean);
+  call.scale = pointer<void>(scale);
+  call.mask = pointer<std::uint8_t>(mask);
+  return call;
+}
+
+void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
+                                 std::int64_t batch, std::int64_t num_features, int x_type,
+                                 int scale_kind, Address x, Address mean, Address scale,
+                                 Address mask, Address log_prob) {
+  GaussianLogLikelihood call =
+      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+  call.log_prob = pointer<void>(log_prob);
+  py::gil_scoped_release release;
+  kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+}
+
+void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
+                                 std::int64_t batch, std::int64_t num_features, int x_type,
+                                 int scale_kind, Address x, Address mean, Address scale,
+                                 Address mask, Address grad, bool need_mean, Address grad_mean,
+                                 bool need_scale, Address grad_scale) {
+  GaussianLogLikelihood call =
+      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+  call.backward = true;
+  call.grad = pointer<void>(grad);
+  call.grad_mean = need_mean ? pointer<void>(grad_mean) : nullptr;
+  call.grad_scale = need_scale ? pointer<void>(grad_scale) : nullptr;
+  py::gil_scoped_release release;
+  kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+}
+
+RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
+                  Address exp_avg_sq, Address row_step, Address index, bool index_is_int64,
+                  std::int64_t batch, Address clock, Address history, double beta1, double beta2,
+                  double eps) {
+  RowAdam call;
+  call.index = make_index(index, index_is_int64, batch, num_data);
+  call.num_data = num_data;
+  call.width = width;
+  call.rows = pointer<void>(rows);
+  call.exp_avg = pointer<void>(exp_avg);
+  call.exp_avg_sq = pointer<void>(exp_avg_sq);
+  call.row_step = pointer<std::int32_t>(row_step);
+  call.clock = pointer<std::int64_t>(clock);
+  call.history = pointer<double>(history);
+  call.beta1 = beta1;
+  call.beta2 = beta2;
+  call.eps = eps;
+  return call;
+}
+
+void row_adam_catch_up(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+                       Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
+                       Address index, bool index_is_int64, std::int64_t batch, Address clock,
+                       Address history, double beta1, double beta2, double eps) {
+  const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
+                                 index_is_int64, batch, clock, history, beta1, beta2, eps);
+  py::gil_scoped_release release;
+  kernels->row_adam_catch_up[is_double](call, threads_for(batch, threads));
+}
+
+void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+                   Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
+                   Address index, bool index_is_int64, std::int64_t batch, Address clock,
+                   Address history, double beta1, double beta2, double eps, Address grad,
+                   Address lr, double weight_decay, const std::string& semantics) {
+  RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
+                           index_is_int64, batch, clock, history, beta1, beta2, eps);
+  call.grad = pointer<void>(grad);
+  call.lr = *pointer<double>(lr);
+  call.weight_decay = weight_decay;
+  call.mode = semantics == "dense"  ? AdamMode::dense
+              : semantics == "lazy" ? AdamMode::lazy
+                                    : AdamMode::row;
+  py::gil_scoped_release release;
+  kernels->row_adam_step[is_double](call, threads_for(batch, threads));
+}
+
+void philox(Address counter, Address key, Address words, std::int64_t count) {
+  kernels->philox(pointer<std::uint32_t>(counter), pointer<std::uint32_t>(key),
+                  pointer<std::uint32_t>(words), count);
+}
+
+}  // namespace
+
+void parallel_ranges(std::int64_t count, int threads,
+                     void (*body)(void* context, std::int64_t begin, std::int64_t end),
+                     void* context) {
+#if defined(_OPENMP)
+  if (threads > count) threads = (int)count;
+  // an exception may not leave a parallel region; the only one there is: no memory
+  std::atomic<bool> failed{false};
+#pragma omp parallel num_threads(threads)
+  {
+    // there may be fewer threads than asked for
+    const std::int64_t number = omp_get_thread_num(), total = omp_get_num_threads();
+    try {
+      body(context, count * number / total, count * (number + 1) / total);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  }
+  if (failed) throw std::bad_alloc();
+#else
+  (void)threads;
+  body(context, 0, count);
+#endif
+}
+
+}  // namespace rvi
+
+PYBIND11_MODULE(_C, module) {
+  using namespace rvi;
+#if defined(_OPENMP) && !defined(_WIN32)
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+  const char* wanted = std::getenv("RVI_FAST_CPU");
+  set_cpu_path(wanted && *wanted ? wanted : cpu_paths().front());
+
+  module.attr("API") = API;
+  module.def("cpu_path", [] { return path_name; });
+  module.def("cpu_paths", &cpu_paths);
+  module.def("set_cpu_path", &set_cpu_path);
+  py::class_<RowLayout>(module, "RowLayout").def(py::init(&make_layout));
+  module.def("relay_sample_fwd", &relay_sample_fwd);
+  module.def("relay_sample_bwd", &relay_sample_bwd);
+  module.def("gaussian_log_likelihood_fwd", &gaussian_log_likelihood_fwd);
+  module.def("gaussian_log_likelihood_bwd", &gaussian_log_likelihood_bwd);
+  module.def("row_adam_catch_up", &row_adam_catch_up);
+  module.def("row_adam_step", &row_adam_step);
+  module.def("philox", &philox);
+}

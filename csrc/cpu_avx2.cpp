@@ -1,0 +1,7 @@
+// The kernels, compiled for AVX2 machines.
+#if defined(__x86_64__)
+#define RVI_PATH avx2
+#define RVI_AVX2 1
+#define RVI_TARGET "avx,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"
+#include "kernels.inc"
+#endif

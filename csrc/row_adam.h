@@ -1,0 +1,220 @@
+// row_adam: Adam for the rows of a batch, in place; see rvi_fast.reference.row_adam_catch_up and
+// row_adam_step for the semantics of the three modes, and for the clock and the history.
+//
+// With several threads a row belongs to one of them by its number, so that a row that stands twice
+// in the index is never written by two, and the result does not depend on their number.
+
+namespace rvi {
+namespace RVI_PATH {
+
+constexpr int ADAM_PREFETCH_ROWS = 4;
+constexpr int POWERS = 1024;
+// reference.WINDOW_TOLERANCE
+constexpr double ADAM_WINDOW_TOLERANCE = 1e-9;
+
+// base^0 .. base^(POWERS - 1), kept until another base is asked for; one for each thread.
+struct Powers {
+  double base = -1.0;
+  double values[POWERS];
+
+  void prepare(double new_base) {
+    if (base == new_base) return;
+    base = new_base;
+    for (int n = 0; n < POWERS; ++n) values[n] = std::pow(base, n);
+  }
+  double operator()(std::int64_t exponent) const {
+    return exponent >= 0 && exponent < POWERS ? values[exponent] : std::pow(base, (double)exponent);
+  }
+};
+
+template <class F>
+RVI_INLINE Vec<F> flushed(Vec<F> moment) {
+  IntVec<F> key = (IntVec<F>)moment & Simd<F>::SIGN_CLEARED;
+  // below the least normal number
+  return key < ((typename Simd<F>::Int)1 << Simd<F>::MANTISSA_BITS) ? Vec<F>{} : moment;
+}
+
+// The steps a row has missed, as factors; `any` false where there are none.
+template <class F>
+struct Missed {
+  bool any = false;
+  F decay, weight, slope, moment_factor, square_factor;
+};
+
+template <class F>
+struct AdamRows {
+  const RowAdam& call;
+  const Powers& powers1;
+  const Powers& powers2;
+  std::int64_t now, start;
+
+  RVI_INLINE Missed<F> missed(std::int64_t row) const {
+    Missed<F> result;
+    const std::int64_t last = call.row_step[row], steps = now - last;
+    if (steps == 0) return result;
+    const double* entry = call.history + 3 * (last - start);
+    const double log_decay = call.history[3 * (now - start) + 2] - entry[2];
+    const double decay = log_decay == 0.0 ? 1.0 : std::exp(log_decay);
+    result.any = true;
+    result.decay = (F)decay;
+    result.weight = (F)(decay * entry[0]);
+    result.slope = entry[1] > 0 ? (F)(entry[0] / entry[1]) : F(1);
+    result.moment_factor = (F)powers1(steps);
+    result.square_factor = (F)powers2(steps);
+    return result;
+  }
+
+  RVI_INLINE void prefetch(std::int64_t row) const {
+    const std::int64_t offset = row * call.width;
+    prefetch_row(static_cast<F*>(call.rows) + offset, (int)call.width);
+    prefetch_row(static_cast<F*>(call.exp_avg) + offset, (int)call.width);
+    prefetch_row(static_cast<F*>(call.exp_avg_sq) + offset, (int)call.width);
+  }
+};
+
+template <class F>
+RVI_INLINE void catch_up(const Missed<F>& missed, F eps, Vec<F>& value, Vec<F>& moment,
+                         Vec<F>& square) {
+  Vec<F> denominator = missed.slope * square_root(square) + eps;
+  value = value * missed.decay - missed.weight * moment / denominator;
+  moment = flushed<F>(moment * missed.moment_factor);
+  square = flushed<F>(square * missed.square_factor);
+}
+
+// body(position in the index, row) for the rows of thread `thread` of `threads`.
+template <class F, class Body>
+RVI_INLINE void for_own_rows(const AdamRows<F>& rows, std::int64_t thread, std::int64_t threads,
+                             Body body) {
+  const Index& index = rows.call.index;
+  for (std::int64_t i = 0; i < index.size; ++i) {
+    if (i + ADAM_PREFETCH_ROWS < index.size) {
+      const std::int64_t next = index[i + ADAM_PREFETCH_ROWS];
+      if (threads == 1 || next % threads == thread) rows.prefetch(next);
+    }
+    const std::int64_t row = index[i];
+    if (threads == 1 || row % threads == thread) body(i, row);
+  }
+}
+
+template <class F>
+void row_adam_catch_up(const RowAdam& call, int threads) {
+  constexpr int LANES = Simd<F>::LANES;
+  static thread_local Powers powers1, powers2;
+  powers1.prepare(call.beta1);
+  powers2.prepare(call.beta2);
+  const AdamRows<F> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
+  const F eps = (F)call.eps;
+  auto work = [&](std::int64_t first_thread, std::int64_t last_thread) {
+    for (std::int64_t thread = first_thread; thread < last_thread; ++thread) {
+      for_own_rows(rows, thread, threads, [&](std::int64_t, std::int64_t row) {
+        const Missed<F> missed = rows.missed(row);
+        if (!missed.any) return;
+        F* value = static_cast<F*>(call.rows) + row * call.width;
+        F* exp_avg = static_cast<F*>(call.exp_avg) + row * call.width;
+        F* exp_avg_sq = static_cast<F*>(call.exp_avg_sq) + row * call.width;
+        for (std::int64_t c = 0; c < call.width; c += LANES) {
+          const std::int64_t left = call.width - c;
+          Vec<F> theta = load_up_to(value + c, left), moment = load_up_to(exp_avg + c, left);
+          Vec<F> square = load_up_to(exp_avg_sq + c, left);
+          catch_up(missed, eps, theta, moment, square);
+          store_up_to(value + c, theta, left);
+          store_up_to(exp_avg + c, moment, left);
+          store_up_to(exp_avg_sq + c, square, left);
+        }
+        call.row_step[row] = (std::int32_t)rows.now;
+      });
+    }
+  };
+  parallel(threads, threads, work);
+}
+
+// Adds the step just counted to what rows last updated at earlier steps have missed.
+inline void extend_history(const RowAdam& call, const Powers& powers1,
+                           const Powers& inverse_roots) {
+  const std::int64_t step = call.clock[0], now = step - call.clock[1];
+  double* history = call.history;
+  const double log_decay = history[3 * (now - 1) + 2] + std::log1p(-call.lr * call.weight_decay);
+  std::int64_t window = 1;
+  if (call.beta1 > 0) {
+    const double rate = call.beta1 / std::sqrt(call.beta2);
+    window = (std::int64_t)std::ceil(std::log(ADAM_WINDOW_TOLERANCE) / std::log(rate));
+    if (window < 1) window = 1;
+  }
+  if (window > now) window = now;
+  const double weight = call.lr / (1.0 - std::pow(call.beta1, (double)step));
+  const double root = std::sqrt(1.0 - std::pow(call.beta2, (double)step));
+  for (std::int64_t missed = 1; missed <= window; ++missed) {
+    double* entry = history + 3 * (now - missed);
+    const double gap = entry[2] - log_decay;
+    const double w = weight * powers1(missed) * (gap == 0.0 ? 1.0 : std::exp(gap));
+    entry[0] += w;
+    entry[1] += w * root * inverse_roots(missed);
+  }
+  history[3 * now + 2] = log_decay;
+}
+
+template <class F>
+void row_adam_step(const RowAdam& call, int threads) {
+  constexpr int LANES = Simd<F>::LANES;
+  static thread_local Powers powers1, powers2, inverse_roots;
+  powers1.prepare(call.beta1);
+  powers2.prepare(call.beta2);
+  const AdamMode mode = call.mode;
+  const AdamRows<F> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
+  const std::int64_t step = call.clock[0] + 1;
+  const F eps = (F)call.eps;
+  const F rest1 = (F)(1.0 - call.beta1), rest2 = (F)(1.0 - call.beta2), beta2 = (F)call.beta2;
+  const F decay = (F)(1.0 - call.lr * call.weight_decay);
+  const double lr = call.lr;
+  auto step_size_at = [&](double correction1) { return (F)(lr / correction1); };
+  const double global1 = 1.0 - std::pow(call.beta1, (double)step);
+  const double global2 = 1.0 - std::pow(call.beta2, (double)step);
+  auto work = [&](std::int64_t first_thread, std::int64_t last_thread) {
+    for (std::int64_t thread = first_thread; thread < last_thread; ++thread) {
+      for_own_rows(rows, thread, threads, [&](std::int64_t i, std::int64_t row) {
+        F* value = static_cast<F*>(call.rows) + row * call.width;
+        F* exp_avg = static_cast<F*>(call.exp_avg) + row * call.width;
+        F* exp_avg_sq = static_cast<F*>(call.exp_avg_sq) + row * call.width;
+        const F* grad = static_cast<const F*>(call.grad) + i * call.width;
+        Missed<F> missed;
+        F step_size = step_size_at(global1), root = (F)std::sqrt(global2);
+        if (mode == AdamMode::dense) {
+          missed = rows.missed(row);
+          call.row_step[row] = (std::int32_t)step;
+        } else if (mode == AdamMode::row) {
+          const std::int64_t visits = ++call.row_step[row];
+          step_size = step_size_at(1.0 - powers1(visits));
+          root = (F)std::sqrt(1.0 - powers2(visits));
+        }
+        const F inverse_root = 1 / root;
+        for (std::int64_t c = 0; c < call.width; c += LANES) {
+          const std::int64_t left = call.width - c;
+          Vec<F> theta = load_up_to(value + c, left), moment = load_up_to(exp_avg + c, left);
+          Vec<F> square = load_up_to(exp_avg_sq + c, left), g = load_up_to(grad + c, left);
+          if (missed.any) catch_up(missed, eps, theta, moment, square);
+          moment = flushed<F>(moment + (g - moment) * rest1);
+          square = flushed<F>(square * beta2 + g * g * rest2);
+          Vec<F> denominator = square_root(square);
+          if (mode == AdamMode::lazy) {  // SparseAdam adds eps before it corrects the bias
+            denominator = (denominator + eps) * inverse_root;
+          } else {
+            denominator = denominator * inverse_root + eps;
+          }
+          theta = theta * decay - step_size * moment / denominator;
+          store_up_to(value + c, theta, left);
+          store_up_to(exp_avg + c, moment, left);
+          store_up_to(exp_avg_sq + c, square, left);
+        }
+      });
+    }
+  };
+  parallel(threads, threads, work);
+  call.clock[0] = step;
+  if (mode == AdamMode::dense) {
+    inverse_roots.prepare(1.0 / std::sqrt(call.beta2));
+    extend_history(call, powers1, inverse_roots);
+  }
+}
+
+}  // namespace RVI_PATH
+}  // namespace rvi

@@ -1,0 +1,140 @@
+// What one call of a kernel is given: where the parts of a packed row lie, and the tensors.
+//
+// Sizes as in design.md: N rows in the table, B in the batch, K relay vectors, T latent dimensions,
+// G groups, S samples, D features, W elements in a row. Tensors are contiguous; nothing here is
+// checked, the caller has done that.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace rvi {
+
+enum class Form { linear, cluster, mixture };
+
+// rvi_fast.layout.RowLayout
+struct RowLayout {
+  int latent_dim = 0;        // T
+  int num_relays = 0;        // K
+  int num_words = 0;         // 32-bit words of kept bits in a row
+  int deviation_offset = 0;  // also the width of all coefficients
+  int log_std_offset = 0;
+  int width = 0;  // W
+  Form form = Form::linear;
+  std::vector<int> groups;         // K_g
+  std::vector<int> kept;           // m_g
+  std::vector<int> group_offsets;  // first coefficient of a group in a row
+  std::vector<int> relay_offsets;  // first relay vector of a group
+  std::vector<int> word_offsets;   // first word of kept bits of a group
+};
+
+// Row numbers, int32 or int64.
+struct Index {
+  const void* data = nullptr;
+  bool is_int64 = true;
+  std::int64_t size = 0;  // B
+
+  std::int64_t operator[](std::int64_t i) const {
+    return is_int64 ? static_cast<const std::int64_t*>(data)[i]
+                    : static_cast<const std::int32_t*>(data)[i];
+  }
+};
+
+// Element type F (float or double) of the tables is known to the kernel.
+
+struct RelaySampleFwd {
+  const RowLayout* layout;
+  Index index;
+  const void* rows;    // [N, W]
+  const void* relays;  // [K, T]
+  std::uint64_t seed;
+  const void* noise;         // [S, B, T] or null
+  std::int64_t num_samples;  // S
+  void* z;                   // [S, B, T]
+  void* kl;                  // [B]
+  std::uint32_t* bits;       // [B, words]
+};
+
+struct RelaySampleBwd {
+  const RowLayout* layout;
+  Index index;
+  const void* rows;
+  const void* relays;
+  std::uint64_t seed;
+  const void* noise;
+  std::int64_t num_samples;
+  const void* grad_z;         // [S, B, T]
+  const void* grad_kl;        // [B]
+  const std::uint32_t* bits;  // [B, words]
+  void* grad_batch;           // [B, W] or null
+  void* grad_relays;          // [K, T] or null
+};
+
+enum class DataType { float32, float64, float16, bfloat16, uint8 };
+
+enum class ScaleKind { scalar, feature, entry };
+
+// mean and scale have the kernel's element type; x has it too, or float16, bfloat16 or uint8 with a
+// kernel for float.
+struct GaussianLogLikelihood {
+  std::int64_t num_samples;   // S
+  std::int64_t batch;         // B
+  std::int64_t num_features;  // D
+  DataType x_type;
+  ScaleKind scale_kind;
+  const void* x;             // [B, D]
+  const void* mean;          // [S, B, D]
+  const void* scale;         // 1, [D] or [B, D]
+  const std::uint8_t* mask;  // [B, D] or null
+  bool backward = false;
+  void* log_prob = nullptr;    // [S, B]: forward
+  const void* grad = nullptr;  // [S, B]: backward
+  void* grad_mean = nullptr;   // [S, B, D] or null
+  void* grad_scale = nullptr;  // shape of scale, or null
+};
+
+enum class AdamMode { dense, lazy, row };
+
+struct RowAdam {
+  Index index;
+  std::int64_t num_data;   // N
+  std::int64_t width;      // W
+  void* rows;              // [N, W]
+  void* exp_avg;           // [N, W]
+  void* exp_avg_sq;        // [N, W]
+  std::int32_t* row_step;  // [N]
+  std::int64_t* clock;     // [2]
+  double* history;         // [steps, 3]
+  double beta1;
+  double beta2;
+  double eps;
+  const void* grad = nullptr;  // [B, W]: step
+  double lr = 0.0;
+  double weight_decay = 0.0;
+  AdamMode mode = AdamMode::dense;
+};
+
+// The kernels of one path; element type 0 is float, 1 is double.
+struct Kernels {
+  void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
+  void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
+  void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
+  void (*row_adam_catch_up[2])(const RowAdam&, int threads);
+  void (*row_adam_step[2])(const RowAdam&, int threads);
+  void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
+                 std::int64_t count);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+// Calls body(context, begin, end) for ranges that cover 0..count, on up to `threads` threads.
+void parallel_ranges(std::int64_t count, int threads,
+                     void (*body)(void* context, std::int64_t begin, std::int64_t end),
+                     void* context);
+
+}  // namespace rvi

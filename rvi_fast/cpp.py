@@ -1,0 +1,314 @@
+"""The ops in C++, for CPU tensors: the functions of `rvi_fast.reference`, same names and signatures.
+
+Each makes its inputs contiguous, allocates the results and passes addresses to `rvi_fast._C`
+(`csrc/bindings.cpp`). What the kernels do not cover, such as tables in half precision, is answered with
+`NotImplemented`, and `ops` lets the reference do it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, empty, get_num_threads
+
+from . import _C  # type: ignore[attr-defined]
+from .layout import RowLayout
+
+# goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
+API = 1
+
+if getattr(_C, "API", None) != API:
+    raise ImportError(
+        f"rvi_fast._C: expected API {API}, got {getattr(_C, 'API', None)} from {_C.__file__}: it was "
+        "built for another version of rvi_fast and must be built again"
+    )
+
+_FLOAT32, _FLOAT64, _INT32, _INT64 = torch.float32, torch.float64, torch.int32, torch.int64
+_BOTH = (_FLOAT32, _FLOAT64)
+# the numbers of `DataType` in csrc/rows.h
+_DATA_TYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.uint8: 4,
+}
+
+
+def cpu_path() -> str:
+    """Which of the compiled paths runs: "avx512", "avx2" or "portable" (`RVI_FAST_CPU` forces one)."""
+    path: str = _C.cpu_path()
+    return path
+
+
+@lru_cache(maxsize=256)
+def _layout(
+    latent_dim: int, groups: tuple[int, ...], kept: tuple[int, ...], form: str
+) -> tuple[Any, int, int]:
+    """The layout as the kernels read it, its words of kept bits, and W."""
+    layout = RowLayout(latent_dim, groups, kept, form)
+    parts = (layout.group_offsets, layout.deviation_offset, layout.log_std_offset, layout.width)
+    native = _C.RowLayout(latent_dim, groups, kept, form, *parts)
+    return native, sum(layout.word_counts), layout.width
+
+
+def relay_sample_fwd(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    num_samples: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.relay_sample_fwd`."""
+    dtype = rows.dtype
+    if dtype not in _BOTH or relays.dtype != dtype:
+        return NotImplemented
+    latent_dim = relays.shape[1]
+    native, words, _ = _layout(latent_dim, tuple(groups), tuple(kept), form)
+    rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
+    if noise is not None:
+        noise = noise.to(dtype).contiguous()
+    batch = index.shape[0]
+    z = empty((num_samples, batch, latent_dim), dtype=dtype)
+    kl = empty((batch,), dtype=dtype)
+    bits = empty((batch, words), dtype=_INT32)
+    _C.relay_sample_fwd(
+        native,
+        dtype is _FLOAT64,
+        get_num_threads(),
+        rows.data_ptr(),
+        rows.shape[0],
+        relays.data_ptr(),
+        index.data_ptr(),
+        index.dtype is _INT64,
+        batch,
+        seed.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
+        num_samples,
+        z.data_ptr(),
+        kl.data_ptr(),
+        bits.data_ptr(),
+    )
+    return z, kl, bits
+
+
+def relay_sample_bwd(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    bits: Tensor,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    need_rows: bool,
+    need_relays: bool,
+) -> tuple[Tensor, Tensor]:
+    """`reference.relay_sample_bwd`."""
+    dtype = rows.dtype
+    if dtype not in _BOTH or relays.dtype != dtype:
+        return NotImplemented
+    native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
+    rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
+    bits = bits.contiguous()
+    grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
+    if noise is not None:
+        noise = noise.to(dtype).contiguous()
+    batch = index.shape[0]
+    grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
+    grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
+    _C.relay_sample_bwd(
+        native,
+        dtype is _FLOAT64,
+        get_num_threads(),
+        rows.data_ptr(),
+        rows.shape[0],
+        relays.data_ptr(),
+        index.data_ptr(),
+        index.dtype is _INT64,
+        batch,
+        seed.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
+        grad_z.shape[0],
+        grad_z.data_ptr(),
+        grad_kl.data_ptr(),
+        bits.data_ptr(),
+        need_rows,
+        grad_batch.data_ptr(),
+        need_relays,
+        grad_relays.data_ptr(),
+    )
+    return grad_batch, grad_relays
+
+
+def _likelihood_inputs(
+    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
+    """Contiguous tensors in the dtypes of a kernel, and the arguments both directions share."""
+    dtype = mean.dtype
+    if dtype not in _BOTH:  # half precision is computed in float32
+        dtype = _FLOAT32
+        mean = mean.to(dtype)
+    if x.dtype is not dtype and (dtype is _FLOAT64 or x.dtype is _FLOAT64):
+        x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
+    x, mean, scale = x.contiguous(), mean.contiguous(), scale.to(dtype).contiguous()
+    num_samples, batch, num_features = mean.shape
+    constants = (
+        dtype is _FLOAT64,
+        get_num_threads(),
+        num_samples,
+        batch,
+        num_features,
+        _DATA_TYPES[x.dtype],
+        # the numbers of `ScaleKind` in csrc/rows.h
+        0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
+        x.data_ptr(),
+        mean.data_ptr(),
+        scale.data_ptr(),
+    )
+    if mask is not None:
+        mask = mask.contiguous()
+        constants = (*constants, mask.data_ptr())
+    else:
+        constants = (*constants, 0)
+    return x, mean, scale, mask, constants
+
+
+def gaussian_log_likelihood_fwd(
+    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+) -> Tensor:
+    """`reference.gaussian_log_likelihood_fwd`."""
+    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
+    log_prob = empty(mean.shape[:2], dtype=inputs[1].dtype)
+    _C.gaussian_log_likelihood_fwd(*constants, log_prob.data_ptr())
+    return log_prob
+
+
+def gaussian_log_likelihood_bwd(
+    grad_log_prob: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    need_mean: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """`reference.gaussian_log_likelihood_bwd`."""
+    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
+    dtype = inputs[1].dtype
+    grad = grad_log_prob.to(dtype).contiguous()
+    grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
+    grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
+    _C.gaussian_log_likelihood_bwd(
+        *constants,
+        grad.data_ptr(),
+        need_mean,
+        grad_mean.data_ptr(),
+        need_scale,
+        grad_scale.data_ptr(),
+    )
+    return grad_mean.to(mean.dtype), grad_scale.to(scale.dtype)
+
+
+def _adam_arguments(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+) -> tuple[Any, ...] | None:
+    """What both functions pass on; None where the kernels cannot work in place."""
+    dtype = rows.dtype
+    if (
+        dtype not in _BOTH
+        or exp_avg.dtype is not dtype
+        or exp_avg_sq.dtype is not dtype
+        or row_step.dtype is not _INT32
+        or clock.dtype is not _INT64
+        or history.dtype is not _FLOAT64
+        or not (
+            rows.is_contiguous()
+            and exp_avg.is_contiguous()
+            and exp_avg_sq.is_contiguous()
+            and row_step.is_contiguous()
+            and clock.is_contiguous()
+            and history.is_contiguous()
+        )
+    ):
+        return None
+    num_data, width = rows.shape
+    return (
+        dtype is _FLOAT64,
+        get_num_threads(),
+        num_data,
+        width,
+        rows.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        row_step.data_ptr(),
+        index.data_ptr(),
+        index.dtype is _INT64,
+        index.shape[0],
+        clock.data_ptr(),
+        history.data_ptr(),
+    )
+
+
+def row_adam_catch_up(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """`reference.row_adam_catch_up`."""
+    index = index.contiguous()
+    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    if arguments is None:
+        return NotImplemented
+    _C.row_adam_catch_up(*arguments, beta1, beta2, eps)
+    return None
+
+
+def row_adam_step(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    semantics: str,
+) -> None:
+    """`reference.row_adam_step`."""
+    index = index.contiguous()
+    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    if arguments is None:
+        return NotImplemented
+    grad, lr = grad.to(rows.dtype).contiguous(), lr.to(_FLOAT64)
+    _C.row_adam_step(
+        *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
+    )
+    return None
