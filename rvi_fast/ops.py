@@ -144,7 +144,8 @@ def _plain() -> bool:
 def _apply(function: type[Function], *args: Any) -> Any:
     # `Function.apply` inspects the signature of `forward` at every call, which takes longer than
     # the kernels need for a small batch, and only functorch makes use of it
-    return (super(Function, function) if _plain() else function).apply(*args)
+    owner: Any = super(Function, function) if _plain() else function
+    return owner.apply(*args)
 
 
 def _first_order(function: type[Function], *args: Any) -> Any:

@@ -112,7 +112,12 @@ class RowAdam(torch.optim.Optimizer):
         # the clock as the host knows it, so that nothing has to be read back from a GPU
         self._num_steps, self._flushed_at = 0, 0
         self._applied = self._constants()
+        # rows in forward passes that still await their backward, and rows that are in rows.grad
         self._forwarded: list[Tensor] = []
+        self._present: list[Tensor] = []
+        self._hook = None
+        if mode != "dense":
+            self._hook = rows.register_post_accumulate_grad_hook(self._after_backward)
         self.state[rows] = {
             "step": self._clock[0],
             "exp_avg": self._exp_avg,
@@ -132,6 +137,10 @@ class RowAdam(torch.optim.Optimizer):
         """The posterior calls it after a forward pass for rows `index` [B]."""
         if self.mode != "dense" and torch.is_grad_enabled():
             self._forwarded.append(index)
+
+    def _after_backward(self, _: Tensor) -> None:
+        self._present += self._forwarded
+        self._forwarded.clear()
 
     # also where the caller is in inference mode: what is made here is written to in training
     @torch.inference_mode(False)
@@ -218,7 +227,7 @@ class RowAdam(torch.optim.Optimizer):
             self.mode,
         )
         self._num_steps += 1
-        self._forwarded.clear()
+        self._present.clear()
         return loss
 
     def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,19 +235,25 @@ class RowAdam(torch.optim.Optimizer):
         if grad.is_sparse:
             grad = grad.coalesce()
             return grad.indices()[0], grad.values()
-        if (
-            self.mode == "dense" or not self._forwarded
-        ):  # a gradient that is not from a forward pass
+        if self.mode == "dense":
             return torch.arange(len(grad), device=grad.device), grad
         # a row that was in the batch is stepped even where its gradient happens to be zero
         touched = (grad != 0).any(-1)
-        touched[torch.cat(self._forwarded)] = True
+        for part in self._present:
+            touched[part] = True
         index = touched.nonzero()[:, 0]
         return index, grad[index]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As `torch.optim.Optimizer.zero_grad`."""
+        self._present.clear()
+        super().zero_grad(set_to_none)
 
     def detach(self) -> None:
         """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""
         self.flush()
+        if self._hook is not None:
+            self._hook.remove()
         if self.posterior._row_optimizer is self:
             self.posterior._row_optimizer = None
 
@@ -272,6 +287,8 @@ class RowAdam(torch.optim.Optimizer):
             raise ValueError(
                 f"weight_decay: expected decoupled decay, got coupled {group['weight_decay']}"
             )
+        if "betas" in group:
+            _check_betas(group["betas"], self.mode)
         own = self.state[self._table()]
         if entries is None:  # an optimiser that has not stepped
             entries = {name: torch.zeros_like(value) for name, value in own.items()}
@@ -296,6 +313,7 @@ class RowAdam(torch.optim.Optimizer):
 def _check_betas(betas: tuple[float, float], mode: str) -> None:
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
         raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
-    if mode == "dense" and betas[0] >= betas[1] ** 0.5:
-        # steps of a resting row would grow until eps stops them, and no window would hold them
-        raise ValueError(f"betas: expected beta1 < sqrt(beta2) in mode 'dense', got {betas!r}")
+    if mode == "dense" and betas[0] > betas[1]:
+        # the steps of a resting row go as (b1 / sqrt(b2))^j until sqrt(v) is down at eps, where the
+        # closed form fails; what is left then is a share of eps / |g| of the whole at most
+        raise ValueError(f"betas: expected beta1 <= beta2 in mode 'dense', got {betas!r}")

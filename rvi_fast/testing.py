@@ -270,7 +270,7 @@ class OpContract:
         self, function: str, case: Any, transform: Callable[[Tensor], Tensor] = torch.clone
     ) -> tuple[Any, ...]:
         """float32 arguments by position, as `torch.library.opcheck` takes them."""
-        inputs = _each_read(function, self.inputs(function, case, torch.float32), transform)
+        inputs = self._each_read(self.inputs(function, case, torch.float32), transform)
         return tuple(inputs[name] for name in _arguments(function))
 
     def compare(
@@ -312,6 +312,13 @@ class OpContract:
         inputs = self.inputs(function, case, dtype)
         return _each_tensor(inputs, lambda value: value.to(implementation.device))
 
+    def _each_read(self, inputs: Inputs, transform: Callable[[Tensor], Tensor]) -> Inputs:
+        # what one function of the op writes is the op's own table, and lies as the op made it
+        owned = {name for function in self.functions for name in _written(function)}
+        return _each_tensor(inputs, transform) | {
+            name: value for name, value in inputs.items() if name in owned
+        }
+
     def check(self, implementation: Implementation, function: str, inputs: Inputs) -> None:
         """Compares a call with the reference on contiguous copies of the inputs."""
         plain = _each_tensor(inputs, Tensor.contiguous)
@@ -348,7 +355,7 @@ class OpContract:
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
     ) -> None:
         inputs = self.prepared(implementation, function, case, dtype)
-        self.check(implementation, function, _each_read(function, inputs, strided))
+        self.check(implementation, function, self._each_read(inputs, strided))
 
     def test_expanded_tensors_are_read_as_such(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
@@ -358,7 +365,7 @@ class OpContract:
             return expanded(value) if wide and len(value) else value
 
         inputs = self.prepared(implementation, function, case, dtype)
-        self.check(implementation, function, _each_read(function, inputs, transform))
+        self.check(implementation, function, self._each_read(inputs, transform))
 
     def test_every_element_is_written(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
@@ -584,8 +591,3 @@ def _each_tensor(inputs: Inputs, transform: Callable[[Tensor], Tensor]) -> Input
         name: transform(value) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
     }
-
-
-def _each_read(function: str, inputs: Inputs, transform: Callable[[Tensor], Tensor]) -> Inputs:
-    written = {name: inputs[name] for name in _written(function)}
-    return _each_tensor(inputs, transform) | written
