@@ -9,7 +9,7 @@ namespace rvi {
 namespace RVI_PATH {
 
 constexpr int FORWARD_ROWS = 16;
-constexpr int BACKWARD_ROWS = 32;  // one bit each in a word
+constexpr int BACKWARD_ROWS = 64;  // one bit each in a word
 constexpr int PREFETCH_ROWS = 8;
 // latent dimensions held in registers at once, in vectors
 constexpr int CHUNK = 4;
@@ -55,37 +55,72 @@ inline const F* padded(const F* matrix, std::int64_t height, int width, std::int
   return copy;
 }
 
-// mean += sum of weights[k] relays[k] over the set bits, `VECTORS` vectors wide.
-template <class F, int VECTORS>
-RVI_INLINE void combine_chunk(const std::uint32_t* words, int size, const F* weights,
-                              const F* relays, std::int64_t stride, F* mean) {
-  constexpr int LANES = Simd<F>::LANES;
-  Vec<F> total[VECTORS];
-#pragma GCC unroll 8
-  for (int v = 0; v < VECTORS; ++v) total[v] = load<Vec<F>>(mean + v * LANES);
+// Writes which bits are set, in ascending order, and perhaps up to 16 entries more; returns how
+// many.
+RVI_INLINE int list_bits(const std::uint32_t* words, int size, std::uint32_t* list) {
+  int count = 0;
+#if defined(RVI_AVX512)
+  __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int k = 0; k < size; k += 16) {
+    const __mmask16 bits = (__mmask16)(words[k / 32] >> (k % 32));
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(bits, numbers));
+    count += __builtin_popcount(bits);
+    numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(16));
+  }
+#else
   for (int word = 0; word * 32 < size; ++word) {
     for (std::uint32_t bits = words[word]; bits != 0; bits &= bits - 1) {
-      const int k = word * 32 + __builtin_ctz(bits);
-      const Vec<F> weight = broadcast(weights[k]);
-      const F* relay = relays + k * stride;
+      list[count++] = word * 32 + __builtin_ctz(bits);
+    }
+  }
+#endif
+  return count;
+}
+
+// mean += sum of weights[k] relays[k] over the listed k, `VECTORS` vectors wide. Two sums at a
+// time, so that an addition need not wait for the one before.
+template <class F, int VECTORS>
+RVI_INLINE void combine_chunk(const std::uint32_t* list, int count, const F* weights,
+                              const F* relays, std::int64_t stride, F* mean) {
+  constexpr int LANES = Simd<F>::LANES;
+  Vec<F> even[VECTORS], odd[VECTORS] = {};
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) total[v] += weight * load<Vec<F>>(relay + v * LANES);
+  for (int v = 0; v < VECTORS; ++v) even[v] = load<Vec<F>>(mean + v * LANES);
+  int j = 0;
+  for (; j + 2 <= count; j += 2) {
+    const std::int64_t k = list[j], next = list[j + 1];
+    const Vec<F> weight = broadcast(weights[k]), next_weight = broadcast(weights[next]);
+    const F* relay = relays + k * stride;
+    const F* next_relay = relays + next * stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) {
+      even[v] += weight * load<Vec<F>>(relay + v * LANES);
+      odd[v] += next_weight * load<Vec<F>>(next_relay + v * LANES);
+    }
+  }
+  if (j < count) {
+    const std::int64_t k = list[j];
+    const Vec<F> weight = broadcast(weights[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) {
+      even[v] += weight * load<Vec<F>>(relays + k * stride + v * LANES);
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < VECTORS; ++v) store(mean + v * LANES, total[v]);
+  for (int v = 0; v < VECTORS; ++v) store(mean + v * LANES, even[v] + odd[v]);
 }
 
 template <class F>
 inline void combine(const std::uint32_t* words, int size, const F* weights, const F* relays,
-                    std::int64_t stride, F* mean) {
+                    std::int64_t stride, std::uint32_t* list, F* mean) {
   constexpr int LANES = Simd<F>::LANES;
+  const int count = list_bits(words, size, list);
   std::int64_t t = 0;
   for (; t + CHUNK * LANES <= stride; t += CHUNK * LANES) {
-    combine_chunk<F, CHUNK>(words, size, weights, relays + t, stride, mean + t);
+    combine_chunk<F, CHUNK>(list, count, weights, relays + t, stride, mean + t);
   }
   for (; t < stride; t += LANES) {
-    combine_chunk<F, 1>(words, size, weights, relays + t, stride, mean + t);
+    combine_chunk<F, 1>(list, count, weights, relays + t, stride, mean + t);
   }
 }
 
@@ -139,9 +174,10 @@ struct Batch {
   int weights_width;    // of one row's mixture weights
 
   // Means of a block whose bits are known: mean [count, stride]. Mixture weights go to `weights`
-  // [count, weights_width], otherwise the coefficients in the rows are the weights.
+  // [count, weights_width], otherwise the coefficients in the rows are the weights. `list` has
+  // room for K + 16 numbers.
   void means(const F* const* block, int count, const std::uint32_t* bits, F* weights,
-             F* mean) const {
+             std::uint32_t* list, F* mean) const {
     constexpr int LANES = Simd<F>::LANES;
     for (int i = 0; i < count; ++i) {
       const F* deviation = block[i] + layout.deviation_offset;
@@ -161,7 +197,7 @@ struct Batch {
           mixture_weights(words, size, weight, own);
           weight = own;
         }
-        combine(words, size, weight, part, stride, mean + i * stride);
+        combine(words, size, weight, part, stride, list, mean + i * stride);
       }
     }
     // an infinite weight times the zeros of the padding is NaN
@@ -191,13 +227,14 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
   const std::int64_t size = call.index.size;
 
   auto work = [&](std::int64_t first_block, std::int64_t last_block) {
-    Scratch mean_memory, weights_memory, noise_memory, keys_memory, starts_memory;
+    Scratch mean_memory, weights_memory, noise_memory, keys_memory, starts_memory, list_memory;
+    std::uint32_t* list = list_memory.make<std::uint32_t>(layout.num_relays + 16);
     F* mean = mean_memory.make<F>(FORWARD_ROWS * stride);
     const bool mixture = layout.form == Form::mixture;
     F* weights = weights_memory.make<F>(mixture ? FORWARD_ROWS * batch.weights_width : 0);
     F* noise_buffer = noise_memory.make<F>(round_up(latent_dim, NORMALS));
     using Int = typename Simd<F>::Int;
-    Int* keys = keys_memory.make<Int>(layout.deviation_offset + LANES);
+    Int* keys = keys_memory.make<Int>(SELECT_ROWS * (layout.deviation_offset + LANES));
     Int* starts = starts_memory.make<Int>((std::int64_t)layout.groups.size());
     for (std::size_t g = 0; g < layout.groups.size(); ++g) starts[g] = Simd<F>::INFINITY_KEY / 2;
     const std::int64_t end = last_block * FORWARD_ROWS < size ? last_block * FORWARD_ROWS : size;
@@ -220,12 +257,17 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
           prefetch_row(batch.rows + call.index[begin + i + PREFETCH_ROWS] * layout.width,
                        layout.width);
         }
+        if (i % SELECT_ROWS != 0) continue;
+        const int together = count - i < SELECT_ROWS ? count - i : SELECT_ROWS;
         for (std::size_t g = 0; g < layout.groups.size(); ++g) {
-          select(block[i] + layout.group_offsets[g], layout.groups[g], layout.kept[g], starts[g],
-                 keys, bits + (std::int64_t)i * layout.num_words + layout.word_offsets[g]);
+          const F* rows[SELECT_ROWS];
+          for (int r = 0; r < together; ++r) rows[r] = block[i + r] + layout.group_offsets[g];
+          select(rows, together, layout.groups[g], layout.kept[g], starts[g], keys,
+                 bits + (std::int64_t)i * layout.num_words + layout.word_offsets[g],
+                 layout.num_words);
         }
       }
-      batch.means(block, count, bits, weights, mean);
+      batch.means(block, count, bits, weights, list, mean);
       for (int i = 0; i < count; ++i) {
         const F* row_mean = mean + i * stride;
         const F* row_log_std = block[i] + layout.log_std_offset;
@@ -260,12 +302,16 @@ inline const F* transposed_relays(const Batch<F>& batch, Scratch& memory) {
   F* result = memory.make<F>(elements);
   std::memset(result, 0, elements * sizeof(F));
   for (std::size_t g = 0; g < layout.groups.size(); ++g) {
-    for (int k = 0; k < layout.groups[g]; ++k) {
+    // four at a time, which is the alignment of a group within a row
+    for (int k = 0; k < layout.groups[g]; k += 4) {
       const int position = layout.group_offsets[g] + k;
+      const int left = layout.groups[g] - k, count = left < 4 ? left : 4;
       const F* relay = batch.relays + (layout.relay_offsets[g] + k) * batch.stride;
       F* column = result + (std::int64_t)(position / PANEL) * layout.latent_dim * PANEL;
       column += position % PANEL;
-      for (int t = 0; t < layout.latent_dim; ++t) column[(std::int64_t)t * PANEL] = relay[t];
+      for (int t = 0; t < layout.latent_dim; ++t) {
+        for (int c = 0; c < count; ++c) column[t * PANEL + c] = relay[c * batch.stride + t];
+      }
     }
   }
   return result;
@@ -365,14 +411,14 @@ inline void transpose_bits(std::uint32_t* words) {
 
 // total += sum of weights[i][position] grad_mean[i] over the rows i whose bit is set.
 template <class F, int VECTORS>
-RVI_INLINE void add_relay_gradient(std::uint32_t rows, const F* const* weights, int position,
+RVI_INLINE void add_relay_gradient(std::uint64_t rows, const F* const* weights, int position,
                                    const F* grad_mean, std::int64_t stride, F* total) {
   constexpr int LANES = Simd<F>::LANES;
   Vec<F> own[VECTORS];
 #pragma GCC unroll 8
   for (int v = 0; v < VECTORS; ++v) own[v] = load<Vec<F>>(total + v * LANES);
   for (; rows != 0; rows &= rows - 1) {
-    const int i = __builtin_ctz(rows);
+    const int i = __builtin_ctzll(rows);
     const Vec<F> weight = broadcast(weights[i][position]);
     const F* grad = grad_mean + i * stride;
 #pragma GCC unroll 8
@@ -391,21 +437,24 @@ inline void add_relay_gradients(const Batch<F>& batch, const std::uint32_t* bits
   const std::int64_t stride = batch.stride;
   for (std::size_t g = 0; g < layout.groups.size(); ++g) {
     for (int word = 0; word * 32 < layout.groups[g]; ++word) {
-      std::uint32_t rows[32] = {};
+      std::uint32_t halves[2][32] = {};
       const std::uint32_t* column = bits + layout.word_offsets[g] + word;
-      for (int i = 0; i < count; ++i) rows[i] = column[(std::int64_t)i * layout.num_words];
-      transpose_bits(rows);
+      for (int i = 0; i < count; ++i) {
+        halves[i / 32][i % 32] = column[(std::int64_t)i * layout.num_words];
+      }
+      transpose_bits(halves[0]);
+      if (count > 32) transpose_bits(halves[1]);
       const int left = layout.groups[g] - word * 32, last = left < 32 ? left : 32;
       for (int c = 0; c < last; ++c) {
         const int k = word * 32 + c, position = layout.group_offsets[g] + k;
+        const std::uint64_t rows = halves[0][c] | (std::uint64_t)halves[1][c] << 32;
         F* total = totals + (layout.relay_offsets[g] + k) * stride;
         std::int64_t t = 0;
         for (; t + CHUNK * LANES <= stride; t += CHUNK * LANES) {
-          add_relay_gradient<F, CHUNK>(rows[c], weights, position, grad_mean + t, stride,
-                                       total + t);
+          add_relay_gradient<F, CHUNK>(rows, weights, position, grad_mean + t, stride, total + t);
         }
         for (; t < stride; t += LANES) {
-          add_relay_gradient<F, 1>(rows[c], weights, position, grad_mean + t, stride, total + t);
+          add_relay_gradient<F, 1>(rows, weights, position, grad_mean + t, stride, total + t);
         }
       }
     }
@@ -444,15 +493,18 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
   const std::int64_t num_pieces = (size + piece_rows - 1) / piece_rows;
   const std::int64_t piece_size = layout.num_relays * stride;
   F* pieces = nullptr;
+  const bool in_place = num_pieces <= 1 && stride == latent_dim;
   if (grad_relays) {
-    pieces = pieces_memory.make<F>(num_pieces * piece_size);
+    pieces = in_place ? grad_relays : pieces_memory.make<F>(num_pieces * piece_size);
+    if (in_place && size == 0) std::memset(grad_relays, 0, piece_size * sizeof(F));
     std::memset(pieces, 0, num_pieces * piece_size * sizeof(F));
   }
 
   auto work = [&](std::int64_t first_piece, std::int64_t last_piece) {
     const int mark_words = (layout.deviation_offset + 31) / 32 + 1;
     const bool mixture = layout.form == Form::mixture;
-    Scratch grad_memory, weights_memory, noise_memory, sum_memory, marks_memory;
+    Scratch grad_memory, weights_memory, noise_memory, sum_memory, marks_memory, list_memory;
+    std::uint32_t* list = list_memory.make<std::uint32_t>(layout.num_relays + 16);
     F* grad_mean = grad_memory.make<F>(BACKWARD_ROWS * stride);
     std::memset(grad_mean, 0, BACKWARD_ROWS * stride * sizeof(F));
     F* weights = weights_memory.make<F>(mixture ? BACKWARD_ROWS * batch.weights_width : 0);
@@ -474,7 +526,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
           block[i] = batch.rows + numbers[i] * layout.width;
           weight_rows[i] = mixture ? weights + (std::int64_t)i * batch.weights_width : block[i];
         }
-        batch.means(block, count, bits, weights, grad_mean);
+        batch.means(block, count, bits, weights, list, grad_mean);
 
         for (int i = 0; i < count; ++i) {
           if (begin + BACKWARD_ROWS + i < end) {
@@ -556,7 +608,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
   };
   parallel(num_pieces, threads, work);
 
-  if (!grad_relays) return;
+  if (!grad_relays || in_place) return;
   for (std::int64_t k = 0; k < layout.num_relays; ++k) {
     for (int t = 0; t < latent_dim; t += LANES) {
       Vec<F> total = {};

@@ -4,16 +4,14 @@
 // above infinity, whatever its bits. Bisection finds a threshold with count(key >= threshold) =
 // kept and stops as soon as one is met; where ties make that impossible it ends at the largest
 // threshold with count(key >= threshold) > kept, and the ties there are taken from the lowest
-// index up. The answer does not depend on where the bisection starts, so it starts at the
-// threshold of the row before, which is near where rows are alike.
+// index up. The answer does not depend on where the bisection starts, so it starts around the
+// threshold of the row before, which is near where rows are alike. Several rows go in lockstep: a
+// count takes long to arrive and little to do.
 
 namespace rvi {
 namespace RVI_PATH {
 
-template <class F, int VECTORS>
-struct Keys {
-  IntVec<F> vec[VECTORS];
-};
+constexpr int SELECT_ROWS = 4;
 
 template <class F>
 RVI_INLINE IntVec<F> keys_of(Vec<F> value) {
@@ -31,100 +29,41 @@ RVI_INLINE IntVec<F> load_keys(const F* coefficients, int first, int size) {
   return key | ~lanes_of<F>((1u << (size - first)) - 1);
 }
 
-// Counts and marks with the keys in registers (VECTORS > 0) or in memory (VECTORS = 0).
+// count(key >= threshold) over VECTORS vectors, or `vectors` of them where VECTORS is 0.
 template <class F, int VECTORS>
-struct KeySet {
-  using Int = typename Simd<F>::Int;
-  static constexpr int LANES = Simd<F>::LANES;
-  Keys<F, VECTORS> keys;
-
-  RVI_INLINE KeySet(const F* coefficients, int size, Int*) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) keys.vec[v] = load_keys(coefficients, v * LANES, size);
-  }
-  RVI_INLINE int vectors() const { return VECTORS; }
-  RVI_INLINE IntVec<F> vec(int v) const { return keys.vec[v]; }
-  RVI_INLINE int count(Int threshold) const {
+RVI_INLINE int count_at_least(const typename Simd<F>::Int* keys, int vectors,
+                              typename Simd<F>::Int threshold) {
+  constexpr int LANES = Simd<F>::LANES;
+  if constexpr (VECTORS > 0 && VECTOR_BYTES > 16) {
     int total = 0;
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) total += __builtin_popcount(at_least<F>(vec(v), threshold));
-    return total;
-  }
-};
-
-template <class F>
-struct KeySet<F, 0> {
-  using Int = typename Simd<F>::Int;
-  static constexpr int LANES = Simd<F>::LANES;
-  const Int* keys;
-  int number;
-
-  RVI_INLINE KeySet(const F* coefficients, int size, Int* scratch)
-      : keys(scratch), number((size + LANES - 1) / LANES) {
-    for (int v = 0; v < number; ++v) {
-      store(scratch + v * LANES, load_keys(coefficients, v * LANES, size));
+    for (int v = 0; v < VECTORS; ++v) {
+      total += __builtin_popcount(at_least<F>(load<IntVec<F>>(keys + v * LANES), threshold));
     }
-  }
-  RVI_INLINE int vectors() const { return number; }
-  RVI_INLINE IntVec<F> vec(int v) const { return load<IntVec<F>>(keys + v * LANES); }
-  RVI_INLINE int count(Int threshold) const {
+    return total;
+  } else {
     IntVec<F> total = {};
-    for (int v = 0; v < number; ++v) total -= vec(v) >= threshold;
+    const int number = VECTORS > 0 ? VECTORS : vectors;
+    for (int v = 0; v < number; ++v) total -= load<IntVec<F>>(keys + v * LANES) >= threshold;
     int result = 0;
     for (int lane = 0; lane < LANES; ++lane) result += (int)total[lane];
     return result;
   }
-};
+}
 
-// Writes the bits of the kept ones, and the threshold to `start`.
-template <class F, int VECTORS>
-inline void select_in(const F* coefficients, int size, int kept, typename Simd<F>::Int& start,
-                      typename Simd<F>::Int* scratch, std::uint32_t* words) {
-  using S = Simd<F>;
-  using Int = typename S::Int;
-  constexpr int LANES = S::LANES;
-  const KeySet<F, VECTORS> keys(coefficients, size, scratch);
-
-  // count(low) > kept or low is the least key, count(high) < kept
-  Int low = 0, high = S::INFINITY_KEY + 2;
-  Int threshold = start;
-  // a quarter of a power of two at first, doubled until the threshold lies between low and high
-  Int stride = (Int)1 << (S::MANTISSA_BITS - 3);
-  bool upwards = false, downwards = false, exact = false;
-  while (high - low > 1) {
-    int count = keys.count(threshold);
-    if (count == kept) {
-      exact = true;
-      break;
-    }
-    if (count > kept) {
-      low = threshold;
-      upwards = true;
-    } else {
-      high = threshold;
-      downwards = true;
-    }
-    if (upwards && downwards) {
-      threshold = low + (high - low) / 2;
-    } else {
-      Int room = upwards ? high - 1 - low : high - low - 1;
-      if (stride > room) stride = room;
-      if (stride == 0) break;
-      threshold = upwards ? low + stride : high - stride;
-      stride = stride > S::INFINITY_KEY / 4 ? S::INFINITY_KEY : stride * 4;
-    }
-  }
-  if (!exact) threshold = low;
-  start = threshold > 0 ? threshold : 1;
-
-  int ties = 0;  // how many to take of those at the threshold
-  if (!exact) ties = kept - keys.count(threshold + 1);
+// Writes the bits of the kept ones: those at or above the threshold if that is `exact`, otherwise
+// the `above` ones above it and the first of those at it.
+template <class F>
+RVI_INLINE void mark(const typename Simd<F>::Int* keys, int vectors, int size, int kept, int above,
+                     typename Simd<F>::Int threshold, bool exact, std::uint32_t* words) {
+  constexpr int LANES = Simd<F>::LANES;
   for (int word = 0; word * 32 < size; ++word) words[word] = 0;
-  const int vectors = keys.vectors();
+  int ties = exact ? 0 : kept - above;  // how many to take of those at the threshold
   for (int v = 0; v < vectors; ++v) {
-    unsigned marks = at_least<F>(keys.vec(v), exact ? threshold : threshold + 1);
+    const IntVec<F> key = load<IntVec<F>>(keys + v * LANES);
+    unsigned marks = at_least<F>(key, exact ? threshold : threshold + 1);
     if (ties > 0) {
-      unsigned at = at_least<F>(keys.vec(v), threshold) & ~marks;
+      unsigned at = at_least<F>(key, threshold) & ~marks;
       for (; at != 0 && ties > 0; --ties) {
         marks |= at & -at;
         at &= at - 1;
@@ -134,21 +73,88 @@ inline void select_in(const F* coefficients, int size, int kept, typename Simd<F
   }
 }
 
-// `scratch` has room for `size` keys and a vector more.
+// Up to SELECT_ROWS rows of one group. Leaves the last threshold in `start`.
+template <class F, int VECTORS>
+inline void select_rows(const F* const* rows, int count, int size, int kept,
+                        typename Simd<F>::Int& start, typename Simd<F>::Int* scratch,
+                        std::uint32_t* words, std::int64_t words_stride) {
+  using S = Simd<F>;
+  using Int = typename S::Int;
+  constexpr int LANES = S::LANES;
+  const int vectors = (size + LANES - 1) / LANES;
+  const Int* keys[SELECT_ROWS];
+  for (int r = 0; r < SELECT_ROWS; ++r) {
+    // rows that are not there repeat the first
+    keys[r] = scratch + (r < count ? (std::int64_t)r * vectors * LANES : 0);
+    if (r >= count) continue;
+    for (int v = 0; v < vectors; ++v) {
+      store(scratch + ((std::int64_t)r * vectors + v) * LANES, load_keys(rows[r], v * LANES, size));
+    }
+  }
+
+  // number = count(low) >= kept, count(high) < kept; a quarter of a power of two around the start
+  // where that holds, all there is otherwise
+  const Int reach = (Int)1 << (S::MANTISSA_BITS - 2), end = S::INFINITY_KEY + 2;
+  const Int near_low = start > reach ? start - reach : 0;
+  const Int near_high = start < end - reach ? start + reach : end;
+  Int low[SELECT_ROWS], high[SELECT_ROWS];
+  int number[SELECT_ROWS];
+#pragma GCC unroll 4
+  for (int r = 0; r < SELECT_ROWS; ++r) {
+    const int at_low = count_at_least<F, VECTORS>(keys[r], vectors, near_low);
+    const int at_high = count_at_least<F, VECTORS>(keys[r], vectors, near_high);
+    low[r] = at_low >= kept ? near_low : 0;
+    number[r] = at_low >= kept ? at_low : size;
+    high[r] = at_low < kept ? near_low : at_high < kept ? near_high : end;
+    if (at_high >= kept) {
+      low[r] = near_high;
+      number[r] = at_high;
+    }
+  }
+  for (;;) {
+    bool searching = false;
+#pragma GCC unroll 4
+    for (int r = 0; r < SELECT_ROWS; ++r) {
+      searching |= (number[r] != kept) & (high[r] - low[r] > 1);
+    }
+    if (!searching) break;
+#pragma GCC unroll 4
+    for (int r = 0; r < SELECT_ROWS; ++r) {  // for a row that is done this changes nothing
+      const Int middle = low[r] + (high[r] - low[r]) / 2;
+      const int found = count_at_least<F, VECTORS>(keys[r], vectors, middle);
+      const bool enough = found >= kept;
+      low[r] = enough ? middle : low[r];
+      number[r] = enough ? found : number[r];
+      high[r] = enough ? high[r] : middle;
+    }
+  }
+  for (int r = 0; r < count; ++r) {
+    const bool exact = number[r] == kept;
+    const int above = exact ? 0 : count_at_least<F, 0>(keys[r], vectors, low[r] + 1);
+    mark<F>(keys[r], vectors, size, kept, above, low[r], exact, words + r * words_stride);
+  }
+  start = low[count - 1];
+}
+
+// Bits of the kept coefficients of `count` rows of one group; `scratch` has room for SELECT_ROWS
+// times `size` keys and a vector more for each.
 template <class F>
-inline void select(const F* coefficients, int size, int kept, typename Simd<F>::Int& start,
-                   typename Simd<F>::Int* scratch, std::uint32_t* words) {
+inline void select(const F* const* rows, int count, int size, int kept,
+                   typename Simd<F>::Int& start, typename Simd<F>::Int* scratch,
+                   std::uint32_t* words, std::int64_t words_stride) {
   if (kept == size) {
-    for (int word = 0; word * 32 < size; ++word) {
-      int left = size - word * 32;
-      words[word] = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1;
+    for (int r = 0; r < count; ++r) {
+      for (int word = 0; word * 32 < size; ++word) {
+        const int left = size - word * 32;
+        words[r * words_stride + word] = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1;
+      }
     }
     return;
   }
   switch ((size + Simd<F>::LANES - 1) / Simd<F>::LANES) {
 #define RVI_CASE(VECTORS) \
   case VECTORS:           \
-    return select_in<F, VECTORS>(coefficients, size, kept, start, scratch, words);
+    return select_rows<F, VECTORS>(rows, count, size, kept, start, scratch, words, words_stride);
     RVI_CASE(1)
     RVI_CASE(2)
     RVI_CASE(3)
@@ -159,7 +165,7 @@ inline void select(const F* coefficients, int size, int kept, typename Simd<F>::
     RVI_CASE(8)
 #undef RVI_CASE
     default:
-      return select_in<F, 0>(coefficients, size, kept, start, scratch, words);
+      return select_rows<F, 0>(rows, count, size, kept, start, scratch, words, words_stride);
   }
 }
 
