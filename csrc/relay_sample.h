@@ -10,7 +10,6 @@ namespace RVI_PATH {
 
 constexpr int FORWARD_ROWS = 16;
 constexpr int BACKWARD_ROWS = 64;  // one bit each in a word
-constexpr int PREFETCH_ROWS = 8;
 // latent dimensions held in registers at once, in vectors
 constexpr int CHUNK = 4;
 // tile of the dense products <grad_mean, R_k>: rows and vectors of k
@@ -238,7 +237,7 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
     Int* starts = starts_memory.make<Int>((std::int64_t)layout.groups.size());
     for (std::size_t g = 0; g < layout.groups.size(); ++g) starts[g] = Simd<F>::INFINITY_KEY / 2;
     const std::int64_t end = last_block * FORWARD_ROWS < size ? last_block * FORWARD_ROWS : size;
-    for (std::int64_t i = first_block * FORWARD_ROWS, n = 0; i < end && n < PREFETCH_ROWS;
+    for (std::int64_t i = first_block * FORWARD_ROWS, n = 0; i < end && n < FORWARD_ROWS;
          ++i, ++n) {
       prefetch_row(batch.rows + call.index[i] * layout.width, layout.width);
     }
@@ -252,12 +251,7 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
         numbers[i] = call.index[begin + i];
         block[i] = batch.rows + numbers[i] * layout.width;
       }
-      for (int i = 0; i < count; ++i) {
-        if (begin + i + PREFETCH_ROWS < end) {
-          prefetch_row(batch.rows + call.index[begin + i + PREFETCH_ROWS] * layout.width,
-                       layout.width);
-        }
-        if (i % SELECT_ROWS != 0) continue;
+      for (int i = 0; i < count; i += SELECT_ROWS) {
         const int together = count - i < SELECT_ROWS ? count - i : SELECT_ROWS;
         for (std::size_t g = 0; g < layout.groups.size(); ++g) {
           const F* rows[SELECT_ROWS];
@@ -269,6 +263,10 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
       }
       batch.means(block, count, bits, weights, list, mean);
       for (int i = 0; i < count; ++i) {
+        if (begin + FORWARD_ROWS + i < end) {
+          prefetch_row(batch.rows + call.index[begin + FORWARD_ROWS + i] * layout.width,
+                       layout.width);
+        }
         const F* row_mean = mean + i * stride;
         const F* row_log_std = block[i] + layout.log_std_offset;
         Vec<F> total = {};

@@ -120,7 +120,7 @@ inline void select_rows(const F* const* rows, int count, int size, int kept,
     if (!searching) break;
 #pragma GCC unroll 4
     for (int r = 0; r < SELECT_ROWS; ++r) {  // for a row that is done this changes nothing
-      const Int middle = low[r] + (high[r] - low[r]) / 2;
+      const Int middle = low[r] + ((high[r] - low[r]) >> 1);
       const int found = count_at_least<F, VECTORS>(keys[r], vectors, middle);
       const bool enough = found >= kept;
       low[r] = enough ? middle : low[r];

@@ -172,13 +172,14 @@ class _RelaySample(Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl, _):
-        rows, _relays, index, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        rows, index = saved[0], saved[2]
         need_rows, need_relays = ctx.needs_input_grad[:2]
         grad_batch, grad_relays = _first_order(
             _RelaySampleBackward,
             grad_z,
             grad_kl,
-            *ctx.saved_tensors,
+            *saved,
             ctx.groups,
             ctx.kept,
             ctx.form,
