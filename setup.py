@@ -15,7 +15,15 @@ if MODE not in ("auto", "require", "off"):
     sys.exit(f"RVI_FAST_CPP: expected auto, require or off, got {MODE!r}")
 SOURCES = ("bindings", "cpu_portable", "cpu_avx2", "cpu_avx512")
 # not -ffast-math: NaN marks what is missing
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-O3",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]
 
 
 class BuildKernels(build_ext):

@@ -162,6 +162,7 @@ def _likelihood_inputs(
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
     x, mean, scale = x.contiguous(), mean.contiguous(), scale.to(dtype).contiguous()
     num_samples, batch, num_features = mean.shape
+    mask = None if mask is None else mask.contiguous()
     constants = (
         dtype is _FLOAT64,
         get_num_threads(),
@@ -174,12 +175,8 @@ def _likelihood_inputs(
         x.data_ptr(),
         mean.data_ptr(),
         scale.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
     )
-    if mask is not None:
-        mask = mask.contiguous()
-        constants = (*constants, mask.data_ptr())
-    else:
-        constants = (*constants, 0)
     return x, mean, scale, mask, constants
 
 

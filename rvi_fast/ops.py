@@ -153,7 +153,9 @@ def _plain() -> bool:
 def _apply(function: type[Function], *args: Any) -> Any:
     # `Function.apply` inspects the signature of `forward` at every call, which takes longer than
     # the kernels need for a small batch, and only functorch makes use of it
-    return (super(Function, function) if _plain() else function).apply(*args)
+    if _plain():
+        return super(Function, function).apply(*args)  # type: ignore[misc]
+    return function.apply(*args)
 
 
 def _first_order(function: type[Function], *args: Any) -> Any:
@@ -279,7 +281,11 @@ class _GaussianLogLikelihood(Function):
         x = ctx.saved_tensors[0]
         need_x, need_mean, need_scale, _ = ctx.needs_input_grad
         grad_mean, grad_scale = _first_order(
-            _GaussianLogLikelihoodBackward, grad, *ctx.saved_tensors, need_x or need_mean, need_scale
+            _GaussianLogLikelihoodBackward,
+            grad,
+            *ctx.saved_tensors,
+            need_x or need_mean,
+            need_scale,
         )
         return (
             -grad_mean.sum(0).to(x.dtype) if need_x else None,

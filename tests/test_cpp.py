@@ -514,9 +514,7 @@ def everything(num_threads, threads):
         cpp.row_adam_catch_up(*tables, index.repeat(2), *tail, 0.9, 0.999, 1e-8)
         grad = torch.randn(batch, 8, generator=generator)
         lr = torch.tensor(0.01, dtype=torch.float64)
-        cpp.row_adam_step(
-            *tables, index, grad, *tail, lr, 0.9, 0.999, 1e-8, 0.0, "dense"
-        )
+        cpp.row_adam_step(*tables, index, grad, *tail, lr, 0.9, 0.999, 1e-8, 0.0, "dense")
     return results + list(state.values())
 
 
