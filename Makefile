@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test check bench gpu format clean
+.PHONY: demo test check bench sanitize gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -22,6 +22,21 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN) pytest bench/ --write-results
+
+# the C++ part built with AddressSanitizer and UBSan, in a copy of its own, and its tests run on it;
+# left out are those that start processes or need the ordinary build
+SANITIZED := build/sanitized
+sanitize: $(INSTALLED)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -rL rvi_fast $(SANITIZED)/rvi_fast && rm -f $(SANITIZED)/rvi_fast/_C*.so
+	RVI_FAST_CPP=require RVI_FAST_CXXFLAGS="-O1 -g -fno-omit-frame-pointer \
+	    -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	    $(VENV)/bin/python setup.py -q build_ext -b $(SANITIZED) -t $(SANITIZED)/objects
+	PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) \
+	    $$(gcc -print-file-name=libstdc++.so)" \
+	    $(RUN) pytest -q -p no:cacheprovider -c /dev/null --rootdir=tests tests/test_cpp.py \
+	    -k "not fork and not environment and not stale and not missing and not gradcheck"
 
 # everything a GPU is needed for; from a checkout, without a virtual environment or a network
 gpu:
