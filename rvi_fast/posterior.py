@@ -274,6 +274,11 @@ class RelayPosterior(nn.Module):
         if self._row_optimizer is not None:
             self._row_optimizer.before_read(index)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
+        # moved or converted rows can no longer be caught up: the moments stay where they are
+        self._before_read(None)
+        return super()._apply(*args, **kwargs)
+
     # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
 
     def __getstate__(self) -> dict[str, Any]:

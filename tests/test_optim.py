@@ -165,6 +165,18 @@ def test_functional_call_leaves_both_tables_alone():
     assert torch.equal(posterior.mean(), twin.mean())
 
 
+def test_rows_are_up_to_date_before_they_are_converted_and_a_new_optimizer_takes_them():
+    posterior, twin = make_posterior(), make_posterior()
+    for each in (posterior, twin):
+        optimizer = RowAdam(each)
+        for step in range(5):
+            training_step(each, optimizer, step)
+    posterior.to(torch.float64)
+    optimizer.flush()
+    assert torch.equal(posterior.rows, twin.rows.double())
+    training_step(posterior, RowAdam(posterior), 5)
+
+
 def test_table_of_another_dtype_than_the_moments_is_named():
     posterior = make_posterior()
     optimizer = RowAdam(posterior)
