@@ -181,7 +181,7 @@ class RowAdam(torch.optim.Optimizer):
     def _start_history(self, num_steps: int) -> None:
         self._flushed_at = num_steps
         self._clock[1] = num_steps
-        self._history = torch.zeros_like(self._history[:_HISTORY])
+        self._history.zero_()
 
     def _constants(self) -> tuple[float, float, float]:
         group = self.param_groups[0]
@@ -194,24 +194,31 @@ class RowAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.posterior._row_optimizer is not self:
-            raise RuntimeError("RowAdam: another RowAdam has taken over this posterior's rows")
-        rows, group = self._table(), self.param_groups[0]
-        if rows.grad is None:
-            return loss
+        self._check_owner()
+        if self._rows.grad is not None:
+            self.step_batch(*self._touched(self._rows.grad))
+        return loss
+
+    @torch.no_grad()
+    def step_batch(self, index: Tensor, grad: Tensor) -> None:
+        """One step from the gradients of some rows, for loops that do without `rows.grad`.
+
+        Args:
+            index: rows [B], each once.
+            grad: gradients [B, W].
+        """
+        self._check_owner()
+        rows, weight_decay = self._table(), self.param_groups[0]["weight_decay"]
         if self._applied != self._constants():  # the closed form holds for constant betas and eps
-            _check_betas(group["betas"], self.mode)
+            _check_betas(self.param_groups[0]["betas"], self.mode)
             self.flush()
             self._applied = self._constants()
-        index, grad = self._touched(rows.grad)
         used = self._num_steps - self._flushed_at + 2
         if self.mode == "dense" and used > len(self._history):
             self._history = torch.cat((self._history, torch.zeros_like(self._history)))
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            self._lr.copy_(lr)
-        else:
-            self._lr.fill_(lr)
+        captured = rows.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not captured:  # a graph would keep the learning rate of its capture
+            self._set_lr()
         ops.row_adam_step(
             rows,
             self._exp_avg,
@@ -223,12 +230,33 @@ class RowAdam(torch.optim.Optimizer):
             self._history,
             self._lr,
             *self._applied,
-            group["weight_decay"],
+            weight_decay,
             self.mode,
         )
-        self._num_steps += 1
+        self._num_steps += not captured
         self._present.clear()
-        return loss
+
+    def reserve(self, num_steps: int) -> None:
+        """Makes room for that many steps between two flushes: a CUDA graph needs it beforehand."""
+        missing = num_steps + 2 - len(self._history)
+        if self.mode == "dense" and missing > 0:
+            self._history = torch.cat((self._history, self._history.new_zeros((missing, 3))))
+
+    def before_replay(self) -> None:
+        """To be called before a CUDA graph that holds one `step_batch` is replayed."""
+        self._set_lr()
+        self._num_steps += 1
+
+    def _set_lr(self) -> None:
+        lr = self.param_groups[0]["lr"]
+        if isinstance(lr, Tensor):
+            self._lr.copy_(lr)
+        else:
+            self._lr.fill_(lr)
+
+    def _check_owner(self) -> None:
+        if self.posterior._row_optimizer is not self:
+            raise RuntimeError("RowAdam: another RowAdam has taken over this posterior's rows")
 
     def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The rows to step, each once, and their gradients."""

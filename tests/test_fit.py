@@ -25,7 +25,7 @@ from rvi_fast.training import (
     load_checkpoint,
 )
 from rvi_fast.training.checkpoints import read_metrics
-from rvi_fast.training.fit import _NOISE, _ORDER, stream
+from rvi_fast.training.run import NOISE, ORDER, stream
 
 N, D = 60, 6
 # numbers that float16 holds, so that every dtype holds the same
@@ -73,8 +73,8 @@ def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed):
     adam.add_param_group({"params": others})
     losses = []
     for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(stream(seed, _ORDER, epoch))
-        noise = torch.tensor([stream(seed, _NOISE, epoch)])
+        generator = torch.Generator().manual_seed(stream(seed, ORDER, epoch))
+        noise = torch.tensor([stream(seed, NOISE, epoch)])
         for index in torch.randperm(N, generator=generator).split(16):
             z, kl = reference.relay_sample(
                 posterior.rows, posterior.relays, index, noise, layout=posterior.layout

@@ -7,9 +7,10 @@ from .checkpoints import (
     RunDirectoryInUse,
     load_checkpoint,
 )
-from .fit import EarlyStopping, History, fit, load
+from .fit import EarlyStopping, fit, load
 from .impute import impute
 from .infer import infer
+from .run import History
 
 __all__ = [
     "Checkpoint",

@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel
+from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .fit import device_of, stream
 from .inputs import prepare
+from .run import device_of, stream
+from .step import decoder_step
 
 # rows optimised together if not told otherwise
 _BATCH = 4096
@@ -65,33 +67,39 @@ def infer(
     device, num_data = device_of(model), len(inputs.x)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
-    sparse, posterior.sparse = posterior.sparse, True
     with torch.no_grad():
         posterior.rows.copy_(model.posterior.mean_row().expand_as(posterior.rows))
 
     layout = posterior.layout
+    constants = (layout.groups, layout.kept, layout.form)
+    rows, relays = posterior.rows.data, posterior.relays.data
     optimizer = RowAdam(posterior, lr=lr, mode="row")
     batches = torch.arange(num_data, device=device).split(size)
     with (
         _frozen(model.decoder, model.likelihood),
-        torch.enable_grad(),
+        torch.no_grad(),
         tqdm(total=len(batches) * steps, unit="step", disable=not progress) as bar,
     ):
+        decoder = decoder_step(model, learn=False)
         for index in batches:
             x, observed = inputs.batch(index)
-            zeros = posterior.rows.new_zeros((len(index), layout.latent_dim))
+            zeros = posterior.rows.new_zeros((1, len(index), layout.latent_dim))
+            grad_log_prob, grad_kl = (
+                zeros.new_full((1, len(index)), -1.0),
+                zeros.new_ones(len(index)),
+            )
             for step in range(steps):
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
-                z, kl = posterior(index, seed=noise_seed, noise=None if sampled else zeros)
-                loss = (kl - model.likelihood(x, model.decoder(z), observed)).sum()
-                optimizer.zero_grad()
-                loss.backward()
+                batch = (rows, relays, index, noise_seed, None if sampled else zeros)
+                z, _, bits = ops.relay_sample_fwd(*batch, *constants, 1)
+                _, grad_z = decoder(z[0], x, observed, grad_log_prob)
+                grad, _ = ops.relay_sample_bwd(
+                    grad_z[None], grad_kl, *batch, bits, *constants, True, False
+                )
                 if not sampled:  # the decoded mean says nothing about the standard deviation
-                    assert posterior.rows.grad is not None
-                    posterior.rows.grad = posterior.rows.grad.coalesce()
-                    posterior.rows.grad.values()[:, layout.log_std_slice] = 0.0
-                optimizer.step()
+                    grad[:, layout.log_std_slice] = 0.0
+                optimizer.step_batch(index, grad)
                 bar.update()
     optimizer.detach()
     if not bool(torch.isfinite(posterior.rows).all()):
@@ -100,8 +108,6 @@ def infer(
             f"row {row} of the posterior became {posterior.rows[row, column].item()}; lr={lr} is too "
             "large, or the model is not finite"
         )
-    posterior.rows.grad = None
-    posterior.sparse = sparse
     return posterior
 
 

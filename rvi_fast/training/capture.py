@@ -1,0 +1,96 @@
+"""Training steps from CUDA graphs: a step of a small batch is launches and little else."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..optim import RowAdam
+from .inputs import Inputs
+from .step import Step
+
+
+class BatchStep:
+    """A step bound to its data: from row numbers to loss, KL divergence and log-likelihood [3].
+
+    Seed and KL weight lie in tensors of the device, so that they can change from epoch to epoch
+    under a graph that has been captured.
+    """
+
+    def __init__(
+        self, step: Step, inputs: Inputs, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.step, self.inputs = step, inputs
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self.kl_weight = torch.ones(
+            (), dtype=torch.promote_types(dtype, torch.float32), device=device
+        )
+
+    def __call__(self, index: Tensor, full_size: int) -> Tensor:
+        batch = self.inputs.batch(index)
+        return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
+
+
+class _Graph(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    rows: Tensor
+    result: Tensor
+
+
+class CapturedStep:
+    """The same on CUDA, replayed from a graph for each size of batch.
+
+    The first batch of a size runs as it is, on a side stream, which sets up what is set up once; the
+    second is captured. What cannot be captured runs as it is, after one warning.
+    """
+
+    def __init__(self, step: BatchStep, rows: RowAdam, steps_per_epoch: int) -> None:
+        self.step, self.rows = step, rows
+        self.seed, self.kl_weight = step.seed, step.kl_weight
+        # rows are flushed at the end of an epoch
+        rows.reserve(steps_per_epoch)
+        self._side = torch.cuda.Stream(step.seed.device)
+        self._graphs: dict[tuple[int, int], _Graph | None] = {}
+        self._refused = False
+
+    def __call__(self, index: Tensor, full_size: int) -> Tensor:
+        size = (len(index), full_size)
+        if self._refused:
+            return self.step(index, full_size)
+        if size not in self._graphs:
+            self._graphs[size] = None
+            return self._on_the_side(index, full_size)
+        captured = self._graphs[size] or self._capture(index, full_size)
+        if captured is None:
+            return self.step(index, full_size)
+        self._graphs[size] = captured
+        self.rows.before_replay()
+        captured.rows.copy_(index)
+        captured.graph.replay()
+        return captured.result.clone()
+
+    def _on_the_side(self, index: Tensor, full_size: int) -> Tensor:
+        current = torch.cuda.current_stream(index.device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            result = self.step(index, full_size)
+        current.wait_stream(self._side)
+        result.record_stream(current)
+        return result
+
+    def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
+        graph, own = torch.cuda.CUDAGraph(), index.clone()
+        try:
+            with torch.cuda.graph(graph, stream=self._side):
+                result = self.step(own, full_size)
+        except RuntimeError as error:
+            self._refused = True
+            warnings.warn(
+                f"fit: steps are not captured in CUDA graphs, which is slower: {error}",
+                stacklevel=2,
+            )
+            return None
+        return _Graph(graph, own, result)

@@ -1,0 +1,327 @@
+"""What one call of `fit` goes through: epochs, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.metrics import elastic
+from ..models import LatentModel
+from ..optim import RowAdam
+from .capture import BatchStep, CapturedStep
+from .checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    append_metrics,
+    latest_epoch,
+    load_checkpoint,
+    rewrite_metrics,
+    save_checkpoint,
+)
+from .inputs import Inputs
+from .step import DirectStep, make_step
+
+# steps between two looks at the losses: reading one back synchronises a GPU
+_CHECK_EVERY = 64
+# rows reconstructed at once in an evaluation
+_CHUNK = 4096
+# uses of the seed; GLOBAL is for torch's own generators, which dropout draws from
+ORDER, NOISE, GLOBAL = 1, 2, 3
+
+KLWeight = float | Callable[[int], float]
+
+
+class History(dict[str, list[float]]):
+    """What a training run has been through, a list for each quantity.
+
+    "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
+    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those.
+    """
+
+    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
+        empty: dict[str, list[float]] = {
+            name: [] for name in ("loss", "kl", "log_prob", "elastic", "evaluated")
+        }
+        super().__init__(values or empty)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return len(self["loss"])
+
+    def records(self) -> list[dict[str, float]]:
+        """One record per epoch, as `metrics.jsonl` holds them."""
+        scores = dict(zip(self["evaluated"], self["elastic"], strict=True))
+        return [
+            {
+                "epoch": epoch,
+                "loss": self["loss"][epoch - 1],
+                "kl": self["kl"][epoch - 1],
+                "log_prob": self["log_prob"][epoch - 1],
+                **({"elastic": scores[epoch]} if epoch in scores else {}),
+            }
+            for epoch in range(1, self.epochs + 1)
+        ]
+
+
+Callback = Callable[[LatentModel, History], bool | None]
+
+
+def device_of(model: LatentModel) -> torch.device:
+    """Where the model's posterior lies."""
+    return model.posterior.rows.device
+
+
+def stream(seed: int, *counters: int) -> int:
+    """A seed for each use: SplitMix64 over seed and counters, in [0, 2^63)."""
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for counter in (0, *counters):
+        state = (state + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would seed every GPU
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+class Run:
+    """One call of `fit`: the optimisers and everything a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: LatentModel,
+        inputs: Inputs,
+        settings: dict[str, Any],
+        kl_weight: KLWeight,
+        run_dir: Path | None,
+        checkpoint_every: float,
+        capture: bool,
+    ) -> None:
+        self.model, self.inputs, self.settings = model, inputs, settings
+        self.steps_per_epoch = -(-model.num_data // settings["batch_size"])
+        self.kl_weight = kl_weight
+        self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
+        self.history = History()
+        self.stopped = False
+        self.last_checkpoint: Path | None = None
+        model.posterior.sparse = True
+        self.rows = RowAdam(
+            model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
+        )
+        relays = [model.posterior.relays]
+        others = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name not in ("posterior.rows", "posterior.relays") and parameter.requires_grad
+        ]
+        self.shared = torch.optim.Adam(
+            [
+                {"params": relays, "lr": settings["posterior_lr"]},
+                {"params": others, "lr": settings["lr"]},
+            ],
+            fused=True,
+            capturable=device_of(model).type == "cuda",
+        )
+        step = make_step(model, self.rows, self.shared)
+        self.step: BatchStep | CapturedStep = BatchStep(
+            step, inputs, device_of(model), model.posterior.rows.dtype
+        )
+        if capture and device_of(model).type == "cuda" and isinstance(step, DirectStep):
+            self.step = CapturedStep(self.step, self.rows, self.steps_per_epoch)
+
+    def start(self, resume: bool) -> None:
+        if self.run_dir is None:
+            return
+        epoch = latest_epoch(self.run_dir)
+        if epoch is not None and not resume:
+            raise ValueError(
+                f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
+            )
+        if epoch is not None:
+            self._restore(load_checkpoint(self.run_dir, device=device_of(self.model)))
+        rewrite_metrics(self.run_dir, self.history.records())
+
+    def train(
+        self, epochs: int, eval_every: int, callbacks: Sequence[Callback], progress: bool
+    ) -> None:
+        first, saved_at = self.history.epochs, time.monotonic()
+        if self.stopped or first >= epochs:
+            return
+        steps = self.steps_per_epoch
+        bar = tqdm(total=epochs * steps, initial=first * steps, unit="step", disable=not progress)
+        with bar:
+            for epoch in range(first, epochs):
+                bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
+                started = time.monotonic()
+                self._train_epoch(epoch, bar)
+                if eval_every and (epoch + 1) % eval_every == 0:
+                    self.history["elastic"].append(self._evaluate())
+                    self.history["evaluated"].append(epoch + 1)
+                self.rows.flush()
+                self._check_parameters(epoch)
+                record = self.history.records()[-1]
+                bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
+                for callback in callbacks:
+                    self.stopped = bool(callback(self.model, self.history)) or self.stopped
+                if self.run_dir is None:
+                    if self.stopped:
+                        break
+                    continue
+                seconds = round(time.monotonic() - started, 3)
+                append_metrics(self.run_dir, {**record, "seconds": seconds})
+                last = self.stopped or epoch + 1 == epochs
+                if last or time.monotonic() - saved_at >= self.checkpoint_every:
+                    self._save()
+                    saved_at = time.monotonic()
+                if self.stopped:
+                    break
+
+    def _train_epoch(self, epoch: int, bar: Any) -> None:
+        device, seed = device_of(self.model), self.settings["seed"]
+        self.model.train()
+        _seed_generators(stream(seed, GLOBAL, epoch), device)
+        generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
+        order = torch.randperm(self.model.num_data, generator=generator, device=device)
+        self.step.seed.fill_(stream(seed, NOISE, epoch))
+        self.step.kl_weight.fill_(
+            self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
+        )
+        batches = order.split(self.settings["batch_size"])
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        unchecked: list[Tensor] = []
+        for step, index in enumerate(batches):
+            # in a short last batch every row keeps the weight it has in a full one, or Adam would
+            # remember its large gradients for a thousand steps
+            unchecked.append(self.step(index, len(batches[0])))
+            if len(unchecked) == _CHECK_EVERY or step + 1 == len(batches):
+                values = torch.stack(unchecked).to(torch.float64)
+                self._check_finite(values[:, 0], epoch, step + 1 - len(unchecked))
+                sizes = [len(part) for part in batches[step + 1 - len(unchecked) : step + 1]]
+                totals += torch.tensor(sizes, dtype=torch.float64, device=device) @ values
+                bar.update(len(unchecked))
+                unchecked.clear()
+        for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
+            self.history[name].append(total / self.model.num_data)
+
+    def _check_finite(self, losses: Tensor, epoch: int, first_step: int) -> None:
+        finite = torch.isfinite(losses)
+        if bool(finite.all()):
+            return
+        position = int((~finite).to(torch.uint8).argmax())
+        step = epoch * self.steps_per_epoch + first_step + position
+        raise FloatingPointError(
+            f"the loss became {losses[position].item()} at step {step} "
+            f"(epoch {epoch + 1}); {self._kept()}"
+        )
+
+    def _check_parameters(self, epoch: int) -> None:
+        """The last step of an epoch can break them after a finite loss."""
+        named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
+        finite = torch.stack(
+            [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
+        )
+        if not bool(finite.all()):
+            name = named[int((~finite).to(torch.uint8).argmax())][0]
+            raise FloatingPointError(
+                f"{name} became nan or inf in epoch {epoch + 1}; {self._kept()}"
+            )
+
+    def _kept(self) -> str:
+        if self.last_checkpoint is None:
+            return "no checkpoint has been written"
+        return f"the last good checkpoint is {self.last_checkpoint}"
+
+    def _evaluate(self) -> float:
+        """Elastic error over the observed entries, from the posterior mean."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for index in self._chunks():
+            x, mask = self.inputs.batch(index)
+            observed = ~torch.isnan(x) if x.is_floating_point() else mask
+            scored = x.numel() if observed is None else int(observed.sum())
+            if scored:
+                total += elastic(x, self.model.reconstruct(index), mask) * scored
+            count += scored
+        self.model.train()
+        return total / count if count else float("nan")
+
+    def _chunks(self) -> Iterator[Tensor]:
+        device, num_data = device_of(self.model), self.model.num_data
+        for start in range(0, num_data, _CHUNK):
+            yield torch.arange(start, min(start + _CHUNK, num_data), device=device)
+
+    def _save(self) -> None:
+        assert self.run_dir is not None
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": {
+                **_flatten("rows", self.rows.state_dict()),
+                **_flatten("shared", self.shared.state_dict()),
+            },
+        }
+        metadata = {
+            "config": self.model.config,
+            "settings": self.settings,
+            "history": dict(self.history),
+            "stopped": self.stopped,
+        }
+        self.last_checkpoint = save_checkpoint(self.run_dir, self.history.epochs, tensors, metadata)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        stored = checkpoint.metadata.get("settings", {})
+        for name, value in self.settings.items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
+                )
+        own, held = self.model.state_dict(), checkpoint.tensors["model"]
+        wrong = sorted(own.keys() ^ held.keys()) or [
+            name
+            for name, tensor in own.items()
+            if tensor.shape != held[name].shape
+            or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
+        ]
+        if wrong:  # before anything of the model is changed
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
+        try:
+            self.model.load_state_dict(checkpoint.tensors["model"])
+            state = checkpoint.tensors["optimizer"]
+            self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            self.shared.load_state_dict(_unflatten("shared", state, self.shared))
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
+        self.history = History(checkpoint.metadata["history"])
+        self.stopped = checkpoint.metadata["stopped"]
+        self.last_checkpoint = checkpoint.path
+
+
+def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{position}.{name}": torch.as_tensor(value)
+        for position, entries in state_dict["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def _unflatten(
+    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, position, name = key.split(".")
+        if part == prefix:
+            state.setdefault(int(position), {})[name] = value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,208 @@
+"""One training step, with autograd only where the derivatives are not known beforehand.
+
+The rows never enter autograd: the relay op's forward and backward are called around the decoder, and
+`RowAdam` takes the gradients of the batch as they come, each row once. A decoder of `Linear` and
+`ReLU` layers under a `GaussianLikelihood` is differentiated by hand as well, its last layer and the
+likelihood in one pass. Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..likelihood import GaussianLikelihood
+from ..models import LatentModel, Objective
+from ..ops import ops
+from ..optim import RowAdam
+from ..posterior import RelayPosterior
+
+# index [B], x, mask, seed of the noise [1], KL weight [], and the number of rows that the summed
+# loss of the batch is divided by
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, int], Objective]
+
+
+# z [B, T], x, mask and the gradient of log_prob [1, B] -> log_prob [1, B] and the gradient of z;
+# leaves the gradients of decoder and scale in .grad
+DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+
+
+def make_step(model: LatentModel, rows: RowAdam, shared: torch.optim.Optimizer) -> Step:
+    """The fastest step that does for this model what autograd would do, to rounding."""
+    posterior = model.posterior
+    plain = type(model).forward is LatentModel.forward and type(posterior) is RelayPosterior
+    if plain and posterior.rows.requires_grad and not _hooked(model, posterior):
+        return DirectStep(posterior, rows, shared, decoder_step(model))
+    return AutogradStep(model, rows, shared)
+
+
+def decoder_step(model: LatentModel, *, learn: bool = True) -> DecoderStep:
+    """What lies between the two halves of a `DirectStep`; without `learn` nothing but z changes."""
+    decoder, likelihood = model.decoder, model.likelihood
+    layers = list(decoder) if type(decoder) is nn.Sequential else [decoder]
+    # Linear (ReLU Linear)*
+    kinds = [nn.Linear, *[nn.ReLU, nn.Linear] * (len(layers) // 2)]
+    parameters = [*decoder.parameters(), *likelihood.parameters()]
+    if (
+        [type(layer) for layer in layers] == kinds
+        and type(likelihood) is GaussianLikelihood
+        and not likelihood.checked
+        and all(parameter.requires_grad == learn for parameter in parameters)
+        and not _hooked(decoder, likelihood, *layers)
+        and not torch.is_autocast_enabled(model.posterior.rows.device.type)
+    ):
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        return LinearChain(linear, likelihood, learn)
+    return DecoderByAutograd(model)
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether there is anything that only `Module.__call__` or autograd would call."""
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    ) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+
+
+class AutogradStep:
+    """A step of any model: what `loss.backward()` and two optimisers do."""
+
+    def __init__(self, model: LatentModel, rows: RowAdam, shared: torch.optim.Optimizer) -> None:
+        self.model, self.rows, self.shared = model, rows, shared
+
+    def __call__(
+        self,
+        index: Tensor,
+        x: Tensor,
+        mask: Tensor | None,
+        seed: Tensor,
+        kl_weight: Tensor,
+        full_size: int,
+    ) -> Objective:
+        objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
+        self.rows.zero_grad()
+        self.shared.zero_grad()
+        (objective.loss * (len(index) / full_size)).backward()
+        self.rows.step()
+        self.shared.step()
+        return Objective(*(value.detach() for value in objective))
+
+
+class DirectStep:
+    """A step around the relay op's forward and backward; `decoder` does what lies between."""
+
+    def __init__(
+        self,
+        posterior: RelayPosterior,
+        rows: RowAdam,
+        shared: torch.optim.Optimizer,
+        decoder: DecoderStep,
+    ) -> None:
+        self.posterior, self.rows, self.shared = posterior, rows, shared
+        self.decoder = decoder
+        layout = posterior.layout
+        self.layout = (layout.groups, layout.kept, layout.form)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        index: Tensor,
+        x: Tensor,
+        mask: Tensor | None,
+        seed: Tensor,
+        kl_weight: Tensor,
+        full_size: int,
+    ) -> Objective:
+        self.rows.before_read(index)
+        relays = self.posterior.relays
+        batch = (self.posterior.rows.data, relays.data, index, seed, None)
+        z, kl, bits = ops.relay_sample_fwd(*batch, *self.layout, 1)
+        grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
+        log_prob, grad_z = self.decoder(z[0], x, mask, grad_log_prob)
+        grad_kl = (kl_weight / full_size).to(kl.dtype).expand(len(index))
+        grad_rows, grad_relays = ops.relay_sample_bwd(
+            grad_z[None], grad_kl, *batch, bits, *self.layout, True, relays.requires_grad
+        )
+        if relays.requires_grad:
+            relays.grad = grad_relays
+        self.rows.step_batch(index, grad_rows)
+        self.shared.step()
+        kl, log_prob = kl.mean(), log_prob.mean()
+        return Objective(kl_weight * kl - log_prob, kl, log_prob)
+
+
+class DecoderByAutograd:
+    """Any decoder and any likelihood."""
+
+    def __init__(self, model: LatentModel) -> None:
+        self.decoder, self.likelihood = model.decoder, model.likelihood
+
+    @torch.enable_grad()
+    def __call__(
+        self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        for module in (self.decoder, self.likelihood):
+            module.zero_grad(set_to_none=True)
+        z = z.detach().requires_grad_()
+        log_prob = self.likelihood(x, self.decoder(z), mask)
+        torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
+        # a decoder may ignore z
+        grad_z = torch.zeros_like(z) if z.grad is None else z.grad
+        return log_prob.detach()[None], grad_z
+
+
+class LinearChain:
+    """Linear layers with ReLU between them, and the Gaussian likelihood of the last one's output."""
+
+    def __init__(
+        self, layers: Sequence[nn.Linear], likelihood: GaussianLikelihood, learn: bool
+    ) -> None:
+        self.hidden, self.last = layers[:-1], layers[-1]
+        self.likelihood, self.learn = likelihood, learn
+        self.learn_scale = learn and isinstance(likelihood.log_scale, nn.Parameter)
+
+    def __call__(
+        self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inputs = [z]
+        for layer in self.hidden:
+            inputs.append(torch.nn.functional.linear(inputs[-1], layer.weight, layer.bias).relu_())
+        last, log_scale = self.last, self.likelihood.log_scale
+        scale = log_scale.exp()
+        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_gaussian_log_likelihood_bwd(
+            grad_log_prob,
+            inputs[-1][None],
+            last.weight,
+            last.bias,
+            x,
+            scale,
+            mask,
+            True,
+            self.learn,
+            self.learn_scale,
+        )
+        if self.learn:
+            _set_gradients(last, grad_weight, grad_bias)
+        if self.learn_scale:
+            log_scale.grad = grad_scale * scale
+        grad = grad[0]
+        for layer, before, after in zip(
+            self.hidden[::-1], inputs[-2::-1], inputs[:0:-1], strict=True
+        ):
+            grad = torch.ops.aten.threshold_backward(grad, after, 0)
+            if self.learn:
+                _set_gradients(layer, grad.mT @ before, grad.sum(0))
+            grad = grad @ layer.weight
+        return log_prob, grad
+
+
+def _set_gradients(layer: nn.Linear, grad_weight: Tensor, grad_bias: Tensor) -> None:
+    layer.weight.grad = grad_weight
+    if layer.bias is not None:
+        layer.bias.grad = grad_bias
