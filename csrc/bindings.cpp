@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 1;
+constexpr int API = 2;
 
 using Address = std::uintptr_t;
 
@@ -213,6 +213,60 @@ void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_s
   kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
 }
 
+LinearGaussianLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
+                                        std::int64_t num_features, int x_type, int scale_kind,
+                                        Address x, Address scale, Address mask,
+                                        std::int64_t hidden_dim, Address hidden, Address weight,
+                                        Address bias, Address log_prob) {
+  LinearGaussianLogLikelihood call;
+  call.likelihood =
+      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, 0, scale, mask);
+  call.likelihood.log_prob = pointer<void>(log_prob);
+  call.hidden_dim = hidden_dim;
+  call.hidden = pointer<void>(hidden);
+  call.weight = pointer<void>(weight);
+  call.bias = pointer<void>(bias);
+  return call;
+}
+
+// A row costs a matrix product here: one is worth a thread's start as much as many of the others.
+constexpr std::int64_t LINEAR_ROW_COST = 16;
+
+void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
+                                        std::int64_t batch, std::int64_t num_features, int x_type,
+                                        int scale_kind, Address x, Address scale, Address mask,
+                                        std::int64_t hidden_dim, Address hidden, Address weight,
+                                        Address bias, Address log_prob) {
+  const LinearGaussianLogLikelihood call =
+      linear_call(num_samples, batch, num_features, x_type, scale_kind, x, scale, mask, hidden_dim,
+                  hidden, weight, bias, log_prob);
+  py::gil_scoped_release release;
+  kernels->linear_gaussian_log_likelihood[is_double](call,
+                                                     threads_for(LINEAR_ROW_COST * batch, threads));
+}
+
+void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
+                                        std::int64_t batch, std::int64_t num_features, int x_type,
+                                        int scale_kind, Address x, Address scale, Address mask,
+                                        std::int64_t hidden_dim, Address hidden, Address weight,
+                                        Address bias, Address log_prob, Address grad,
+                                        bool need_hidden, Address grad_hidden, bool need_linear,
+                                        Address grad_weight, Address grad_bias, bool need_scale,
+                                        Address grad_scale) {
+  LinearGaussianLogLikelihood call =
+      linear_call(num_samples, batch, num_features, x_type, scale_kind, x, scale, mask, hidden_dim,
+                  hidden, weight, bias, log_prob);
+  call.likelihood.backward = true;
+  call.likelihood.grad = pointer<void>(grad);
+  call.likelihood.grad_scale = need_scale ? pointer<void>(grad_scale) : nullptr;
+  call.grad_hidden = need_hidden ? pointer<void>(grad_hidden) : nullptr;
+  call.grad_weight = need_linear ? pointer<void>(grad_weight) : nullptr;
+  call.grad_bias = need_linear && bias ? pointer<void>(grad_bias) : nullptr;
+  py::gil_scoped_release release;
+  kernels->linear_gaussian_log_likelihood[is_double](call,
+                                                     threads_for(LINEAR_ROW_COST * batch, threads));
+}
+
 RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
                   Address exp_avg_sq, Address row_step, Address index, bool index_is_int64,
                   std::int64_t batch, Address clock, Address history, double beta1, double beta2,
@@ -310,6 +364,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("relay_sample_bwd", &relay_sample_bwd);
   module.def("gaussian_log_likelihood_fwd", &gaussian_log_likelihood_fwd);
   module.def("gaussian_log_likelihood_bwd", &gaussian_log_likelihood_bwd);
+  module.def("linear_gaussian_log_likelihood_fwd", &linear_gaussian_log_likelihood_fwd);
+  module.def("linear_gaussian_log_likelihood_bwd", &linear_gaussian_log_likelihood_bwd);
   module.def("row_adam_catch_up", &row_adam_catch_up);
   module.def("row_adam_step", &row_adam_step);
   module.def("philox", &philox);

@@ -94,6 +94,19 @@ struct GaussianLogLikelihood {
   void* grad_scale = nullptr;  // shape of scale, or null
 };
 
+// The same with mean = hidden W^T + bias, which is not written: `likelihood.mean` and `.grad_mean`
+// stay null, and its `log_prob` is written in both directions.
+struct LinearGaussianLogLikelihood {
+  GaussianLogLikelihood likelihood;
+  std::int64_t hidden_dim;      // H
+  const void* hidden;           // [S, B, H]
+  const void* weight;           // [D, H]
+  const void* bias;             // [D] or null
+  void* grad_hidden = nullptr;  // [S, B, H] or null: backward
+  void* grad_weight = nullptr;  // [D, H] or null
+  void* grad_bias = nullptr;    // [D] or null
+};
+
 enum class AdamMode { dense, lazy, row };
 
 struct RowAdam {
@@ -120,6 +133,7 @@ struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
   void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
   void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
+  void (*linear_gaussian_log_likelihood[2])(const LinearGaussianLogLikelihood&, int threads);
   void (*row_adam_catch_up[2])(const RowAdam&, int threads);
   void (*row_adam_step[2])(const RowAdam&, int threads);
   void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,

@@ -9,7 +9,12 @@ from . import data, models, optim
 from ._info import info
 from ._version import __version__
 from .data import elastic
-from .functional import RelaySample, gaussian_log_likelihood, relay_sample
+from .functional import (
+    RelaySample,
+    gaussian_log_likelihood,
+    linear_gaussian_log_likelihood,
+    relay_sample,
+)
 from .layout import RowLayout
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
@@ -30,6 +35,7 @@ __all__ = [
     "impute",
     "infer",
     "info",
+    "linear_gaussian_log_likelihood",
     "load",
     "models",
     "optim",

@@ -146,40 +146,132 @@ def gaussian_log_likelihood(
         >>> rvi_fast.gaussian_log_likelihood(x, torch.zeros(2, 2), 1.0)
         tensor([-1.4189,  0.0000])
     """
-    _checks.check_tensor("x", x)
     _checks.check_tensor("mean", mean)
-    if x.dtype not in _checks.DATA_DTYPES:
-        raise TypeError(f"x: expected floating point or uint8, got {x.dtype}")
     if not mean.is_floating_point():
         raise TypeError(f"mean: expected floating point, got {mean.dtype}")
-    if x.dim() != 2:
-        raise ValueError(f"x: expected shape [B, D], got {_checks.shape_of(x)}")
-    batch = tuple(x.shape)
+    batch = _check_data(x, mean)
     if mean.dim() == 3:
         _checks.check_shape("mean", mean, (mean.shape[0], *batch))
     else:
         _checks.check_shape("mean", mean, batch)
-    _checks.check_same_device("x", x, mean.device)
+    scale = _check_scale_and_mask(x, scale, mask, mean, checked)
+    sampled = mean.dim() == 3
+    log_prob = ops.gaussian_log_likelihood(x, mean if sampled else mean[None], scale, mask)
+    return log_prob if sampled else log_prob[0]
+
+
+def linear_gaussian_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """`gaussian_log_likelihood` around the output of a linear layer, which is never written down.
+
+        mean_b = W hidden_b + bias
+        log p(x_b) = sum_{d observed} (-1/2 ((x_bd - mean_bd) / s)^2 - log s - 1/2 log 2 pi)
+
+    Equals `gaussian_log_likelihood(x, torch.nn.functional.linear(hidden, weight, bias), scale, mask)`
+    to rounding; nothing of size B x D is allocated, in the backward pass neither.
+
+    Args:
+        hidden: input of the layer, [B, H] or [S, B, H], floating point.
+        weight: [D, H], floating point.
+        bias: [D] in the dtype of `weight`, or None.
+        x: data [B, D]: float32, float64, float16, bfloat16, or uint8 pixels, which count as x / 255.
+        scale: standard deviation s > 0: a number, or a tensor [], [D] or [B, D].
+        mask: bool [B, D], true = observed. Without it NaN in x marks what is missing.
+        checked: as in `gaussian_log_likelihood`.
+
+    Returns:
+        [B] or [S, B] in the wider dtype of `hidden` and `weight`, at least float32. A row with
+        nothing observed has 0.
+
+    Gradient:
+        To `hidden`, `weight`, `bias`, to `scale` where it is a tensor, and to `x` where it is
+        floating point (that one is as large as x); once and twice differentiable.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or a scale that do not fit.
+
+    Note:
+        Products and sums are float32 or wider, under autocast too. A NaN where the mask says
+        observed gives NaN unless `checked`. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.linear_gaussian_log_likelihood`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [3.0, 2.0]])
+        >>> hidden, weight = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [2.0]])
+        >>> rvi_fast.linear_gaussian_log_likelihood(hidden, weight, None, x, 1.0)
+        tensor([-0.9189, -4.3379])
+    """
+    _checks.check_tensor("hidden", hidden)
+    _checks.check_tensor("weight", weight)
+    for name, tensor in (("hidden", hidden), ("weight", weight)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected floating point, got {tensor.dtype}")
+    if hidden.dim() not in (2, 3):
+        raise ValueError(
+            f"hidden: expected shape [B, H] or [S, B, H], got {_checks.shape_of(hidden)}"
+        )
+    batch = _check_data(x, hidden)
+    _checks.check_shape("hidden", hidden, (*hidden.shape[:-2], batch[0], hidden.shape[-1]))
+    _checks.check_shape("weight", weight, (batch[1], hidden.shape[-1]))
+    _checks.check_same_device("weight", weight, hidden.device)
+    if bias is not None:
+        _checks.check_tensor("bias", bias)
+        _checks.check_shape("bias", bias, batch[1:])
+        if bias.dtype != weight.dtype:
+            raise TypeError(f"bias: expected the dtype of weight, {weight.dtype}, got {bias.dtype}")
+        _checks.check_same_device("bias", bias, hidden.device)
+    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
+    inputs = weight, bias, x, scale, mask
+    if hidden.dim() == 3:
+        return ops.linear_gaussian_log_likelihood(hidden, *inputs)
+    return ops.linear_gaussian_log_likelihood(hidden[None], *inputs)[0]
+
+
+def _check_data(x: Tensor, like: Tensor) -> tuple[int, ...]:
+    """The shape of x, [B, D]."""
+    _checks.check_tensor("x", x)
+    if x.dtype not in _checks.DATA_DTYPES:
+        raise TypeError(f"x: expected floating point or uint8, got {x.dtype}")
+    if x.dim() != 2:
+        raise ValueError(f"x: expected shape [B, D], got {_checks.shape_of(x)}")
+    _checks.check_same_device("x", x, like.device)
+    return tuple(x.shape)
+
+
+def _check_scale_and_mask(
+    x: Tensor, scale: Tensor | float, mask: Tensor | None, like: Tensor, checked: bool
+) -> Tensor:
+    """The scale as a tensor, with the dtype of `like` if it was a number."""
+    batch = tuple(x.shape)
     if isinstance(scale, Tensor):
         _checks.check_shape("scale", scale, (), (1,), batch[1:], batch)
-        _checks.check_same_device("scale", scale, mean.device)
+        _checks.check_same_device("scale", scale, like.device)
         if checked and not bool((scale > 0).all()):
             raise ValueError("scale: expected positive numbers, got one that is not")
     else:
         _checks.check_positive_float("scale", scale)
-        scale = torch.full((), scale, dtype=mean.dtype, device=mean.device)
+        scale = torch.full((), scale, dtype=like.dtype, device=like.device)
     if mask is not None:
         _checks.check_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
         _checks.check_shape("mask", mask, batch)
-        _checks.check_same_device("mask", mask, mean.device)
+        _checks.check_same_device("mask", mask, like.device)
         if checked and x.is_floating_point() and bool((wrong := torch.isnan(x) & mask).any()):
             row, column = _checks.first_entry(wrong)
             raise ValueError(f"x: NaN at row {row}, column {column}, where the mask says observed")
-    sampled = mean.dim() == 3
-    log_prob = ops.gaussian_log_likelihood(x, mean if sampled else mean[None], scale, mask)
-    return log_prob if sampled else log_prob[0]
+    return scale
 
 
 def _check_tables(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:

@@ -20,6 +20,7 @@ from ._checks import check_row_numbers
 from .layout import RowLayout
 
 _LAYOUT = "int[] groups, int[] kept, str form"
+_LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor x, Tensor scale, Tensor? mask"
 _TABLES = "Tensor(a!) rows, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) row_step"
 _SCHEMAS = {
     "relay_sample_fwd": f"(Tensor rows, Tensor relays, Tensor index, Tensor seed, Tensor? noise, "
@@ -30,6 +31,9 @@ _SCHEMAS = {
     "gaussian_log_likelihood_fwd": "(Tensor x, Tensor mean, Tensor scale, Tensor? mask) -> Tensor",
     "gaussian_log_likelihood_bwd": "(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor scale, "
     "Tensor? mask, bool need_mean, bool need_scale) -> (Tensor, Tensor)",
+    "linear_gaussian_log_likelihood_fwd": f"({_LINEAR}) -> Tensor",
+    "linear_gaussian_log_likelihood_bwd": f"(Tensor grad_log_prob, {_LINEAR}, bool need_hidden, "
+    "bool need_linear, bool need_scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "row_adam_catch_up": f"({_TABLES}, Tensor index, Tensor clock, Tensor history, "
     "float beta1, float beta2, float eps) -> ()",
     "row_adam_step": f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
@@ -119,6 +123,25 @@ def _(x, mean, scale, mask):
 def _(grad_log_prob, x, mean, scale, mask, need_mean, need_scale):
     return mean.new_empty(mean.shape if need_mean else 0), scale.new_empty(
         scale.shape if need_scale else 0
+    )
+
+
+@torch.library.register_fake("rvi_fast::linear_gaussian_log_likelihood_fwd")
+def _(hidden, weight, bias, x, scale, mask):
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return hidden.new_empty(hidden.shape[:2], dtype=dtype)
+
+
+@torch.library.register_fake("rvi_fast::linear_gaussian_log_likelihood_bwd")
+def _(grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need_scale):
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    some_bias = weight if bias is None else bias
+    return (
+        hidden.new_empty(hidden.shape[:2], dtype=dtype),
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        weight.new_empty(weight.shape if need_linear else 0),
+        some_bias.new_empty(bias.shape if need_linear and bias is not None else 0),
+        scale.new_empty(scale.shape if need_scale else 0),
     )
 
 
@@ -310,6 +333,74 @@ class _GaussianLogLikelihoodBackward(Function):
         return grad_grad, grad_x, grad_mean, grad_scale, *[None] * 3
 
 
+class _LinearGaussianLogLikelihood(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden, weight, bias, x, scale, mask):
+        return ops.linear_gaussian_log_likelihood_fwd(hidden, weight, bias, x, scale, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight, bias, x, scale, mask = ctx.saved_tensors
+        need_hidden, need_weight, need_bias, need_x, need_scale, _ = ctx.needs_input_grad
+        grads = [None] * 4
+        if need_hidden or need_weight or need_bias or need_scale:
+            needs = need_hidden, need_weight or need_bias, need_scale
+            _, *grads = _first_order(
+                _LinearGaussianLogLikelihoodBackward, grad, *ctx.saved_tensors, *needs
+            )
+        grad_x = None
+        if need_x:  # of the size of x: the one gradient that takes the means as a whole
+            with torch.autocast(hidden.device.type, enabled=False):
+                mean = reference.linear_mean(hidden, weight, bias)
+            grad_mean, _ = _first_order(
+                _GaussianLogLikelihoodBackward, grad, x, mean, scale, mask, True, False
+            )
+            grad_x = -grad_mean.sum(0).to(x.dtype)
+        grad_hidden, grad_weight, grad_bias, grad_scale = grads
+        return (
+            grad_hidden if need_hidden else None,
+            grad_weight if need_weight else None,
+            grad_bias if need_bias else None,
+            grad_x,
+            grad_scale if need_scale else None,
+            None,
+        )
+
+
+class _LinearGaussianLogLikelihoodBackward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need_scale):
+        return ops.linear_gaussian_log_likelihood_bwd(
+            grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need_scale
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:7])
+        ctx.constants = inputs[7:]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        saved = ctx.saved_tensors
+        wanted = [position for position, need in enumerate(ctx.needs_input_grad[:7]) if need]
+
+        def first_order(*some: Tensor) -> Any:
+            inputs = dict(enumerate(saved)) | dict(zip(wanted, some, strict=True))
+            return reference.linear_gaussian_log_likelihood_bwd(*inputs.values(), *ctx.constants)
+
+        _, pullback = torch.func.vjp(first_order, *(saved[position] for position in wanted))
+        found = dict(zip(wanted, pullback(grads), strict=True))
+        return *(found.get(position) for position in range(7)), *[None] * 3
+
+
 # The differentiable ops, as the layer above calls them
 
 
@@ -334,3 +425,15 @@ def relay_sample(
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
     """[S, B] from mean [S, B, D]; arguments checked by the caller."""
     return _apply(_GaussianLogLikelihood, x, mean, scale, mask)
+
+
+def linear_gaussian_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """[S, B] from hidden [S, B, H]; arguments checked by the caller."""
+    return _apply(_LinearGaussianLogLikelihood, hidden, weight, bias, x, scale, mask)

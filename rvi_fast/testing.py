@@ -230,6 +230,17 @@ class GaussianLogLikelihoodCase:
 
 
 @dataclass(frozen=True)
+class LinearGaussianLogLikelihoodCase(GaussianLogLikelihoodCase):
+    """The same for `linear_gaussian_log_likelihood`; `x_dtype` None is the dtype of the layer."""
+
+    hidden_dim: int = 16
+    bias: bool = True
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}-H{self.hidden_dim}{'-bias' * self.bias}"
+
+
+@dataclass(frozen=True)
 class RowAdamCase:
     """A table [N, W] after `steps` steps with batches of `batch` rows, and one step more."""
 
@@ -261,6 +272,8 @@ class OpContract:
     # function -> names of what it returns; what it writes in place has the argument's name
     functions: ClassVar[Mapping[str, tuple[str, ...]]]
     cases: ClassVar[Sequence[Any]]
+    # need_<name> -> what it is about, where that is not grad_<name>
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def inputs(self, function: str, case: Any, dtype: torch.dtype) -> Inputs:
         """Every argument of the function by name, on the CPU; others may lie among them."""
@@ -399,8 +412,8 @@ class OpContract:
         expected = self.call(implementation, function, inputs)
         for need in needs:
             got = self.call(implementation, function, inputs | {need: False})
-            skipped = need.replace("need_", "grad_")
-            assert got.pop(skipped).numel() == 0
+            for skipped in self.needs.get(need, (need.replace("need_", "grad_"),)):
+                assert got.pop(skipped).numel() == 0
             assert_bit_equal(got, {name: expected[name] for name in got})
 
 
@@ -518,6 +531,47 @@ class GaussianLogLikelihoodContract(OpContract):
             "grad_log_prob": normal(case.num_samples, case.batch),
             "need_mean": True,
             "need_scale": True,
+        }
+
+
+class LinearGaussianLogLikelihoodContract(GaussianLogLikelihoodContract):
+    """`linear_gaussian_log_likelihood_fwd` and `linear_gaussian_log_likelihood_bwd`."""
+
+    functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "linear_gaussian_log_likelihood_fwd": ("log_prob",),
+        "linear_gaussian_log_likelihood_bwd": (
+            "log_prob",
+            "grad_hidden",
+            "grad_weight",
+            "grad_bias",
+            "grad_scale",
+        ),
+    }
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"need_linear": ("grad_weight", "grad_bias")}
+    cases: ClassVar[Sequence[LinearGaussianLogLikelihoodCase]] = (
+        LinearGaussianLogLikelihoodCase(1, 1, hidden_dim=1),
+        LinearGaussianLogLikelihoodCase(7, 63, 3, "feature", hidden_dim=7),
+        LinearGaussianLogLikelihoodCase(63, 7, 1, "entry", True, hidden_dim=63, bias=False),
+        LinearGaussianLogLikelihoodCase(63, 100, 2, "one", True, torch.uint8, hidden_dim=64),
+        LinearGaussianLogLikelihoodCase(1000, 63, 1, "feature", True, torch.float16, hidden_dim=5),
+        LinearGaussianLogLikelihoodCase(70, 130, 2, "entry", x_dtype=torch.bfloat16, hidden_dim=33),
+        LinearGaussianLogLikelihoodCase(33, 65, 1, "scalar", True, torch.float64, hidden_dim=200),
+        LinearGaussianLogLikelihoodCase(300, 40, 1, "scalar", hidden_dim=17, bias=False),
+        LinearGaussianLogLikelihoodCase(0, 7, 2, "feature", hidden_dim=4),
+    )
+
+    def inputs(self, function: str, case: Any, dtype: torch.dtype) -> Inputs:
+        generator = torch.Generator().manual_seed(case.hidden_dim)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+
+        return super().inputs(function, case, dtype) | {
+            "hidden": normal(case.num_samples, case.batch, case.hidden_dim),
+            "weight": normal(case.num_features, case.hidden_dim) / case.hidden_dim**0.5,
+            "bias": normal(case.num_features) if case.bias else None,
+            "need_hidden": True,
+            "need_linear": True,
         }
 
 

@@ -1,0 +1,76 @@
+"""The decoder's last layer and the masked likelihood, forward and backward, against plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peers import eager_log_likelihood
+from torch import Tensor
+from torch.nn.functional import linear
+
+import rvi_fast
+
+D, H = 784, 64
+
+
+def eager(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    return eager_log_likelihood(x, linear(hidden, weight, bias), scale)
+
+
+def layer_by_layer(
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, scale: Tensor
+) -> Tensor:
+    return rvi_fast.gaussian_log_likelihood(x, linear(hidden, weight, bias), scale)
+
+
+def step(log_likelihood: Callable[..., Tensor]) -> Callable[..., None]:
+    def run(*inputs: Tensor) -> None:
+        *parameters, x, grad = inputs
+        hidden, weight, bias, scale = (tensor.requires_grad_() for tensor in parameters)
+        log_likelihood(hidden, weight, bias, x, scale).backward(grad)
+        for parameter in parameters:
+            parameter.grad = None
+
+    return run
+
+
+def known_gradient(hidden: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, x: Tensor, grad):
+    """What a training step calls whose loss is a mean: value and gradients at once."""
+    with torch.no_grad():
+        torch.ops.rvi_fast.linear_gaussian_log_likelihood_bwd(
+            grad[None], hidden[None], weight, bias, x, scale, None, True, True, True
+        )
+
+
+@pytest.mark.parametrize("batch", [256, 4096])
+def bench_linear_gaussian_log_likelihood(duel, batch):
+    def fresh() -> tuple[Tensor, ...]:
+        x = torch.rand(batch, D)
+        x[torch.rand(batch, D) < 0.5] = torch.nan
+        layer = torch.randn(D, H) / H**0.5, torch.randn(D), torch.tensor(0.3)
+        return torch.randn(batch, H), *layer, x, torch.full((batch,), -1 / batch)
+
+    hidden, weight, bias, scale, x, _ = fresh()
+    torch.testing.assert_close(
+        rvi_fast.linear_gaussian_log_likelihood(hidden, weight, bias, x, scale),
+        eager(hidden, weight, bias, x, scale),
+        rtol=1e-5,
+        atol=1e-3,
+    )
+    duel(
+        f"linear layer and masked likelihood, value and gradients, B = {batch}, H = {H}, D = {D}",
+        fresh,
+        known_gradient,
+        {
+            "rvi_fast through autograd": step(rvi_fast.linear_gaussian_log_likelihood),
+            "torch's layer, rvi_fast's likelihood": step(layer_by_layer),
+            "eager": step(eager),
+            "compile": step(torch.compile(eager)),
+        },
+        goals={"torch's layer, rvi_fast's likelihood": 1.3},
+        rounds=60 if batch == 256 else 20,
+        bytes=4 * (batch * (D + 2 * H) + 2 * D * H),
+        flops=batch * D * (6 * H + 12),
+    )
