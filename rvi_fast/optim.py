@@ -117,7 +117,7 @@ class RowAdam(torch.optim.Optimizer):
         self._present: list[Tensor] = []
         self._hook = None
         if mode != "dense":
-            self._hook = rows.register_post_accumulate_grad_hook(self._after_backward)
+            self._hook = rows.register_post_accumulate_grad_hook(self.after_backward)
         self.state[rows] = {
             "step": self._clock[0],
             "exp_avg": self._exp_avg,
@@ -138,7 +138,8 @@ class RowAdam(torch.optim.Optimizer):
         if self.mode != "dense" and torch.is_grad_enabled():
             self._forwarded.append(index)
 
-    def _after_backward(self, _: Tensor) -> None:
+    def after_backward(self, _: Tensor) -> None:
+        """The rows call it after a backward pass has reached them."""
         self._present += self._forwarded
         self._forwarded.clear()
 

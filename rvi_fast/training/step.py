@@ -55,7 +55,7 @@ def decoder_step(model: LatentModel, *, learn: bool = True) -> DecoderStep:
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         return LinearChain(linear, likelihood, learn)
-    return DecoderByAutograd(model)
+    return DecoderByAutograd(model, learn)
 
 
 def _hooked(*modules: nn.Module) -> bool:
@@ -67,7 +67,13 @@ def _hooked(*modules: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         for module in modules
-    ) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    ) or any(p._backward_hooks or _others(p._post_accumulate_grad_hooks) for p in parameters)
+
+
+def _others(hooks: dict[int, Callable[..., None]] | None) -> bool:
+    """Hooks that are not `RowAdam`'s, which waits for autograd to say what `step_batch` is told."""
+    own = RowAdam.after_backward
+    return any(getattr(hook, "__func__", None) is not own for hook in (hooks or {}).values())
 
 
 class AutogradStep:
@@ -140,14 +146,14 @@ class DirectStep:
 class DecoderByAutograd:
     """Any decoder and any likelihood."""
 
-    def __init__(self, model: LatentModel) -> None:
-        self.decoder, self.likelihood = model.decoder, model.likelihood
+    def __init__(self, model: LatentModel, learn: bool) -> None:
+        self.decoder, self.likelihood, self.learn = model.decoder, model.likelihood, learn
 
     @torch.enable_grad()
     def __call__(
         self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
     ) -> tuple[Tensor, Tensor]:
-        for module in (self.decoder, self.likelihood):
+        for module in (self.decoder, self.likelihood) if self.learn else ():
             module.zero_grad(set_to_none=True)
         z = z.detach().requires_grad_()
         log_prob = self.likelihood(x, self.decoder(z), mask)

@@ -1,0 +1,142 @@
+"""A step without autograd does what the step with it does."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import rvi_fast
+from rvi_fast.training import step as steps
+from rvi_fast.training.capture import BatchStep
+from rvi_fast.training.inputs import prepare
+
+N, D, T = 50, 7, 6
+MASK = torch.rand(N, D, generator=torch.Generator().manual_seed(0)) < 0.6
+X = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).double()
+
+
+class OwnActivation(nn.Module):
+    def forward(self, z):
+        return z.tanh()
+
+
+DECODERS = {
+    "linear": lambda: nn.Linear(T, D),
+    "one": lambda: nn.Sequential(nn.Linear(T, D)),
+    "three": lambda: nn.Sequential(
+        nn.Linear(T, 9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.ReLU(), nn.Linear(5, D)
+    ),
+    "tanh": lambda: nn.Sequential(nn.Linear(T, 9), OwnActivation(), nn.Linear(9, D, bias=False)),
+}
+
+
+def make(
+    decoder="three", groups=(5, 9), *, scale="scalar", mode="dense", change=lambda model: None
+):
+    torch.manual_seed(3)
+    model = rvi_fast.models.LatentModel(
+        rvi_fast.RelayPosterior(N, T, groups=groups, sparse=True),
+        DECODERS[decoder](),
+        rvi_fast.GaussianLikelihood(D, scale=scale),
+    ).double()
+    change(model)
+    rows = rvi_fast.optim.RowAdam(model.posterior, lr=0.01, mode=mode)
+    others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+    return model, rows, torch.optim.Adam(others, lr=0.01, fused=True)
+
+
+def train(step, model, rows, inputs, number=8, full_size=20):
+    """`number` steps, every third on a short batch; everything that a step leaves behind."""
+    values = []
+    run = BatchStep(step, inputs, torch.device("cpu"), model.posterior.rows.dtype)
+    for i in range(number):
+        index = torch.randperm(N, generator=torch.Generator().manual_seed(i))
+        run.seed.fill_(i)
+        run.kl_weight.fill_(0.5 + i)
+        values.append(run(index[: 7 if i % 3 == 2 else full_size], full_size))
+    rows.flush()
+    return {"objective": torch.stack(values), **model.state_dict()}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "groups", "scale", "mode", "data"),
+    [
+        *itertools.product(DECODERS, [(5, 9)], ["scalar", "feature"], ["dense"], ["nan", "pixels"]),
+        ("three", (), "fixed", "lazy", "nan"),
+        ("three", (4,), "scalar", "row", "pixels"),
+    ],
+)
+def test_direct_step_equals_autograd(decoder, groups, scale, mode, data):
+    results = []
+    for kind in ("direct", "autograd"):
+        model, rows, shared = make(decoder, groups, scale=scale, mode=mode)
+        inputs = prepare(model, X.masked_fill(~MASK, torch.nan))
+        if data == "pixels":
+            inputs = prepare(model, (X.abs() * 80).to(torch.uint8), MASK)
+        step = steps.make_step(model, rows, shared)
+        assert isinstance(step, steps.DirectStep)
+        chain = isinstance(step.decoder, steps.LinearChain)
+        assert chain == (decoder != "tanh")
+        if kind == "autograd":
+            step = steps.AutogradStep(model, rows, shared)
+        results.append(train(step, model, rows, inputs))
+    direct, autograd = results
+    for name, value in autograd.items():
+        torch.testing.assert_close(direct[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def hook_on(module):
+    module.register_forward_hook(lambda *_: None)
+
+
+class OwnObjective(rvi_fast.models.LatentModel):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: hook_on(model),
+        lambda model: hook_on(model.posterior),
+        lambda model: model.posterior.relays.register_hook(lambda grad: None),
+        lambda model: setattr(model, "__class__", OwnObjective),
+    ],
+    ids=["hook on the model", "hook on the posterior", "hook on a gradient", "own forward"],
+)
+def test_a_model_that_does_more_than_the_objective_takes_autograd(change):
+    model, rows, shared = make(change=change)
+    assert isinstance(steps.make_step(model, rows, shared), steps.AutogradStep)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: hook_on(model.decoder),
+        lambda model: hook_on(model.decoder[2]),
+        lambda model: model.decoder[0].weight.register_hook(lambda grad: None),
+        lambda model: model.decoder[0].weight.requires_grad_(False),
+        lambda model: nn.utils.parametrizations.weight_norm(model.decoder[0]),
+        lambda model: setattr(model.likelihood, "checked", True),
+    ],
+    ids=["hook", "hook on a layer", "hook on a gradient", "frozen", "parametrized", "checked"],
+)
+def test_a_decoder_that_does_more_than_its_layers_takes_autograd(change):
+    model, rows, shared = make(change=change)
+    step = steps.make_step(model, rows, shared)
+    assert isinstance(step.decoder, steps.DecoderByAutograd)
+    frozen = model.decoder[0].weight.detach().clone()
+    train(step, model, rows, prepare(model, X), number=2)
+    trained = model.decoder[0].weight
+    assert torch.equal(trained, frozen) == (not model.decoder[0].weight.requires_grad)
+
+
+def test_frozen_relays_stay():
+    model, rows, shared = make()
+    model.posterior.relays.requires_grad_(False)
+    before = model.posterior.relays.clone()
+    step = steps.make_step(model, rows, shared)
+    assert isinstance(step, steps.DirectStep)
+    train(step, model, rows, prepare(model, X), number=2)
+    assert torch.equal(model.posterior.relays, before)
