@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 2;
+constexpr int API = 3;
 
 using Address = std::uintptr_t;
 
@@ -133,7 +133,7 @@ T* pointer(Address address) {
 void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
                       std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address z, Address kl, Address bits) {
+                      Address z, Address kl, Address bits, Address mean) {
   RelaySampleFwd call;
   call.layout = &layout;
   call.index = make_index(index, index_is_int64, batch, num_data);
@@ -145,6 +145,7 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.z = pointer<void>(z);
   call.kl = pointer<void>(kl);
   call.bits = pointer<std::uint32_t>(bits);
+  call.mean = pointer<void>(mean);
   py::gil_scoped_release release;
   kernels->relay_sample_fwd[is_double](call, threads_for(batch, threads));
 }
@@ -152,7 +153,7 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
 void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
                       std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address grad_z, Address grad_kl, Address bits, bool need_rows,
+                      Address grad_z, Address grad_kl, Address bits, Address mean, bool need_rows,
                       Address grad_batch, bool need_relays, Address grad_relays) {
   RelaySampleBwd call;
   call.layout = &layout;
@@ -165,6 +166,7 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.grad_z = pointer<void>(grad_z);
   call.grad_kl = pointer<void>(grad_kl);
   call.bits = pointer<std::uint32_t>(bits);
+  call.mean = pointer<void>(mean);
   call.grad_batch = need_rows ? pointer<void>(grad_batch) : nullptr;
   call.grad_relays = need_relays ? pointer<void>(grad_relays) : nullptr;
   py::gil_scoped_release release;

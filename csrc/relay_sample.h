@@ -172,10 +172,28 @@ struct Batch {
   const F* relays;      // [K, stride]
   int weights_width;    // of one row's mixture weights
 
-  // Means of a block whose bits are known: mean [count, stride]. Mixture weights go to `weights`
-  // [count, weights_width], otherwise the coefficients in the rows are the weights. `list` has
-  // room for K + 16 numbers.
-  void means(const F* const* block, int count, const std::uint32_t* bits, F* weights,
+  // Weights of the kept coefficients of a block whose bits are known, with the positions of the
+  // coefficients: in the mixture they are made in `memory` [count, weights_width], otherwise they
+  // are the rows themselves.
+  void weights(const F* const* block, int count, const std::uint32_t* bits, F* memory,
+               const F** result) const {
+    for (int i = 0; i < count; ++i) {
+      result[i] = block[i];
+      if (layout.form != Form::mixture) continue;
+      F* own = memory + (std::int64_t)i * weights_width;
+      result[i] = own;
+      const std::uint32_t* words = bits + (std::int64_t)i * layout.num_words;
+      for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+        const int offset = layout.group_offsets[g];
+        mixture_weights(words + layout.word_offsets[g], layout.groups[g], block[i] + offset,
+                        own + offset);
+      }
+    }
+  }
+
+  // Means of a block whose bits and weights are known: mean [count, stride]. `list` has room for
+  // K + 16 numbers.
+  void means(const F* const* block, int count, const std::uint32_t* bits, const F* const* weights,
              std::uint32_t* list, F* mean) const {
     constexpr int LANES = Simd<F>::LANES;
     for (int i = 0; i < count; ++i) {
@@ -190,13 +208,7 @@ struct Batch {
       for (int i = 0; i < count; ++i) {
         const std::uint32_t* words = bits + (std::int64_t)i * layout.num_words;
         words += layout.word_offsets[g];
-        const F* weight = block[i] + offset;
-        if (layout.form == Form::mixture) {
-          F* own = weights + (std::int64_t)i * weights_width + offset;
-          mixture_weights(words, size, weight, own);
-          weight = own;
-        }
-        combine(words, size, weight, part, stride, list, mean + i * stride);
+        combine(words, size, weights[i] + offset, part, stride, list, mean + i * stride);
       }
     }
     // an infinite weight times the zeros of the padding is NaN
@@ -223,6 +235,7 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
   const F* noise = static_cast<const F*>(call.noise);
   F* z = static_cast<F*>(call.z);
   F* kl = static_cast<F*>(call.kl);
+  F* saved_mean = static_cast<F*>(call.mean);
   const std::int64_t size = call.index.size;
 
   auto work = [&](std::int64_t first_block, std::int64_t last_block) {
@@ -261,13 +274,16 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
                  layout.num_words);
         }
       }
-      batch.means(block, count, bits, weights, list, mean);
+      const F* weight_rows[FORWARD_ROWS];
+      batch.weights(block, count, bits, weights, weight_rows);
+      batch.means(block, count, bits, weight_rows, list, mean);
       for (int i = 0; i < count; ++i) {
         if (begin + FORWARD_ROWS + i < end) {
           prefetch_row(batch.rows + call.index[begin + FORWARD_ROWS + i] * layout.width,
                        layout.width);
         }
         const F* row_mean = mean + i * stride;
+        std::memcpy(saved_mean + (begin + i) * latent_dim, row_mean, latent_dim * sizeof(F));
         const F* row_log_std = block[i] + layout.log_std_offset;
         Vec<F> total = {};
         for (std::int64_t s = 0; s < call.num_samples; ++s) {
@@ -476,6 +492,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
   const F* noise = static_cast<const F*>(call.noise);
   const F* grad_z = static_cast<const F*>(call.grad_z);
   const F* grad_kl = static_cast<const F*>(call.grad_kl);
+  const F* saved_mean = static_cast<const F*>(call.mean);
   F* grad_batch = static_cast<F*>(call.grad_batch);
   F* grad_relays = static_cast<F*>(call.grad_relays);
 
@@ -501,8 +518,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
   auto work = [&](std::int64_t first_piece, std::int64_t last_piece) {
     const int mark_words = (layout.deviation_offset + 31) / 32 + 1;
     const bool mixture = layout.form == Form::mixture;
-    Scratch grad_memory, weights_memory, noise_memory, sum_memory, marks_memory, list_memory;
-    std::uint32_t* list = list_memory.make<std::uint32_t>(layout.num_relays + 16);
+    Scratch grad_memory, weights_memory, noise_memory, sum_memory, marks_memory;
     F* grad_mean = grad_memory.make<F>(BACKWARD_ROWS * stride);
     std::memset(grad_mean, 0, BACKWARD_ROWS * stride * sizeof(F));
     F* weights = weights_memory.make<F>(mixture ? BACKWARD_ROWS * batch.weights_width : 0);
@@ -522,9 +538,8 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
         for (int i = 0; i < count; ++i) {
           numbers[i] = call.index[begin + i];
           block[i] = batch.rows + numbers[i] * layout.width;
-          weight_rows[i] = mixture ? weights + (std::int64_t)i * batch.weights_width : block[i];
         }
-        batch.means(block, count, bits, weights, list, grad_mean);
+        batch.weights(block, count, bits, weights, weight_rows);
 
         for (int i = 0; i < count; ++i) {
           if (begin + BACKWARD_ROWS + i < end) {
@@ -532,9 +547,10 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
                          layout.width);
           }
           F* mean = grad_mean + i * stride;
+          const F* saved = saved_mean + (begin + i) * latent_dim;
           const F gk = grad_kl[begin + i];
           for (int t = 0; t < stride; t += LANES) {
-            store(mean + t, gk * load<Vec<F>>(mean + t));
+            store(mean + t, gk * load_up_to(saved + t, latent_dim - t));
             store(noise_sum + t, Vec<F>{});
           }
           for (std::int64_t s = 0; s < call.num_samples; ++s) {

@@ -54,6 +54,7 @@ struct RelaySampleFwd {
   void* z;                   // [S, B, T]
   void* kl;                  // [B]
   std::uint32_t* bits;       // [B, words]
+  void* mean;                // [B, T]
 };
 
 struct RelaySampleBwd {
@@ -67,6 +68,7 @@ struct RelaySampleBwd {
   const void* grad_z;         // [S, B, T]
   const void* grad_kl;        // [B]
   const std::uint32_t* bits;  // [B, words]
+  const void* mean;           // [B, T]
   void* grad_batch;           // [B, W] or null
   void* grad_relays;          // [K, T] or null
 };

@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from .layout import RowLayout
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 2
+API = 3
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -64,7 +64,7 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     dtype = rows.dtype
     if dtype not in _BOTH or relays.dtype != dtype:
@@ -78,6 +78,7 @@ def relay_sample_fwd(
     z = empty((num_samples, batch, latent_dim), dtype=dtype)
     kl = empty((batch,), dtype=dtype)
     bits = empty((batch, words), dtype=_INT32)
+    mean = empty((batch, latent_dim), dtype=dtype)
     _C.relay_sample_fwd(
         native,
         dtype is _FLOAT64,
@@ -94,8 +95,9 @@ def relay_sample_fwd(
         z.data_ptr(),
         kl.data_ptr(),
         bits.data_ptr(),
+        mean.data_ptr(),
     )
-    return z, kl, bits
+    return z, kl, bits, mean
 
 
 def relay_sample_bwd(
@@ -107,6 +109,7 @@ def relay_sample_bwd(
     seed: Tensor,
     noise: Tensor | None,
     bits: Tensor,
+    mean: Tensor | None,
     groups: list[int],
     kept: list[int],
     form: str,
@@ -115,11 +118,11 @@ def relay_sample_bwd(
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
     dtype = rows.dtype
-    if dtype not in _BOTH or relays.dtype != dtype:
+    if dtype not in _BOTH or relays.dtype != dtype or mean is None:
         return NotImplemented
     native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
-    bits = bits.contiguous()
+    bits, mean = bits.contiguous(), mean.to(dtype).contiguous()
     grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
     if noise is not None:
         noise = noise.to(dtype).contiguous()
@@ -142,6 +145,7 @@ def relay_sample_bwd(
         grad_z.data_ptr(),
         grad_kl.data_ptr(),
         bits.data_ptr(),
+        mean.data_ptr(),
         need_rows,
         grad_batch.data_ptr(),
         need_relays,

@@ -24,10 +24,10 @@ _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor x, Tensor scale, T
 _TABLES = "Tensor(a!) rows, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) row_step"
 _SCHEMAS = {
     "relay_sample_fwd": f"(Tensor rows, Tensor relays, Tensor index, Tensor seed, Tensor? noise, "
-    f"{_LAYOUT}, int num_samples) -> (Tensor, Tensor, Tensor)",
+    f"{_LAYOUT}, int num_samples) -> (Tensor, Tensor, Tensor, Tensor)",
     "relay_sample_bwd": f"(Tensor grad_z, Tensor grad_kl, Tensor rows, Tensor relays, Tensor index, "
-    f"Tensor seed, Tensor? noise, Tensor bits, {_LAYOUT}, bool need_rows, bool need_relays)"
-    " -> (Tensor, Tensor)",
+    f"Tensor seed, Tensor? noise, Tensor bits, Tensor? mean, {_LAYOUT}, "
+    "bool need_rows, bool need_relays) -> (Tensor, Tensor)",
     "gaussian_log_likelihood_fwd": "(Tensor x, Tensor mean, Tensor scale, Tensor? mask) -> Tensor",
     "gaussian_log_likelihood_bwd": "(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor scale, "
     "Tensor? mask, bool need_mean, bool need_scale) -> (Tensor, Tensor)",
@@ -104,14 +104,17 @@ ops = torch.ops.rvi_fast
 def _(rows, relays, index, seed, noise, groups, kept, form, num_samples):
     layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
     z = rows.new_empty((num_samples, index.shape[0], relays.shape[1]))
-    kl = rows.new_empty(index.shape[0], dtype=torch.promote_types(rows.dtype, torch.float32))
-    return z, kl, rows.new_empty((index.shape[0], sum(layout.word_counts)), dtype=torch.int32)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    kl = rows.new_empty(index.shape[0], dtype=dtype)
+    bits = rows.new_empty((index.shape[0], sum(layout.word_counts)), dtype=torch.int32)
+    return z, kl, bits, rows.new_empty(z.shape[1:], dtype=dtype)
 
 
 @torch.library.register_fake("rvi_fast::relay_sample_bwd")
-def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, groups, kept, form, rows_, relays_):
-    grad_batch = rows.new_empty((index.shape[0], rows.shape[1]) if rows_ else 0)
-    return grad_batch, relays.new_empty(relays.shape if relays_ else 0)
+def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, mean, *layout_and_needs):
+    need_rows, need_relays = layout_and_needs[-2:]
+    grad_batch = rows.new_empty((index.shape[0], rows.shape[1]) if need_rows else 0)
+    return grad_batch, relays.new_empty(relays.shape if need_relays else 0)
 
 
 @torch.library.register_fake("rvi_fast::gaussian_log_likelihood_fwd")
@@ -190,11 +193,11 @@ class _RelaySample(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         rows, relays, index, seed, noise, ctx.groups, ctx.kept, ctx.form, _, ctx.sparse = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(rows, relays, index, seed, noise, output[2])
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(rows, relays, index, seed, noise, *output[2:])
 
     @staticmethod
-    def backward(ctx, grad_z, grad_kl, _):
+    def backward(ctx, grad_z, grad_kl, *_):
         saved = ctx.saved_tensors
         rows, index = saved[0], saved[2]
         need_rows, need_relays = ctx.needs_input_grad[:2]
@@ -226,6 +229,7 @@ class _RelaySampleBackward(Function):
         seed,
         noise,
         bits,
+        mean,
         groups,
         kept,
         form,
@@ -241,6 +245,7 @@ class _RelaySampleBackward(Function):
             seed,
             noise,
             bits,
+            mean,
             groups,
             kept,
             form,
@@ -250,8 +255,9 @@ class _RelaySampleBackward(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        # without the mean, which depends on rows and relays
         ctx.save_for_backward(*inputs[:8])
-        ctx.constants = inputs[8:]
+        ctx.constants = (None, *inputs[9:])
 
     @staticmethod
     def backward(ctx, *grads):
@@ -263,7 +269,7 @@ class _RelaySampleBackward(Function):
             )
 
         _, pullback = torch.func.vjp(first_order, grad_z, grad_kl, rows, relays)
-        return *pullback(grads), *[None] * 9
+        return *pullback(grads), *[None] * 10
 
 
 def _scatter(grad_batch: Tensor, index: Tensor, rows: Tensor, sparse: bool) -> Tensor:
@@ -418,7 +424,7 @@ def relay_sample(
     # Inductor cannot hold a sparse gradient made from a custom op's output
     sparse = sparse and not torch.compiler.is_compiling()
     constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
-    z, kl, _ = _apply(_RelaySample, rows, relays, index, seed, noise, *constants)
+    z, kl, *_ = _apply(_RelaySample, rows, relays, index, seed, noise, *constants)
     return z, kl
 
 

@@ -172,7 +172,7 @@ def relay_sample(
     batch = rows[index].to(_compute_dtype(rows))
     if noise is None:
         noise = normal_noise(seed, index, num_samples or 1, layout.latent_dim, batch.dtype)
-    z, kl = _sample(batch, relays, selected(batch, layout), noise, layout)
+    z, kl, _ = _sample(batch, relays, selected(batch, layout), noise, layout)
     return (z if num_samples else z[0]).to(rows.dtype), kl
 
 
@@ -200,13 +200,13 @@ def posterior_mean(
 
 def _sample(
     batch: Tensor, relays: Tensor, marks: list[Tensor], noise: Tensor, layout: RowLayout
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     mean, _ = posterior_mean(batch, relays, marks, layout)
     log_std = batch[:, layout.log_std_slice].clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)
     std = log_std.exp()
     z = mean + std * (noise if noise.dim() == 3 else noise[None]).to(batch.dtype)
     kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * log_std).sum(-1)
-    return z, kl
+    return z, kl, mean
 
 
 def relay_sample_fwd(
@@ -219,17 +219,17 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z [S, B, T], kl [B], kept bits [B, words]. `noise` is None or [S, B, T]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z [S, B, T], kl [B], kept bits [B, words], mu [B, T]. `noise` is None or [S, B, T]."""
     layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
     batch = rows[index].to(_compute_dtype(rows))
     if noise is None:
         noise = normal_noise(seed, index, num_samples, layout.latent_dim, batch.dtype)
     marks = selected(batch, layout)
-    z, kl = _sample(batch, relays, marks, noise, layout)
+    z, kl, mean = _sample(batch, relays, marks, noise, layout)
     words = [pack_bits(mark) for mark in marks]
     bits = torch.cat(words, -1) if words else index.new_empty((len(index), 0), dtype=torch.int32)
-    return z.to(rows.dtype), kl, bits
+    return z.to(rows.dtype), kl, bits, mean
 
 
 def relay_sample_bwd(
@@ -241,6 +241,7 @@ def relay_sample_bwd(
     seed: Tensor,
     noise: Tensor | None,
     bits: Tensor,
+    mean: Tensor | None,
     groups: list[int],
     kept: list[int],
     form: str,
@@ -249,6 +250,7 @@ def relay_sample_bwd(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the batch's rows [B, W] and of the relays [K, T]; one not needed has 0 elements.
 
+    `mean` is mu as the forward pass returned it; None computes it again, differentiably.
     With grad_mu = sum_s grad_z + grad_kl mu:
 
         grad_e = grad_mu
@@ -263,7 +265,8 @@ def relay_sample_bwd(
     grad_z, grad_kl = grad_z.to(batch.dtype), grad_kl.to(batch.dtype)[:, None]
     words = bits.split(layout.word_counts, dim=-1) if groups else ()
     marks = [unpack_bits(word, size) for word, size in zip(words, groups, strict=True)]
-    mean, weights = posterior_mean(batch, relays, marks, layout)
+    again, weights = posterior_mean(batch, relays, marks, layout)
+    mean = again if mean is None else mean.to(batch.dtype)
     grad_mean = grad_z.sum(0) + grad_kl * mean
 
     grad_batch = rows.new_empty(0)

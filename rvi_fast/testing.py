@@ -421,7 +421,7 @@ class RelaySampleContract(OpContract):
     """`relay_sample_fwd` and `relay_sample_bwd`."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "relay_sample_fwd": ("z", "kl", "bits"),
+        "relay_sample_fwd": ("z", "kl", "bits", "mean"),
         "relay_sample_bwd": ("grad_rows", "grad_relays"),
     }
     cases: ClassVar[Sequence[RelaySampleCase]] = (
@@ -456,10 +456,12 @@ class RelaySampleContract(OpContract):
             "form": layout.form,
             "num_samples": case.num_samples,
         }
+        _, _, bits, mean = reference.relay_sample_fwd(**forward)
         return forward | {
             "grad_z": normal(*shape),
             "grad_kl": normal(case.batch),
-            "bits": reference.relay_sample_fwd(**forward)[2],
+            "bits": bits,
+            "mean": mean,
             "need_rows": True,
             "need_relays": True,
         }
@@ -483,7 +485,11 @@ class RelaySampleContract(OpContract):
                 )
                 same &= assert_same_selection(marks, expected, rows[:, columns].abs())
             got, exact, yardstick = (
-                {"z": result["z"][:, same], "kl": result["kl"][same]}
+                {
+                    "z": result["z"][:, same],
+                    "kl": result["kl"][same],
+                    "mean": result["mean"][same],
+                }
                 for result in (got, exact, yardstick)
             )
         super().compare(inputs, got, exact, yardstick)

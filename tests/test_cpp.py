@@ -96,11 +96,11 @@ def both_directions(layout, rows, relays, index, seed, noise=None, samples=1, ep
     constants = (list(layout.groups), list(layout.kept), layout.form)
     forward = (rows, relays, index, seed, noise, *constants, samples)
     assert_as_good_as_reference("relay_sample_fwd", forward, eps)
-    z, kl, bits = cpp.relay_sample_fwd(*forward)
+    z, kl, bits, mean = cpp.relay_sample_fwd(*forward)
     generator = torch.Generator().manual_seed(1)
     grad_z = torch.randn(z.shape, generator=generator, dtype=z.dtype)
     grad_kl = torch.randn(kl.shape, generator=generator, dtype=kl.dtype)
-    backward = (grad_z, grad_kl, rows, relays, index, seed, noise, bits, *constants)
+    backward = (grad_z, grad_kl, rows, relays, index, seed, noise, bits, mean, *constants)
     for needs in ((True, True), (True, False), (False, True)):
         assert_as_good_as_reference("relay_sample_bwd", (*backward, *needs), eps)
     return z, kl, bits
@@ -168,7 +168,7 @@ def kept_bits(coefficients, kept):
         "linear",
         1,
     )
-    _, _, bits = cpp.relay_sample_fwd(*arguments)
+    _, _, bits, _ = cpp.relay_sample_fwd(*arguments)
     assert torch.equal(bits, reference.relay_sample_fwd(*arguments)[2])
     return reference.unpack_bits(bits, coefficients.shape[1])
 
@@ -273,7 +273,7 @@ def test_noise_equals_the_reference(dtype):
     rows = torch.zeros(2**16 + 1, layout.width, dtype=dtype)
     for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
         seed = torch.tensor([seed])
-        z, _, _ = cpp.relay_sample_fwd(
+        z, *_ = cpp.relay_sample_fwd(
             rows, rows.new_empty(0, 130), index, seed, None, [], [], "linear", 3
         )
         truth = reference.normal_noise(seed, index, 3, 130, torch.float64)
@@ -286,7 +286,7 @@ def test_noise_is_standard_normal():
     layout = RowLayout.resolve(64, ())
     rows, index = torch.zeros(1000, layout.width), torch.arange(1000)
     seed = torch.tensor([7])
-    z, _, _ = cpp.relay_sample_fwd(
+    z, *_ = cpp.relay_sample_fwd(
         rows, rows.new_empty(0, 64), index, seed, None, [], [], "linear", 10
     )
     assert abs(z.mean().item()) < 5e-3
@@ -496,8 +496,8 @@ def everything(num_threads, threads):
         constants = (list(layout.groups), list(layout.kept), form)
         forward = cpp.relay_sample_fwd(rows, relays, index, seed, None, *constants, 1)
         results += forward
-        z, kl, bits = forward
-        backward = (z.sin(), kl.sin(), rows, relays, index, seed, None, bits, *constants)
+        z, kl, *saved = forward
+        backward = (z.sin(), kl.sin(), rows, relays, index, seed, None, *saved, *constants)
         results += cpp.relay_sample_bwd(*backward, True, True)
     x = torch.randn(batch, 11, generator=torch.Generator().manual_seed(0))
     for scale in scales(batch, 11, torch.float32):

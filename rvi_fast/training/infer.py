@@ -92,10 +92,10 @@ def infer(
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
                 batch = (rows, relays, index, noise_seed, None if sampled else zeros)
-                z, _, bits = ops.relay_sample_fwd(*batch, *constants, 1)
+                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1)
                 _, grad_z = decoder(z[0], x, observed, grad_log_prob)
                 grad, _ = ops.relay_sample_bwd(
-                    grad_z[None], grad_kl, *batch, bits, *constants, True, False
+                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False
                 )
                 if not sampled:  # the decoded mean says nothing about the standard deviation
                     grad[:, layout.log_std_slice] = 0.0
