@@ -1,0 +1,95 @@
+"""A step on CUDA never waits for the device: it can be captured in a CUDA graph.
+
+Shown without one: under fake tensors of device "cuda" whatever reads a value back raises. Autograd
+itself needs a CUDA build of torch, so the step shown is the one that does without.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import rvi_fast
+from rvi_fast.training.capture import BatchStep
+from rvi_fast.training.inputs import Inputs
+from rvi_fast.training.step import DirectStep, LinearChain, make_step
+
+N, D, T = 100, 12, 8
+CUDA = torch.device("cuda", 0)
+
+
+class Indexing(TorchFunctionMode):
+    """tensor[key] and tensor[key] = value by ops: Python's own path asks for a CUDA build of torch."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__getitem__:
+            return self.item_of(*args)
+        if function is torch.Tensor.__setitem__:
+            return self.item_of(*args[:2]).copy_(args[2])
+        return function(*args, **(kwargs or {}))
+
+    def item_of(self, tensor, key):
+        dimension = 0
+        for part in key if isinstance(key, tuple) else (key,):
+            if part is None:
+                tensor = tensor.unsqueeze(dimension)
+            elif isinstance(part, int):
+                tensor = tensor.select(dimension, part)
+                continue
+            elif isinstance(part, slice):
+                tensor = torch.ops.aten.slice(tensor, dimension, part.start, part.stop)
+            else:
+                assert key is part
+                tensor = torch.ops.aten.index(tensor, [part])
+            dimension += 1
+        return tensor
+
+
+@pytest.fixture(autouse=True)
+def capturing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+@contextmanager
+def step_on_cuda(mode="dense", *, pixels=False):
+    """A step of a model without values on a device that is not there."""
+    model = rvi_fast.models.LatentModel(
+        rvi_fast.RelayPosterior(N, T, groups=(5, 9), sparse=True),
+        nn.Sequential(nn.Linear(T, 16), nn.ReLU(), nn.Linear(16, D)),
+        rvi_fast.GaussianLikelihood(D),
+    )
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    with FakeTensorMode(), Indexing():
+        for name, shape in shapes.items():
+            module, _, own = name.rpartition(".")
+            parameter = nn.Parameter(torch.empty(shape, device=CUDA))
+            model.get_submodule(module)._parameters[own] = parameter
+        rows = rvi_fast.optim.RowAdam(model.posterior, mode=mode)
+        rows.reserve(10)
+        others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+        step = make_step(model, rows, torch.optim.Adam(others, fused=True, capturable=True))
+        assert isinstance(step, DirectStep)
+        assert isinstance(step.decoder, LinearChain)
+        x = torch.rand(N, D, device=CUDA)
+        inputs = Inputs((255 * x).to(torch.uint8), x > 0.5) if pixels else Inputs(x, None)
+        yield BatchStep(step, inputs, CUDA, torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_no_part_of_a_step_waits_for_the_device(mode, pixels):
+    with step_on_cuda(mode, pixels=pixels) as run:
+        for size in (16, 16, 7):
+            result = run(torch.arange(size, device=CUDA), 16)
+            assert (result.device, result.shape) == (CUDA, (3,))
+
+
+def test_a_look_at_a_value_is_noticed():
+    with step_on_cuda() as run:
+        step = run.step
+        run.step = lambda *args: [value.nan_to_num(value.item()) for value in step(*args)]
+        with pytest.raises(DataDependentOutputException):
+            run(torch.arange(5, device=CUDA), 5)
