@@ -44,6 +44,7 @@ def bench_gaussian_log_likelihood(duel, batch):
         },
         goals={"eager": 5, **({"compile": 1.3} if batch == 4096 else {})},
         rounds=60 if batch == 256 else 20,
+        batch=batch,
         bytes=batch * D * 4 * 5,
         flops=batch * D * 12,
     )

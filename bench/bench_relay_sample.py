@@ -55,6 +55,7 @@ def bench_relay_sample(duel, batch):
             "compile gather": goals[2],
         },
         rounds=60 if batch == 256 else 20,
+        batch=batch,
         bytes=batch * width * 4 * 3 + 2 * latent,
         flops=batch * sum(GROUPS) * T * 2 * 2,
     )

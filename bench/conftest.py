@@ -1,8 +1,10 @@
 """How a duel is run and reported.
 
 `duel` times our implementation with pytest-benchmark and, before each of its rounds, every peer
-once with the same inputs: interleaved, fresh inputs for each round, medians, one thread. With
-`--write-results` the tables go to `bench/results/<machine>.md` and `.json`.
+with the same inputs: interleaved, fresh inputs for each call, medians. The CPU runs one thread and
+one call a round. With `--device cuda` everything lies there, and a round is `CALLS` calls before it
+waits for the device, as in a training loop. With `--write-results` the tables go to
+`bench/results/<machine>.md` and `.json`, where they replace those of the same questions.
 """
 
 from __future__ import annotations
@@ -24,44 +26,65 @@ import rvi_fast
 RESULTS = Path(__file__).parent / "results"
 
 
+# calls on a GPU between two waits for it
+CALLS = 10
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-results", action="store_true", help="write bench/results/<machine>.*")
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where to run")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where tensors are made unless told otherwise; one thread."""
+    threads, name = torch.get_num_threads(), request.config.getoption("--device")
     torch.set_num_threads(1)
-    yield
+    torch.set_default_device(name)
+    yield name
+    torch.set_default_device(None)
     torch.set_num_threads(threads)
 
 
+def wait(device: str) -> None:
+    """Until everything that was launched is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], Any], device: str, rounds: int) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(rounds):
+        wait(device)
+        start = time.perf_counter()
+        function()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 @pytest.fixture(scope="session")
-def copy_bandwidth() -> float:
+def copy_bandwidth(device: str) -> float:
     """Bytes per second of a copy far larger than the caches, read and write counted."""
     source, target = torch.ones(1 << 25), torch.empty(1 << 25)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.nbytes / statistics.median(times)
+    if device == "cuda":
+        source, target = torch.ones(1 << 29), torch.empty(1 << 29)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), device, 7)
 
 
 @pytest.fixture(scope="session")
-def matmul_rate() -> float:
-    """FLOP per second of a float32 matrix product."""
-    a, b = torch.ones(1024, 1024), torch.ones(1024, 1024)
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
-    return 2 * 1024**3 / statistics.median(times)
+def matmul_rate(device: str) -> float:
+    """FLOP per second of a float32 matrix product, at torch's own precision setting."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    return 2 * size**3 / seconds(lambda: torch.mm(a, b), device, 9)
 
 
 @pytest.fixture
-def duel(benchmark: Any, copy_bandwidth: float, matmul_rate: float) -> Callable[..., None]:
+def duel(
+    benchmark: Any, device: str, copy_bandwidth: float, matmul_rate: float
+) -> Callable[..., None]:
     """Times `ours` against `peers`.
 
     Args of the returned function:
@@ -70,6 +93,7 @@ def duel(benchmark: Any, copy_bandwidth: float, matmul_rate: float) -> Callable[
         ours, peers: functions of those inputs; peers by name.
         goals: peer -> ratio to reach, where there is a goal.
         rounds: rounds measured; `warmup` more come first.
+        batch: rows in a call, for the time per row.
         bytes, flops: of one call of `ours`, for GB/s and GFLOP/s beside the measured ceilings.
     """
 
@@ -82,33 +106,42 @@ def duel(benchmark: Any, copy_bandwidth: float, matmul_rate: float) -> Callable[
         goals: dict[str, float],
         rounds: int = 60,
         warmup: int = 6,
+        batch: int = 0,
         bytes: int = 0,
         flops: int = 0,
     ) -> None:
         times: dict[str, list[float]] = {name: [] for name in peers}
-        calls = 0
+        calls = CALLS if device == "cuda" else 1
+        done = 0
+
+        def timed(function: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> None:
+            for arguments in inputs:
+                function(*arguments)
+            wait(device)
 
         def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-            nonlocal calls
-            inputs = fresh()
-            calls += 1
+            nonlocal done
+            inputs = [fresh() for _ in range(calls)]
+            wait(device)
+            done += 1
             for name, peer in peers.items():
                 start = time.perf_counter()
-                peer(*inputs)
-                if calls > warmup:
-                    times[name].append(time.perf_counter() - start)
-            return inputs, {}
+                timed(peer, inputs)
+                if done > warmup:
+                    times[name].append((time.perf_counter() - start) / calls)
+            return (ours, inputs), {}
 
         for _ in range(warmup):
-            ours(*setup()[0])
-        benchmark.pedantic(ours, setup=setup, rounds=rounds)
-        median = benchmark.stats.stats.median
+            timed(*setup()[0])
+        benchmark.pedantic(timed, setup=setup, rounds=rounds)
+        median = benchmark.stats.stats.median / calls
         benchmark.group = question
         benchmark.extra_info.update(
             {
                 "question": question,
-                "implementation": rvi_fast.info()["devices"]["cpu"]["implementation"],
+                "implementation": rvi_fast.info()["devices"][device]["implementation"],
                 "rvi_fast_us": median * 1e6,
+                "ns_per_row": median / batch * 1e9 if batch else None,
                 "peers": {
                     name: {
                         "us": statistics.median(values) * 1e6,
@@ -132,20 +165,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     duels = [b.extra_info for b in getattr(session, "benchmarks", []) if b.extra_info]
     if not duels:
         return
-    text = _table(duels)
-    terminalreporter.write_line("\n" + text)
+    device = config.getoption("--device")
+    terminalreporter.write_line("\n" + _table(duels))
     if config.getoption("--write-results"):
         RESULTS.mkdir(exist_ok=True)
-        stem = re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
+        machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
+        path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
+        held = json.loads(path.read_text(encoding="utf-8"))["duels"] if path.exists() else []
+        latest = {entry["question"]: entry for entry in [*held, *duels]}
         versions = rvi_fast.info()["versions"]
         heading = (
-            f"# {_processor()}\n\n`make bench`, one thread, medians of interleaved rounds; "
-            f"rvi_fast {versions['rvi_fast']}, torch {versions['torch']}, "
-            f"Python {versions['python']}.\n\n"
+            f"# {machine}\n\n`make {'gpu' if device == 'cuda' else 'bench'}`, one thread, medians of "
+            f"interleaved rounds; rvi_fast {versions['rvi_fast']}, torch {versions['torch']}, Python "
+            f"{versions['python']}.\n\n"
         )
-        (RESULTS / f"{stem}.md").write_text(heading + text, encoding="utf-8")
-        report = {"machine": _processor(), "versions": versions, "duels": duels}
-        (RESULTS / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        text = heading + _table(list(latest.values()))
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        report = {"machine": machine, "versions": versions, "duels": list(latest.values())}
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(duels: list[dict[str, Any]]) -> str:
@@ -168,9 +205,11 @@ def _table(duels: list[dict[str, Any]]) -> str:
                 f"| {name} | {_time(peer['us'])} | {peer['ratio']:.2f}x | {wanted} | {verdict} |"
             )
         if entry["GB/s"]:
+            row = entry.get("ns_per_row")
+            per_row = f"{row:.3g} ns per row, " if row else ""
             lines += [
                 "",
-                f"{entry['GB/s']:.1f} GB/s ({entry['share_of_copy']:.0%} of a copy), "
+                f"{per_row}{entry['GB/s']:.1f} GB/s ({entry['share_of_copy']:.0%} of a copy), "
                 f"{entry['GFLOP/s']:.1f} GFLOP/s ({entry['share_of_matmul']:.0%} of a matrix product)",
             ]
         lines.append("")
