@@ -8,7 +8,8 @@ Math:
 Shapes:
     x [B, D] uint8 (counts as x / 255), float16, bfloat16, float32 or float64; mean [S, B, D] float32,
     float16 or bfloat16; scale [], [1], [D] or [B, D]; mask None (NaN in x marks what is missing), bool
-    [B, D], or int32 [B, ceil(D / 32)] with entry d in bit d % 32 of word d // 32. log_prob [S, B] float32.
+    [B, D], or int32 [B, ceil(D / 32)] with entry d in bit d % 32 of word d // 32. log_prob [S, B]
+    float32.
 
 Saved:
     The inputs alone: u is cheaper to compute again than to read back.
@@ -69,10 +70,10 @@ def _load_scale(scale_ptr, rows, columns, inside, num_features, SCALE: tl.conste
     if SCALE == "scalar":
         return tl.load(scale_ptr).to(tl.float32)
     elif SCALE == "feature":
-        return tl.load(scale_ptr + columns, mask=columns < num_features, other=1).to(tl.float32)
+        return tl.load(scale_ptr + columns, mask=columns < num_features, other=1.0).to(tl.float32)
     else:
         offsets = rows * num_features + columns
-        return tl.load(scale_ptr + offsets, mask=inside, other=1).to(tl.float32)
+        return tl.load(scale_ptr + offsets, mask=inside, other=1.0).to(tl.float32)
 
 
 @triton.jit
@@ -212,7 +213,11 @@ def _tile(num_features: int) -> tuple[int, int]:
 
 def _kinds(scale: Tensor, mask: Tensor | None) -> tuple[Tensor | None, str, str]:
     """The mask as the kernels read it, and the kinds of scale and mask."""
-    kind = "scalar" if scale.dim() == 0 or scale.shape == (1,) else ("feature", "entry")[scale.dim() - 1]
+    kind = (
+        "scalar"
+        if scale.dim() == 0 or scale.shape == (1,)
+        else ("feature", "entry")[scale.dim() - 1]
+    )
     if mask is None:
         return None, kind, "nan"
     mask = mask.contiguous()
@@ -275,7 +280,11 @@ def gaussian_log_likelihood_bwd(
     num_chunks = triton.cdiv(num_blocks, chunk_blocks)
     sums = grad_scale
     if need_scale and scale_kind != "entry":
-        shape = (num_chunks, num_features) if scale_kind == "feature" else (num_chunks * column_blocks, 1)
+        shape = (
+            (num_chunks, num_features)
+            if scale_kind == "feature"
+            else (num_chunks * column_blocks, 1)
+        )
         sums = torch.empty(shape, dtype=torch.float32, device=scale.device)
     if num_chunks * column_blocks > 0:
         _gaussian_log_likelihood_bwd_kernel[(num_chunks, column_blocks)](

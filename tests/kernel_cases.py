@@ -1,0 +1,18 @@
+"""The launches that `kernel_budget` compiles: cases of the ops' contracts, at sizes worth a budget.
+
+Each function of a contract is launched for each of its cases, with every dtype and branch that makes
+other machine code somewhere among them.
+"""
+
+import torch
+
+from rvi_fast import testing
+from rvi_fast.testing import GaussianLogLikelihoodCase
+
+LAUNCHES = {
+    testing.GaussianLogLikelihoodContract: (
+        GaussianLogLikelihoodCase(256, 784),
+        GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8),
+        GaussianLogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
+    ),
+}
