@@ -7,12 +7,17 @@ other machine code somewhere among them.
 import torch
 
 from rvi_fast import testing
-from rvi_fast.testing import GaussianLogLikelihoodCase
+from rvi_fast.testing import GaussianLogLikelihoodCase, RowAdamCase
 
 LAUNCHES = {
     testing.GaussianLogLikelihoodContract: (
         GaussianLogLikelihoodCase(256, 784),
         GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8),
         GaussianLogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
+    ),
+    testing.RowAdamContract: (
+        RowAdamCase(512, 256, 304),
+        RowAdamCase(512, 256, 304, mode="lazy"),
+        RowAdamCase(512, 256, 304, mode="row"),
     ),
 }
