@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 1;
+constexpr int API = 2;
 
 using Address = std::uintptr_t;
 
@@ -173,13 +173,15 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
 
 GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
                                       std::int64_t num_features, int x_type, int scale_kind,
-                                      Address x, Address mean, Address scale, Address mask) {
+                                      int mask_kind, Address x, Address mean, Address scale,
+                                      Address mask) {
   GaussianLogLikelihood call;
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
   call.x_type = static_cast<DataType>(x_type);
   call.scale_kind = static_cast<ScaleKind>(scale_kind);
+  call.mask_kind = static_cast<MaskKind>(mask_kind);
   call.x = pointer<void>(x);
   call.mean = pointer<void>(mean);
   call.scale = pointer<void>(scale);
@@ -189,10 +191,10 @@ GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t bat
 
 void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
                                  std::int64_t batch, std::int64_t num_features, int x_type,
-                                 int scale_kind, Address x, Address mean, Address scale,
-                                 Address mask, Address log_prob) {
-  GaussianLogLikelihood call =
-      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+                                 int scale_kind, int mask_kind, Address x, Address mean,
+                                 Address scale, Address mask, Address log_prob) {
+  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                               mask_kind, x, mean, scale, mask);
   call.log_prob = pointer<void>(log_prob);
   py::gil_scoped_release release;
   kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
@@ -200,11 +202,11 @@ void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_s
 
 void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
                                  std::int64_t batch, std::int64_t num_features, int x_type,
-                                 int scale_kind, Address x, Address mean, Address scale,
-                                 Address mask, Address grad, bool need_mean, Address grad_mean,
-                                 bool need_scale, Address grad_scale) {
-  GaussianLogLikelihood call =
-      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+                                 int scale_kind, int mask_kind, Address x, Address mean,
+                                 Address scale, Address mask, Address grad, bool need_mean,
+                                 Address grad_mean, bool need_scale, Address grad_scale) {
+  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                               mask_kind, x, mean, scale, mask);
   call.backward = true;
   call.grad = pointer<void>(grad);
   call.grad_mean = need_mean ? pointer<void>(grad_mean) : nullptr;

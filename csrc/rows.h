@@ -75,6 +75,9 @@ enum class DataType { float32, float64, float16, bfloat16, uint8 };
 
 enum class ScaleKind { scalar, feature, entry };
 
+// NaN in x marks what is missing; a byte for each entry; a bit for each, in words of 32.
+enum class MaskKind { none, bytes, bits };
+
 // mean and scale have the kernel's element type; x has it too, or float16, bfloat16 or uint8 with a
 // kernel for float.
 struct GaussianLogLikelihood {
@@ -83,10 +86,11 @@ struct GaussianLogLikelihood {
   std::int64_t num_features;  // D
   DataType x_type;
   ScaleKind scale_kind;
+  MaskKind mask_kind;
   const void* x;             // [B, D]
   const void* mean;          // [S, B, D]
   const void* scale;         // 1, [D] or [B, D]
-  const std::uint8_t* mask;  // [B, D] or null
+  const std::uint8_t* mask;  // [B, D], [B, ceil(D / 32)] words, or null
   bool backward = false;
   void* log_prob = nullptr;    // [S, B]: forward
   const void* grad = nullptr;  // [S, B]: backward

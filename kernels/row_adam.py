@@ -21,12 +21,12 @@ Traffic:
     bytes for a step, 24 B W for a catch-up of rows that have missed something.
 
 Limits:
-    A row may stand in a catch-up more than once. The program that exchanges its `row_step` for the
-    clock first finds what was there, and it alone writes to the row; those that come later find the clock
-    in it and have nothing left to do. Whichever is first computes the same. A step wants each row once.
-    All programs read clock and history as they were; a launch of its own counts the clock up and extends
-    the history after them. Row numbers outside [0, N) are left out and raise `row_error`. Moments below
-    the least normal number become 0. Tables of other dtypes are left to the reference.
+    A row may stand in a catch-up more than once. The program that exchanges its `row_step` for the clock
+    first finds what was there, and it alone reads and writes the row; those that come later find the
+    clock in it and have nothing left to do. Whichever is first computes the same. A step wants each row
+    once. All programs read clock and history as they were; a launch of its own counts the clock up and
+    extends the history after them. Row numbers outside [0, N) are left out and raise `row_error`.
+    Moments below the least normal number become 0. Tables of other dtypes are left to the reference.
 
 Source:
     `rvi_fast.reference.row_adam_catch_up` and `row_adam_step`.
@@ -54,7 +54,7 @@ MAX_BLOCK_W = 1024
 def _one_minus_exp(x, TERMS: tl.constexpr):
     """1 - exp(x) for x <= 0, to rounding also where exp(x) is close to 1.
 
-    Above -1/2 it is -x (1 + x/2 (1 + x/3 (...))), where TERMS = 9 is enough for float32 and 16 for float64.
+    Above -1/2 it is -x (1 + x/2 (1 + x/3 (...))); TERMS = 9 is enough for float32, 16 for float64.
     """
     near = tl.maximum(x, -0.5)
     series = near * 0.0 + 1.0
@@ -191,18 +191,15 @@ def _row_adam_step_kernel(
         step_size = lr.to(tl.float32) / correction1
         root = tl.sqrt(correction2)
         decay = (1.0 - lr * weight_decay).to(tl.float32)
-        # a row that has missed nothing: the factors of `_catch_up` that change nothing
-        missed = (root * 0.0 + 1.0, root * 0.0, root * 0.0 + 1.0, root * 0.0 + 1.0, root * 0.0 + 1.0)
-        if SEMANTICS == "dense":
-            if last < now:
-                missed = _missed(
-                    history_ptr,
-                    last,
-                    now,
-                    tl.load(clock_ptr + 1),
-                    tl.full((), log2_beta1, tl.float64),
-                    tl.full((), log2_beta2, tl.float64),
-                )
+        if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
+            missed = _missed(
+                history_ptr,
+                last,
+                now,
+                tl.load(clock_ptr + 1),
+                tl.full((), log2_beta1, tl.float64),
+                tl.full((), log2_beta2, tl.float64),
+            )
         for first in range(0, width, BLOCK_W):
             columns = first + tl.arange(0, BLOCK_W)
             offsets, valid = row * width + columns, columns < width

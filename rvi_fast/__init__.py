@@ -9,7 +9,7 @@ from . import data, models, optim
 from ._info import info
 from ._version import __version__
 from .data import elastic
-from .functional import RelaySample, gaussian_log_likelihood, relay_sample
+from .functional import RelaySample, gaussian_log_likelihood, pack_mask, relay_sample
 from .layout import RowLayout
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
@@ -33,5 +33,6 @@ __all__ = [
     "load",
     "models",
     "optim",
+    "pack_mask",
     "relay_sample",
 ]

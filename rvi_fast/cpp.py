@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from .layout import RowLayout
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 1
+API = 2
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -173,6 +173,8 @@ def _likelihood_inputs(
         _DATA_TYPES[x.dtype],
         # the numbers of `ScaleKind` in csrc/rows.h
         0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
+        # the numbers of `MaskKind`
+        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
         x.data_ptr(),
         mean.data_ptr(),
         scale.data_ptr(),

@@ -317,15 +317,18 @@ def gaussian_log_likelihood(
 
 def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     values = x.to(dtype) * PIXEL_SCALE if x.dtype == torch.uint8 else x.to(dtype)
-    if mask is not None:
-        return values, mask
-    return values, ~torch.isnan(values)
+    if mask is None:
+        return values, ~torch.isnan(values)
+    return values, mask if mask.dtype == torch.bool else unpack_bits(mask, x.shape[-1])
 
 
 def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D]."""
+    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D].
+
+    `mask` is bool [B, D], or its bits [B, ceil(D / 32)] as `pack_bits` lays them.
+    """
     return gaussian_log_likelihood(x, mean, scale, mask)
 
 

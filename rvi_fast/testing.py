@@ -213,7 +213,7 @@ class GaussianLogLikelihoodCase:
     """Shapes and kinds of one call of `gaussian_log_likelihood`.
 
     `scale` names the shape: "scalar", "one" [1], "feature" [D] or "entry" [B, D]; `x_dtype` None is
-    the dtype of the mean; without a mask NaN marks what is missing.
+    the dtype of the mean; without a mask NaN marks what is missing. `packed` gives the mask's bits.
     """
 
     batch: int
@@ -222,11 +222,13 @@ class GaussianLogLikelihoodCase:
     scale: str = "scalar"
     masked: bool = False
     x_dtype: torch.dtype | None = None
+    packed: bool = False
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-D{self.num_features}-S{self.num_samples}"
         kind = "mean" if self.x_dtype is None else str(self.x_dtype).removeprefix("torch.")
-        return f"{sizes}-{self.scale}-{kind}{'-masked' * self.masked}"
+        extras = [word for word in ("masked", "packed") if getattr(self, word)]
+        return "-".join([sizes, self.scale, kind, *extras])
 
 
 @dataclass(frozen=True)
@@ -492,6 +494,9 @@ class GaussianLogLikelihoodContract(OpContract):
         GaussianLogLikelihoodCase(7, 1000, 1, "entry", x_dtype=torch.bfloat16),
         GaussianLogLikelihoodCase(63, 63, 2, "scalar", True, torch.float64),
         GaussianLogLikelihoodCase(0, 7, 2, "feature"),
+        GaussianLogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
+        GaussianLogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
+        GaussianLogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
     )
 
     def inputs(self, function: str, case: GaussianLogLikelihoodCase, dtype: torch.dtype) -> Inputs:
@@ -509,12 +514,13 @@ class GaussianLogLikelihoodContract(OpContract):
             x = torch.randint(256, batch, generator=generator, dtype=torch.uint8)
         elif case.x_dtype is not None:
             x = x.to(case.x_dtype)
+        mask = reference.pack_bits(observed) if case.packed else observed
         shapes = {"scalar": (), "one": (1,), "feature": batch[1:], "entry": batch}
         return {
             "x": x if case.masked else torch.where(observed, x, torch.nan),
             "mean": normal(case.num_samples, *batch),
             "scale": normal(*shapes[case.scale]).abs() + 0.3,
-            "mask": observed if case.masked else None,
+            "mask": mask if case.masked else None,
             "grad_log_prob": normal(case.num_samples, case.batch),
             "need_mean": True,
             "need_scale": True,

@@ -12,8 +12,9 @@ from rvi_fast.testing import GaussianLogLikelihoodCase, RowAdamCase
 LAUNCHES = {
     testing.GaussianLogLikelihoodContract: (
         GaussianLogLikelihoodCase(256, 784),
-        GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8),
+        GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),
         GaussianLogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
+        GaussianLogLikelihoodCase(4096, 300, 1, "feature"),
     ),
     testing.RowAdamContract: (
         RowAdamCase(512, 256, 304),
