@@ -31,6 +31,8 @@ using Address = std::uintptr_t;
 
 // Rows that make a second thread worth its start.
 constexpr std::int64_t ROWS_PER_THREAD = 2048;
+// Shared parameters whose update costs about as much as a row's.
+constexpr std::int64_t PARAMS_PER_ROW = 256;
 
 // After a fork the threads of OpenMP are gone and its next parallel region would wait for them.
 std::atomic<bool> forked{false};
@@ -262,6 +264,26 @@ void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int6
   kernels->row_adam_step[is_double](call, threads_for(batch, threads));
 }
 
+void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,
+               Address params, Address exp_avg, Address exp_avg_sq, Address grads, Address step,
+               Address lr, double beta1, double beta2, double eps, double weight_decay) {
+  AdamStep call;
+  call.size = size;
+  call.num_parts = num_parts;
+  call.params = pointer<void>(params);
+  call.exp_avg = pointer<void>(exp_avg);
+  call.exp_avg_sq = pointer<void>(exp_avg_sq);
+  call.grads = pointer<void>(grads);
+  call.step = pointer<std::int64_t>(step);
+  call.lr = *pointer<double>(lr);
+  call.beta1 = beta1;
+  call.beta2 = beta2;
+  call.eps = eps;
+  call.weight_decay = weight_decay;
+  py::gil_scoped_release release;
+  kernels->adam_step[is_double](call, threads_for(size / PARAMS_PER_ROW, threads));
+}
+
 void philox(Address counter, Address key, Address words, std::int64_t count) {
   kernels->philox(pointer<std::uint32_t>(counter), pointer<std::uint32_t>(key),
                   pointer<std::uint32_t>(words), count);
@@ -314,5 +336,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("gaussian_log_likelihood_bwd", &gaussian_log_likelihood_bwd);
   module.def("row_adam_catch_up", &row_adam_catch_up);
   module.def("row_adam_step", &row_adam_step);
+  module.def("adam_step", &adam_step);
   module.def("philox", &philox);
 }

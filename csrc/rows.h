@@ -119,6 +119,21 @@ struct RowAdam {
   AdamMode mode = AdamMode::dense;
 };
 
+struct AdamStep {
+  std::int64_t size;       // P
+  std::int64_t num_parts;  // of the gradient
+  void* params;            // [P]
+  void* exp_avg;           // [P]
+  void* exp_avg_sq;        // [P]
+  const void* grads;       // [num_parts, P]
+  std::int64_t* step;      // [1]
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+};
+
 // The kernels of one path; element type 0 is float, 1 is double.
 struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
@@ -126,6 +141,7 @@ struct Kernels {
   void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
   void (*row_adam_catch_up[2])(const RowAdam&, int threads);
   void (*row_adam_step[2])(const RowAdam&, int threads);
+  void (*adam_step[2])(const AdamStep&, int threads);
   void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
                  std::int64_t count);
 };

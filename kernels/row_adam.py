@@ -41,26 +41,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._adam import flushed, logarithm, one_minus_exp
 from ._common import row_error
 
-LEAST_NORMAL = tl.constexpr(2.0**-126)
 # reference.WINDOW_TOLERANCE
 WINDOW_TOLERANCE = 1e-9
 # columns a program holds at once; 4 for each of 128 threads at W = 304, three tables of them
 MAX_BLOCK_W = 1024
-
-
-@triton.jit
-def _one_minus_exp(x, TERMS: tl.constexpr):
-    """1 - exp(x) for x <= 0, to rounding also where exp(x) is close to 1.
-
-    Above -1/2 it is -x (1 + x/2 (1 + x/3 (...))); TERMS = 9 is enough for float32, 16 for float64.
-    """
-    near = tl.maximum(x, -0.5)
-    series = near * 0.0 + 1.0
-    for n in tl.static_range(TERMS, 1, -1):
-        series = 1.0 + series * near * (1.0 / n)
-    return tl.where(x > -0.5, -near * series, 1.0 - tl.exp(x))
 
 
 @triton.jit
@@ -72,17 +59,12 @@ def _power(log2_base, exponent):
 
 
 @triton.jit
-def _flushed(moment):
-    return tl.where(tl.abs(moment) < LEAST_NORMAL, 0.0, moment)
-
-
-@triton.jit
 def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
     """What a row last updated at `last` < `now` has missed, as float32 factors."""
     entry = history_ptr + (last - start) * 3
     weight, ratio = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32)
     log_decay = tl.load(history_ptr + (now - start) * 3 + 2) - tl.load(entry + 2)
-    decay = 1.0 - _one_minus_exp(log_decay.to(tl.float32), 9)
+    decay = 1.0 - one_minus_exp(log_decay.to(tl.float32), 9)
     slope = tl.where(ratio > 0, weight / ratio, 1.0)
     steps = (now - last).to(tl.float64)
     return decay, decay * weight, slope, _power(log2_beta1, steps), _power(log2_beta2, steps)
@@ -92,7 +74,7 @@ def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
 def _catch_up(theta, moment, square, missed, eps):
     decay, weight, slope, moment_factor, square_factor = missed
     theta = theta * decay - weight * moment / (slope * tl.sqrt(square) + eps)
-    return theta, _flushed(moment * moment_factor), _flushed(square * square_factor)
+    return theta, flushed(moment * moment_factor), flushed(square * square_factor)
 
 
 @triton.jit
@@ -186,8 +168,8 @@ def _row_adam_step_kernel(
             count = tl.load(row_step_ptr + row).to(tl.int64) + 1
         lr = tl.load(lr_ptr)
         steps = count.to(tl.float64)
-        correction1 = _one_minus_exp((steps * log_beta1).to(tl.float32), 9)
-        correction2 = _one_minus_exp((steps * log_beta2).to(tl.float32), 9)
+        correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
+        correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
         step_size = lr.to(tl.float32) / correction1
         root = tl.sqrt(correction2)
         decay = (1.0 - lr * weight_decay).to(tl.float32)
@@ -210,8 +192,8 @@ def _row_adam_step_kernel(
             grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
             if SEMANTICS == "dense":
                 theta, moment, square = _catch_up(theta, moment, square, missed, eps)
-            moment = _flushed(moment + (grad - moment) * rest1)
-            square = _flushed(square * beta2 + grad * grad * rest2)
+            moment = flushed(moment + (grad - moment) * rest1)
+            square = flushed(square * beta2 + grad * grad * rest2)
             if SEMANTICS == "lazy":  # SparseAdam adds eps before it corrects the bias
                 denominator = (tl.sqrt(square) + eps) / root
             else:
@@ -252,8 +234,8 @@ def _row_adam_clock_kernel(
         lr = tl.load(lr_ptr)
         log_decay = tl.load(history_ptr + (now - 1) * 3 + 2) + _log1p(-(lr * weight_decay))
         step = clock.to(tl.float64)
-        size = lr / _one_minus_exp(step * log_beta1, 16)
-        root = tl.sqrt(_one_minus_exp(step * log_beta2, 16))
+        size = lr / one_minus_exp(step * log_beta1, 16)
+        root = tl.sqrt(one_minus_exp(step * log_beta2, 16))
         for first in range(0, window, BLOCK_M):
             missed = first + 1 + tl.arange(0, BLOCK_M)
             valid = (missed <= window) & (missed <= now)
@@ -285,11 +267,6 @@ def _covered(
         and history.dtype == torch.float64
         and all(t.is_contiguous() for t in (rows, exp_avg, exp_avg_sq, row_step, clock, history))
     )
-
-
-def _logarithm(beta: float) -> float:
-    # a power of 0 is exp of this many times its exponent, and no NaN where that is 0
-    return math.log(beta) if beta > 0 else -1e6
 
 
 def _window(beta1: float, beta2: float) -> int:
@@ -327,8 +304,8 @@ def row_adam_catch_up(
         error_ptr=row_error(rows.device),
         num_data=num_data,
         width=width,
-        log2_beta1=_logarithm(beta1) / math.log(2.0),
-        log2_beta2=_logarithm(beta2) / math.log(2.0),
+        log2_beta1=logarithm(beta1) / math.log(2.0),
+        log2_beta2=logarithm(beta2) / math.log(2.0),
         eps=eps,
         BLOCK_W=min(MAX_BLOCK_W, triton.next_power_of_2(width)),
         num_warps=4,
@@ -357,7 +334,7 @@ def row_adam_step(
     if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
         return NotImplemented
     num_data, width = rows.shape
-    log_beta1, log_beta2 = _logarithm(beta1), _logarithm(beta2)
+    log_beta1, log_beta2 = logarithm(beta1), logarithm(beta2)
     lr = lr.to(torch.float64)
     if index.shape[0] > 0:
         _row_adam_step_kernel[(index.shape[0],)](

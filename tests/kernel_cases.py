@@ -7,7 +7,7 @@ other machine code somewhere among them.
 import torch
 
 from rvi_fast import testing
-from rvi_fast.testing import GaussianLogLikelihoodCase, RowAdamCase
+from rvi_fast.testing import AdamStepCase, GaussianLogLikelihoodCase, RowAdamCase
 
 LAUNCHES = {
     testing.GaussianLogLikelihoodContract: (
@@ -16,6 +16,7 @@ LAUNCHES = {
         GaussianLogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
         GaussianLogLikelihoodCase(4096, 300, 1, "feature"),
     ),
+    testing.AdamStepContract: (AdamStepCase(71_000), AdamStepCase(71_000, 128)),
     testing.RowAdamContract: (
         RowAdamCase(512, 256, 304),
         RowAdamCase(512, 256, 304, mode="lazy"),
