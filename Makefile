@@ -1,4 +1,4 @@
-# demo, test and check set up .venv themselves; gpu uses the Python it is given and installs nothing
+# demo, test, budget and check set up .venv themselves; gpu uses the Python it is given and installs nothing
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,13 +6,18 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test check bench sanitize gpu format clean
+.PHONY: demo test budget check bench sanitize gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
 
 test: $(INSTALLED)
 	$(RUN) pytest
+	TRITON_INTERPRET=1 $(RUN) pytest tests/interpreted
+
+# the kernels compiled for every target: what tests/test_kernel_budget.py holds them to
+budget: $(INSTALLED)
+	$(VENV)/bin/python tests/kernel_budget.py
 
 check: $(INSTALLED)
 	$(RUN) ruff check .

@@ -25,12 +25,14 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 3;
+constexpr int API = 4;
 
 using Address = std::uintptr_t;
 
 // Rows that make a second thread worth its start.
 constexpr std::int64_t ROWS_PER_THREAD = 2048;
+// Shared parameters whose update costs about as much as a row's.
+constexpr std::int64_t PARAMS_PER_ROW = 256;
 
 // After a fork the threads of OpenMP are gone and its next parallel region would wait for them.
 std::atomic<bool> forked{false};
@@ -175,13 +177,15 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
 
 GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
                                       std::int64_t num_features, int x_type, int scale_kind,
-                                      Address x, Address mean, Address scale, Address mask) {
+                                      int mask_kind, Address x, Address mean, Address scale,
+                                      Address mask) {
   GaussianLogLikelihood call;
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
   call.x_type = static_cast<DataType>(x_type);
   call.scale_kind = static_cast<ScaleKind>(scale_kind);
+  call.mask_kind = static_cast<MaskKind>(mask_kind);
   call.x = pointer<void>(x);
   call.mean = pointer<void>(mean);
   call.scale = pointer<void>(scale);
@@ -191,10 +195,10 @@ GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t bat
 
 void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
                                  std::int64_t batch, std::int64_t num_features, int x_type,
-                                 int scale_kind, Address x, Address mean, Address scale,
-                                 Address mask, Address log_prob) {
-  GaussianLogLikelihood call =
-      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+                                 int scale_kind, int mask_kind, Address x, Address mean,
+                                 Address scale, Address mask, Address log_prob) {
+  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                               mask_kind, x, mean, scale, mask);
   call.log_prob = pointer<void>(log_prob);
   py::gil_scoped_release release;
   kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
@@ -202,11 +206,11 @@ void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_s
 
 void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
                                  std::int64_t batch, std::int64_t num_features, int x_type,
-                                 int scale_kind, Address x, Address mean, Address scale,
-                                 Address mask, Address grad, bool need_mean, Address grad_mean,
-                                 bool need_scale, Address grad_scale) {
-  GaussianLogLikelihood call =
-      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, mean, scale, mask);
+                                 int scale_kind, int mask_kind, Address x, Address mean,
+                                 Address scale, Address mask, Address grad, bool need_mean,
+                                 Address grad_mean, bool need_scale, Address grad_scale) {
+  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                               mask_kind, x, mean, scale, mask);
   call.backward = true;
   call.grad = pointer<void>(grad);
   call.grad_mean = need_mean ? pointer<void>(grad_mean) : nullptr;
@@ -316,6 +320,26 @@ void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int6
   kernels->row_adam_step[is_double](call, threads_for(batch, threads));
 }
 
+void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,
+               Address params, Address exp_avg, Address exp_avg_sq, Address grads, Address step,
+               Address lr, double beta1, double beta2, double eps, double weight_decay) {
+  AdamStep call;
+  call.size = size;
+  call.num_parts = num_parts;
+  call.params = pointer<void>(params);
+  call.exp_avg = pointer<void>(exp_avg);
+  call.exp_avg_sq = pointer<void>(exp_avg_sq);
+  call.grads = pointer<void>(grads);
+  call.step = pointer<std::int64_t>(step);
+  call.lr = *pointer<double>(lr);
+  call.beta1 = beta1;
+  call.beta2 = beta2;
+  call.eps = eps;
+  call.weight_decay = weight_decay;
+  py::gil_scoped_release release;
+  kernels->adam_step[is_double](call, threads_for(size / PARAMS_PER_ROW, threads));
+}
+
 void philox(Address counter, Address key, Address words, std::int64_t count) {
   kernels->philox(pointer<std::uint32_t>(counter), pointer<std::uint32_t>(key),
                   pointer<std::uint32_t>(words), count);
@@ -370,5 +394,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("linear_gaussian_log_likelihood_bwd", &linear_gaussian_log_likelihood_bwd);
   module.def("row_adam_catch_up", &row_adam_catch_up);
   module.def("row_adam_step", &row_adam_step);
+  module.def("adam_step", &adam_step);
   module.def("philox", &philox);
 }

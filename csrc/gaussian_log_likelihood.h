@@ -74,13 +74,18 @@ struct Entries {
   IntVec<F> observed;
 };
 
-template <class F, class X, bool MASKED>
-RVI_INLINE Entries<F> load_entries(const X* x, const F* mean, const std::uint8_t* mask) {
+// x and mean are those of entry d, the mask is that of its row.
+template <class F, class X, MaskKind MASK>
+RVI_INLINE Entries<F> load_entries(const X* x, const F* mean, const std::uint8_t* mask,
+                                   std::int64_t d) {
   Vec<F> value = load_values<F>(x);
   IntVec<F> observed;
-  if constexpr (MASKED) {
-    auto raw = load<typename Narrow<std::uint8_t, Simd<F>::LANES>::Type>(mask);
+  if constexpr (MASK == MaskKind::bytes) {
+    auto raw = load<typename Narrow<std::uint8_t, Simd<F>::LANES>::Type>(mask + d);
     observed = __builtin_convertvector(raw, IntVec<F>) != 0;
+  } else if constexpr (MASK == MaskKind::bits) {
+    // no vector goes over the end of a word: its lanes divide 32, and d is a multiple of them
+    observed = lanes_of<F>(load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));
   } else {
     observed = value == value;
   }
@@ -88,19 +93,29 @@ RVI_INLINE Entries<F> load_entries(const X* x, const F* mean, const std::uint8_t
   return {observed ? residual : Vec<F>{}, observed};
 }
 
-template <class F, class X, bool MASKED>
+template <class F, class X, MaskKind MASK>
 RVI_INLINE Entries<F> load_some_entries(const X* x, const F* mean, const std::uint8_t* mask,
-                                        int count) {
+                                        std::int64_t d, int count) {
   constexpr int LANES = Simd<F>::LANES;
   X some_x[LANES] = {};
   F some_mean[LANES] = {};
   std::uint8_t some_mask[LANES] = {};
   std::memcpy(some_x, x, count * sizeof(X));
   std::memcpy(some_mean, mean, count * sizeof(F));
-  if (MASKED) std::memcpy(some_mask, mask, count);
-  Entries<F> result = load_entries<F, X, MASKED>(some_x, some_mean, some_mask);
+  if constexpr (MASK == MaskKind::bytes) {
+    std::memcpy(some_mask, mask + d, count);
+    mask = some_mask, d = 0;
+  }
+  Entries<F> result = load_entries<F, X, MASK>(some_x, some_mean, mask, d);
   result.observed &= lanes_of<F>((1u << count) - 1);
   return result;
+}
+
+template <MaskKind MASK>
+RVI_INLINE const std::uint8_t* row_mask(const std::uint8_t* mask, std::int64_t row,
+                                        std::int64_t width) {
+  if (MASK == MaskKind::none) return nullptr;
+  return mask + row * (MASK == MaskKind::bytes ? width : (width + 31) / 32 * 4);
 }
 
 // 1/s and, where wanted, log s of `count` scales; the arrays are whole vectors.
@@ -114,7 +129,7 @@ inline void prepare_scales(const F* scale, std::int64_t count, F* inverse, F* lo
   }
 }
 
-template <class F, class X, bool MASKED, bool UNIFORM>
+template <class F, class X, MaskKind MASK, bool UNIFORM>
 void likelihood_fwd(const GaussianLogLikelihood& call, int threads) {
   constexpr int LANES = Simd<F>::LANES;
   const std::int64_t width = call.num_features, padded_width = round_up(width, LANES);
@@ -142,7 +157,7 @@ void likelihood_fwd(const GaussianLogLikelihood& call, int threads) {
     for (std::int64_t b = begin; b < end; ++b) {
       if (own) prepare_scales(scale + b * width, width, own, own + padded_width);
       const X* row = x + b * width;
-      const std::uint8_t* marks = MASKED ? call.mask + b * width : nullptr;
+      const std::uint8_t* marks = row_mask<MASK>(call.mask, b, width);
       for (std::int64_t s = 0; s < call.num_samples; ++s) {
         const F* row_mean = mean + (s * call.batch + b) * width;
         Vec<F> squares[2] = {}, constants[2] = {};
@@ -163,16 +178,16 @@ void likelihood_fwd(const GaussianLogLikelihood& call, int threads) {
         };
         std::int64_t d = 0;
         for (; d + 2 * LANES <= width; d += 2 * LANES) {
-          add(0, d, load_entries<F, X, MASKED>(row + d, row_mean + d, marks + d));
+          add(0, d, load_entries<F, X, MASK>(row + d, row_mean + d, marks, d));
           add(1, d + LANES,
-              load_entries<F, X, MASKED>(row + d + LANES, row_mean + d + LANES, marks + d + LANES));
+              load_entries<F, X, MASK>(row + d + LANES, row_mean + d + LANES, marks, d + LANES));
         }
         for (; d < width; d += LANES) {
           const std::int64_t left = width - d;
           add(0, d,
               left >= LANES
-                  ? load_entries<F, X, MASKED>(row + d, row_mean + d, marks + d)
-                  : load_some_entries<F, X, MASKED>(row + d, row_mean + d, marks + d, (int)left));
+                  ? load_entries<F, X, MASK>(row + d, row_mean + d, marks, d)
+                  : load_some_entries<F, X, MASK>(row + d, row_mean + d, marks, d, (int)left));
         }
         const F observed = sum<F>(__builtin_convertvector(count[0] + count[1], Vec<F>));
         F constant = 0;
@@ -189,7 +204,7 @@ void likelihood_fwd(const GaussianLogLikelihood& call, int threads) {
   parallel(call.batch, threads, work);
 }
 
-template <class F, class X, bool MASKED, bool UNIFORM>
+template <class F, class X, MaskKind MASK, bool UNIFORM>
 void likelihood_bwd(const GaussianLogLikelihood& call, int threads) {
   constexpr int LANES = Simd<F>::LANES;
   const std::int64_t width = call.num_features, padded_width = round_up(width, LANES);
@@ -243,7 +258,7 @@ void likelihood_bwd(const GaussianLogLikelihood& call, int threads) {
           if (sub) std::memset(sub, 0, padded_width * sizeof(F));
         }
         const X* row = x + b * width;
-        const std::uint8_t* marks = MASKED ? call.mask + b * width : nullptr;
+        const std::uint8_t* marks = row_mask<MASK>(call.mask, b, width);
         for (std::int64_t s = 0; s < call.num_samples; ++s) {
           const std::int64_t position = s * call.batch + b;
           const F* row_mean = mean + position * width;
@@ -272,18 +287,17 @@ void likelihood_bwd(const GaussianLogLikelihood& call, int threads) {
           };
           std::int64_t d = 0;
           for (; d + 2 * LANES <= width; d += 2 * LANES) {
-            add(0, d, load_entries<F, X, MASKED>(row + d, row_mean + d, marks + d), LANES);
+            add(0, d, load_entries<F, X, MASK>(row + d, row_mean + d, marks, d), LANES);
             add(1, d + LANES,
-                load_entries<F, X, MASKED>(row + d + LANES, row_mean + d + LANES,
-                                           marks + d + LANES),
+                load_entries<F, X, MASK>(row + d + LANES, row_mean + d + LANES, marks, d + LANES),
                 LANES);
           }
           for (; d < width; d += LANES) {
             const std::int64_t left = width - d;
             add(0, d,
                 left >= LANES
-                    ? load_entries<F, X, MASKED>(row + d, row_mean + d, marks + d)
-                    : load_some_entries<F, X, MASKED>(row + d, row_mean + d, marks + d, (int)left),
+                    ? load_entries<F, X, MASK>(row + d, row_mean + d, marks, d)
+                    : load_some_entries<F, X, MASK>(row + d, row_mean + d, marks, d, (int)left),
                 left);
           }
           if (uniform_totals) {
@@ -320,23 +334,27 @@ void likelihood_bwd(const GaussianLogLikelihood& call, int threads) {
   }
 }
 
-template <class F, class X>
-void likelihood_of(const GaussianLogLikelihood& call, int threads) {
+template <class F, class X, MaskKind MASK>
+void likelihood_with(const GaussianLogLikelihood& call, int threads) {
   const bool uniform = call.scale_kind == ScaleKind::scalar;
   if (call.backward) {
-    if (call.mask) {
-      uniform ? likelihood_bwd<F, X, true, true>(call, threads)
-              : likelihood_bwd<F, X, true, false>(call, threads);
-    } else {
-      uniform ? likelihood_bwd<F, X, false, true>(call, threads)
-              : likelihood_bwd<F, X, false, false>(call, threads);
-    }
-  } else if (call.mask) {
-    uniform ? likelihood_fwd<F, X, true, true>(call, threads)
-            : likelihood_fwd<F, X, true, false>(call, threads);
+    uniform ? likelihood_bwd<F, X, MASK, true>(call, threads)
+            : likelihood_bwd<F, X, MASK, false>(call, threads);
   } else {
-    uniform ? likelihood_fwd<F, X, false, true>(call, threads)
-            : likelihood_fwd<F, X, false, false>(call, threads);
+    uniform ? likelihood_fwd<F, X, MASK, true>(call, threads)
+            : likelihood_fwd<F, X, MASK, false>(call, threads);
+  }
+}
+
+template <class F, class X>
+void likelihood_of(const GaussianLogLikelihood& call, int threads) {
+  switch (call.mask_kind) {
+    case MaskKind::none:
+      return likelihood_with<F, X, MaskKind::none>(call, threads);
+    case MaskKind::bytes:
+      return likelihood_with<F, X, MaskKind::bytes>(call, threads);
+    case MaskKind::bits:
+      return likelihood_with<F, X, MaskKind::bits>(call, threads);
   }
 }
 

@@ -77,6 +77,9 @@ enum class DataType { float32, float64, float16, bfloat16, uint8 };
 
 enum class ScaleKind { scalar, feature, entry };
 
+// NaN in x marks what is missing; a byte for each entry; a bit for each, in words of 32.
+enum class MaskKind { none, bytes, bits };
+
 // mean and scale have the kernel's element type; x has it too, or float16, bfloat16 or uint8 with a
 // kernel for float.
 struct GaussianLogLikelihood {
@@ -85,10 +88,11 @@ struct GaussianLogLikelihood {
   std::int64_t num_features;  // D
   DataType x_type;
   ScaleKind scale_kind;
+  MaskKind mask_kind;
   const void* x;             // [B, D]
   const void* mean;          // [S, B, D]
   const void* scale;         // 1, [D] or [B, D]
-  const std::uint8_t* mask;  // [B, D] or null
+  const std::uint8_t* mask;  // [B, D], [B, ceil(D / 32)] words, or null
   bool backward = false;
   void* log_prob = nullptr;    // [S, B]: forward
   const void* grad = nullptr;  // [S, B]: backward
@@ -130,6 +134,21 @@ struct RowAdam {
   AdamMode mode = AdamMode::dense;
 };
 
+struct AdamStep {
+  std::int64_t size;       // P
+  std::int64_t num_parts;  // of the gradient
+  void* params;            // [P]
+  void* exp_avg;           // [P]
+  void* exp_avg_sq;        // [P]
+  const void* grads;       // [num_parts, P]
+  std::int64_t* step;      // [1]
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+};
+
 // The kernels of one path; element type 0 is float, 1 is double.
 struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
@@ -138,6 +157,7 @@ struct Kernels {
   void (*linear_gaussian_log_likelihood[2])(const LinearGaussianLogLikelihood&, int threads);
   void (*row_adam_catch_up[2])(const RowAdam&, int threads);
   void (*row_adam_step[2])(const RowAdam&, int threads);
+  void (*adam_step[2])(const AdamStep&, int threads);
   void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
                  std::int64_t count);
 };

@@ -13,6 +13,7 @@ from .functional import (
     RelaySample,
     gaussian_log_likelihood,
     linear_gaussian_log_likelihood,
+    pack_mask,
     relay_sample,
 )
 from .layout import RowLayout
@@ -39,5 +40,6 @@ __all__ = [
     "load",
     "models",
     "optim",
+    "pack_mask",
     "relay_sample",
 ]

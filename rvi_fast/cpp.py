@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from .layout import RowLayout
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 3
+API = 4
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -177,6 +177,8 @@ def _likelihood_inputs(
         _DATA_TYPES[x.dtype],
         # the numbers of `ScaleKind` in csrc/rows.h
         0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
+        # the numbers of `MaskKind`
+        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
         x.data_ptr(),
         mean.data_ptr(),
         scale.data_ptr(),
@@ -405,5 +407,45 @@ def row_adam_step(
     grad, lr = grad.to(rows.dtype).contiguous(), lr.to(_FLOAT64)
     _C.row_adam_step(
         *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
+    )
+    return None
+
+
+def adam_step(
+    params: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grads: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`reference.adam_step`."""
+    dtype = params.dtype
+    if dtype not in _BOTH or step.dtype is not _INT64:
+        return NotImplemented
+    for table in (params, exp_avg, exp_avg_sq):
+        if table.dtype is not dtype or not table.is_contiguous():
+            return NotImplemented
+    grads, lr = grads.to(dtype).contiguous(), lr.to(_FLOAT64)
+    num_parts, size = grads.shape
+    _C.adam_step(
+        dtype is _FLOAT64,
+        get_num_threads(),
+        size,
+        num_parts,
+        params.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        grads.data_ptr(),
+        step.data_ptr(),
+        lr.data_ptr(),
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
     )
     return None

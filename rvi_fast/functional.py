@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks, ops
-from .layout import RowLayout
+from . import _checks, ops, reference
+from .layout import BITS_PER_WORD, RowLayout
 
 
 class RelaySample(NamedTuple):
@@ -120,7 +120,8 @@ def gaussian_log_likelihood(
         x: data [B, D]: float32, float64, float16, bfloat16, or uint8 pixels, which count as x / 255.
         mean: [B, D] or [S, B, D], floating point.
         scale: standard deviation s > 0: a number, or a tensor [], [D] or [B, D].
-        mask: bool [B, D], true = observed. Without it NaN in x marks what is missing.
+        mask: bool [B, D], true = observed, or the bits of such a mask, int32 [B, ceil(D / 32)], as
+            `pack_mask` makes them. Without it NaN in x marks what is missing.
         checked: refuse NaN where the mask says observed, and a scale that is not positive, at the
             cost of a pass over both (and a synchronisation on a GPU).
 
@@ -264,14 +265,49 @@ def _check_scale_and_mask(
         scale = torch.full((), scale, dtype=like.dtype, device=like.device)
     if mask is not None:
         _checks.check_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
-        _checks.check_shape("mask", mask, batch)
+        packed = mask.dtype == torch.int32
+        if not packed and mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype bool, or int32 with its bits, got {mask.dtype}")
+        words = (batch[0], -(-batch[1] // BITS_PER_WORD))
+        _checks.check_shape("mask", mask, words if packed else batch)
         _checks.check_same_device("mask", mask, like.device)
-        if checked and x.is_floating_point() and bool((wrong := torch.isnan(x) & mask).any()):
-            row, column = _checks.first_entry(wrong)
-            raise ValueError(f"x: NaN at row {row}, column {column}, where the mask says observed")
+        if checked and x.is_floating_point():
+            observed = reference.unpack_bits(mask, batch[1]) if packed else mask
+            if bool((wrong := torch.isnan(x) & observed).any()):
+                row, column = _checks.first_entry(wrong)
+                raise ValueError(
+                    f"x: NaN at row {row}, column {column}, where the mask says observed"
+                )
     return scale
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """The bits of a mask, an eighth of its memory, for `gaussian_log_likelihood`.
+
+    Args:
+        mask: bool [B, D], true = observed.
+
+    Returns:
+        int32 [B, ceil(D / 32)]: entry d is bit d % 32 of word d // 32; bits beyond D are 0.
+
+    Raises:
+        TypeError, ValueError: not a bool tensor of two dimensions.
+
+    Source:
+        `rvi_fast.reference.pack_bits`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> rvi_fast.pack_mask(torch.tensor([[True, False, True], [False, True, True]]))
+        tensor([[5],
+                [6]], dtype=torch.int32)
+    """
+    _checks.check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
+    if mask.dim() != 2:
+        raise ValueError(f"mask: expected shape [B, D], got {_checks.shape_of(mask)}")
+    return reference.pack_bits(mask)
 
 
 def _check_tables(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:

@@ -38,6 +38,8 @@ _SCHEMAS = {
     "float beta1, float beta2, float eps) -> ()",
     "row_adam_step": f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
     "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str semantics) -> ()",
+    "adam_step": "(Tensor(a!) params, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor grads, "
+    "Tensor(d!) step, Tensor lr, float beta1, float beta2, float eps, float weight_decay) -> ()",
 }
 # position of `index` among the arguments; `rows` is the first
 _INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
@@ -154,6 +156,11 @@ def _(*args):
 
 
 @torch.library.register_fake("rvi_fast::row_adam_step")
+def _(*args):
+    return None
+
+
+@torch.library.register_fake("rvi_fast::adam_step")
 def _(*args):
     return None
 

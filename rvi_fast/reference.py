@@ -320,15 +320,18 @@ def gaussian_log_likelihood(
 
 def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     values = x.to(dtype) * PIXEL_SCALE if x.dtype == torch.uint8 else x.to(dtype)
-    if mask is not None:
-        return values, mask
-    return values, ~torch.isnan(values)
+    if mask is None:
+        return values, ~torch.isnan(values)
+    return values, mask if mask.dtype == torch.bool else unpack_bits(mask, x.shape[-1])
 
 
 def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D]."""
+    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D].
+
+    `mask` is bool [B, D], or its bits [B, ceil(D / 32)] as `pack_bits` lays them.
+    """
     return gaussian_log_likelihood(x, mean, scale, mask)
 
 
@@ -559,3 +562,37 @@ def _extend_history(
     history[:, 0].index_add_(0, tau, weight)
     history[:, 1].index_add_(0, tau, weight * inverse_q)
     history[now, 2] = log_decay
+
+
+# adam_step
+
+
+def adam_step(
+    params: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grads: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of torch's Adam for parameters [P] that all rows share, in place.
+
+    The gradient is the sum of `grads` [n, P], one part for each piece of the batch. `step` (int64, one
+    element) counts up by one; `lr` is float64, one element. Weight decay is decoupled, as in AdamW.
+    """
+    step += 1
+    count = step.to(torch.float64)
+    grad = grads.to(params.dtype).sum(0)
+    moment = _flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1))
+    square = _flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2))
+    step_size = (lr / (1.0 - beta1**count)).to(params.dtype)
+    root_correction = (1.0 - beta2**count).sqrt().to(params.dtype)
+    decay = (1.0 - lr * weight_decay).to(params.dtype)
+    denominator = square.sqrt() / root_correction + eps
+    params.copy_(params * decay - step_size * moment / denominator)
+    exp_avg.copy_(moment)
+    exp_avg_sq.copy_(square)

@@ -213,7 +213,7 @@ class GaussianLogLikelihoodCase:
     """Shapes and kinds of one call of `gaussian_log_likelihood`.
 
     `scale` names the shape: "scalar", "one" [1], "feature" [D] or "entry" [B, D]; `x_dtype` None is
-    the dtype of the mean; without a mask NaN marks what is missing.
+    the dtype of the mean; without a mask NaN marks what is missing. `packed` gives the mask's bits.
     """
 
     batch: int
@@ -222,11 +222,13 @@ class GaussianLogLikelihoodCase:
     scale: str = "scalar"
     masked: bool = False
     x_dtype: torch.dtype | None = None
+    packed: bool = False
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-D{self.num_features}-S{self.num_samples}"
         kind = "mean" if self.x_dtype is None else str(self.x_dtype).removeprefix("torch.")
-        return f"{sizes}-{self.scale}-{kind}{'-masked' * self.masked}"
+        extras = [word for word in ("masked", "packed") if getattr(self, word)]
+        return "-".join([sizes, self.scale, kind, *extras])
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,21 @@ class RowAdamCase:
     def __str__(self) -> str:
         sizes = f"N{self.num_data}-B{self.batch}-W{self.width}"
         return f"{self.mode}-{sizes}-after{self.steps}-beta{self.beta1}-decay{self.weight_decay}"
+
+
+@dataclass(frozen=True)
+class AdamStepCase:
+    """Parameters [P] after `steps` steps, and one more with a gradient in `num_parts` parts."""
+
+    size: int
+    num_parts: int = 1
+    steps: int = 3
+    beta1: float = 0.9
+    weight_decay: float = 0.0
+
+    def __str__(self) -> str:
+        sizes = f"P{self.size}-n{self.num_parts}"
+        return f"{sizes}-after{self.steps}-beta{self.beta1}-decay{self.weight_decay}"
 
 
 # Contracts
@@ -511,6 +528,9 @@ class GaussianLogLikelihoodContract(OpContract):
         GaussianLogLikelihoodCase(7, 1000, 1, "entry", x_dtype=torch.bfloat16),
         GaussianLogLikelihoodCase(63, 63, 2, "scalar", True, torch.float64),
         GaussianLogLikelihoodCase(0, 7, 2, "feature"),
+        GaussianLogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
+        GaussianLogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
+        GaussianLogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
     )
 
     def inputs(self, function: str, case: GaussianLogLikelihoodCase, dtype: torch.dtype) -> Inputs:
@@ -528,12 +548,13 @@ class GaussianLogLikelihoodContract(OpContract):
             x = torch.randint(256, batch, generator=generator, dtype=torch.uint8)
         elif case.x_dtype is not None:
             x = x.to(case.x_dtype)
+        mask = reference.pack_bits(observed) if case.packed else observed
         shapes = {"scalar": (), "one": (1,), "feature": batch[1:], "entry": batch}
         return {
             "x": x if case.masked else torch.where(observed, x, torch.nan),
             "mean": normal(case.num_samples, *batch),
             "scale": normal(*shapes[case.scale]).abs() + 0.3,
-            "mask": observed if case.masked else None,
+            "mask": mask if case.masked else None,
             "grad_log_prob": normal(case.num_samples, case.batch),
             "need_mean": True,
             "need_scale": True,
@@ -628,6 +649,43 @@ class RowAdamContract(OpContract):
         if function == "row_adam_catch_up":
             state["index"] = torch.randint(case.num_data, (2 * case.batch,), generator=generator)
         return state
+
+
+class AdamStepContract(OpContract):
+    """`adam_step`."""
+
+    functions: ClassVar[Mapping[str, tuple[str, ...]]] = {"adam_step": ()}
+    cases: ClassVar[Sequence[AdamStepCase]] = (
+        AdamStepCase(1),
+        AdamStepCase(63, 7, weight_decay=0.1),
+        AdamStepCase(1000, 2, steps=0),
+        AdamStepCase(2049, 63, steps=1000),
+        AdamStepCase(7, 1, beta1=0.0),
+        AdamStepCase(63, 0),
+        AdamStepCase(0, 3),
+    )
+
+    def inputs(self, function: str, case: AdamStepCase, dtype: torch.dtype) -> Inputs:
+        generator = torch.Generator().manual_seed(case.size)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+
+        moments = (0.1 * normal(case.size), 0.01 * normal(case.size).square())
+        if case.steps == 0:
+            moments = (torch.zeros_like(moments[0]), torch.zeros_like(moments[1]))
+        return {
+            "params": normal(case.size),
+            "exp_avg": moments[0],
+            "exp_avg_sq": moments[1],
+            "grads": normal(case.num_parts, case.size),
+            "step": torch.tensor([case.steps]),
+            "lr": torch.tensor(0.01, dtype=torch.float64),
+            "beta1": case.beta1,
+            "beta2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": case.weight_decay,
+        }
 
 
 def _schema(function: str) -> Any:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rvi_fast import functional, ops, reference
+from rvi_fast import functional, ops, reference, testing
 from rvi_fast.layout import RowLayout
 from rvi_fast.optim import RowAdam
 from rvi_fast.posterior import RelayPosterior
@@ -327,7 +327,8 @@ def test_likelihood_equals_the_reference(num_features, dtype, x_dtype):
         # the gradient of a single scale is a sum of entries that cancel
         eps = 4 * torch.finfo(dtype).eps
         for scale in scales(batch, num_features, dtype):
-            for marks in (None, mask if x_dtype == torch.uint8 else mask & ~x.isnan()):
+            marked = mask if x_dtype == torch.uint8 else mask & ~x.isnan()
+            for marks in (None, marked, reference.pack_bits(marked)):
                 inputs = (x, mean, scale, marks)
                 assert_as_good_as_reference("gaussian_log_likelihood_fwd", inputs, eps)
                 for needs in ((True, True), (True, False), (False, True)):
@@ -348,7 +349,7 @@ def test_likelihood_of_many_rows():
 def test_likelihood_takes_non_contiguous_inputs():
     x, mean = torch.randn(7, 5).mT, torch.randn(2, 7, 5).mT
     mask, scale = (torch.rand(7, 5) < 0.5).mT, torch.tensor([0.5]).expand(7)
-    for marks in (None, mask):
+    for marks in (None, mask, testing.strided(reference.pack_bits(mask))):
         assert_as_good_as_reference("gaussian_log_likelihood_fwd", (x, mean, scale, marks), 1e-7)
         grad = torch.randn(5, 2).mT
         assert_as_good_as_reference(

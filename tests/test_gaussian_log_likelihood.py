@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from rvi_fast import gaussian_log_likelihood, reference, testing
+from rvi_fast import gaussian_log_likelihood, pack_mask, reference, testing
 from rvi_fast.ops import ops
 from rvi_fast.testing import assert_close, cotangents
 
@@ -163,7 +163,11 @@ def test_nan_where_the_mask_says_observed_is_not_silent():
             ValueError,
             "scale: expected positive",
         ),
-        ({"mask": torch.ones(4, 5)}, TypeError, "mask: expected dtype bool, got torch.float32"),
+        (
+            {"mask": torch.ones(4, 5)},
+            TypeError,
+            "mask: expected dtype bool, or int32 .*got torch.float32",
+        ),
         ({"mask": torch.ones(5).bool()}, ValueError, r"mask: expected shape \[4, 5\], got \[5\]"),
     ],
 )
@@ -171,3 +175,37 @@ def test_bad_arguments_are_named(change, error, message):
     call = {"x": torch.zeros(4, 5), "mean": torch.zeros(4, 5), "scale": 1.0} | change
     with pytest.raises(error, match=message):
         gaussian_log_likelihood(**call)
+
+
+@pytest.mark.parametrize("num_features", [1, 31, 32, 33, 63, 64, 130])
+def test_bits_of_a_mask_mean_the_same_as_the_mask(num_features):
+    generator = torch.Generator().manual_seed(num_features)
+    for dtype in (torch.float32, torch.float64):
+        x, mean = torch.randn(2, 5, num_features, generator=generator, dtype=dtype)
+        mask = torch.rand(5, num_features, generator=generator) < 0.6
+        x = x.masked_fill(~mask & (x > 0), math.nan)
+        mean.requires_grad_()
+        bits = pack_mask(mask)
+        assert (bits.dtype, bits.shape) == (torch.int32, (5, -(-num_features // 32)))
+        results = [gaussian_log_likelihood(x, mean, 0.7, m, checked=True) for m in (mask, bits)]
+        assert torch.equal(*results)
+        assert torch.equal(*(gradients(result, mean)[0] for result in results))
+
+
+def test_nan_where_the_bits_say_observed_is_not_silent():
+    x, mean, scale, mask = arguments(masked=True)
+    x[1, 2] = x[0, 0] = math.nan
+    bits = pack_mask(mask)
+    assert gaussian_log_likelihood(x, mean, scale, bits).isnan()[0].tolist() == [0, 1, 0, 0]
+    with pytest.raises(ValueError, match="x: NaN at row 1, column 2, where the mask says observed"):
+        gaussian_log_likelihood(x, mean, scale, bits, checked=True)
+
+
+def test_masks_that_cannot_be_packed_are_refused():
+    with pytest.raises(TypeError, match=r"mask: expected dtype bool, got torch\.float32"):
+        pack_mask(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"mask: expected shape \[B, D\], got \[3\]"):
+        pack_mask(torch.ones(3, dtype=torch.bool))
+    x, mean, scale, _ = arguments()
+    with pytest.raises(ValueError, match=r"mask: expected shape \[4, 1\], got \[4, 5\]"):
+        gaussian_log_likelihood(x, mean, scale, torch.ones(4, 5, dtype=torch.int32))

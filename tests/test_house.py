@@ -55,7 +55,8 @@ FREE = {"cli", "sklearn", "experiments", "_info"}
 OPTIONAL = ("triton", "matplotlib", "sklearn", "pandas", "pyarrow", "tensorboard", "pytest")
 FILES = sorted({*ROOT.glob("rvi_fast/**/*.py"), *ROOT.glob("kernels/*.py")})
 FILES = [path.relative_to(ROOT) for path in FILES if "kernels" not in path.parts[1:]]
-STEMS = sorted({re.sub("_(fwd|bwd|step|catch_up)$", "", name) for name in ops._SCHEMAS})
+FUNCTIONS = "_(fwd|bwd|catch_up)$|(?<=row_adam)_step$"
+STEMS = sorted({re.sub(FUNCTIONS, "", name) for name in ops._SCHEMAS})
 
 
 def unit(path):

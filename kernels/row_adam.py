@@ -1,0 +1,381 @@
+"""Adam for the rows of a batch, in place.
+
+Math:
+    A row last updated at step tau has missed s = clock - tau steps with zero gradient:
+        theta <- P theta - P m W / (sqrt(v) W / C + eps),   m <- m b1^s,   v <- v b2^s
+    with W, C and log P from `history`; then a step with gradient g:
+        m <- m + (1 - b1) (g - m),   v <- b2 v + (1 - b2) g^2
+        theta <- (1 - lr weight_decay) theta - lr / (1 - b1^n) m / (sqrt(v / (1 - b2^n)) + eps)
+    n is the count of all steps ("dense", "lazy") or the row's own ("row"); "lazy" adds eps to sqrt(v)
+    before the bias is corrected, as SparseAdam does, and neither of the two misses steps.
+
+Shapes:
+    rows, exp_avg, exp_avg_sq [N, W] float32; row_step [N] int32; index [B] int32 or int64; grad [B, W];
+    clock [2] int64; history [steps, 3] float64; lr float64, one element.
+
+Saved:
+    Nothing.
+
+Traffic:
+    Three rows of W numbers read and written for each row of the batch, and its gradient read: 28 B W
+    bytes for a step, 24 B W for a catch-up of rows that have missed something.
+
+Limits:
+    A row may stand in a catch-up more than once. The program that exchanges its `row_step` for the clock
+    first finds what was there, and it alone reads and writes the row; those that come later find the
+    clock in it and have nothing left to do. Whichever is first computes the same. A step wants each row
+    once. All programs read clock and history as they were; a launch of its own counts the clock up and
+    extends the history after them. Row numbers outside [0, N) are left out and raise `row_error`.
+    Moments below the least normal number become 0. Tables of other dtypes are left to the reference.
+
+Source:
+    `rvi_fast.reference.row_adam_catch_up` and `row_adam_step`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._adam import flushed, logarithm, one_minus_exp
+from ._common import row_error
+
+# reference.WINDOW_TOLERANCE
+WINDOW_TOLERANCE = 1e-9
+# columns a program holds at once; 4 for each of 128 threads at W = 304, three tables of them
+MAX_BLOCK_W = 1024
+
+
+@triton.jit
+def _power(log2_base, exponent):
+    """base ** exponent, a float32, from float64: the fraction alone goes through the fast exp2."""
+    product = log2_base * exponent
+    whole = tl.floor(product)
+    return tl.exp2((product - whole).to(tl.float32)) * tl.exp2(whole.to(tl.float32))
+
+
+@triton.jit
+def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
+    """What a row last updated at `last` < `now` has missed, as float32 factors."""
+    entry = history_ptr + (last - start) * 3
+    weight, ratio = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32)
+    log_decay = tl.load(history_ptr + (now - start) * 3 + 2) - tl.load(entry + 2)
+    decay = 1.0 - one_minus_exp(log_decay.to(tl.float32), 9)
+    slope = tl.where(ratio > 0, weight / ratio, 1.0)
+    steps = (now - last).to(tl.float64)
+    return decay, decay * weight, slope, _power(log2_beta1, steps), _power(log2_beta2, steps)
+
+
+@triton.jit
+def _catch_up(theta, moment, square, missed, eps):
+    decay, weight, slope, moment_factor, square_factor = missed
+    theta = theta * decay - weight * moment / (slope * tl.sqrt(square) + eps)
+    return theta, flushed(moment * moment_factor), flushed(square * square_factor)
+
+
+@triton.jit
+def _owned_row(index_ptr, num_data, error_ptr):
+    """The row of this program, and whether there is one: row numbers are checked here alone."""
+    row = tl.load(index_ptr + tl.program_id(0).to(tl.int64)).to(tl.int64)
+    inside = (row >= 0) & (row < num_data)
+    tl.store(error_ptr, 1, mask=inside == 0)
+    return tl.where(inside, row, 0), inside
+
+
+@triton.jit
+def _row_adam_catch_up_kernel(
+    rows_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    row_step_ptr,
+    index_ptr,
+    clock_ptr,
+    history_ptr,
+    error_ptr,
+    num_data,
+    width,
+    log2_beta1: tl.float64,
+    log2_beta2: tl.float64,
+    eps,
+    BLOCK_W: tl.constexpr,
+):
+    row, inside = _owned_row(index_ptr, num_data, error_ptr)
+    now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
+    if inside:
+        # the first to come is the one that brings the row up to date
+        last = tl.atomic_xchg(row_step_ptr + row, now.to(tl.int32), sem="relaxed").to(tl.int64)
+        if last < now:
+            missed = _missed(
+                history_ptr,
+                last,
+                now,
+                start,
+                tl.full((), log2_beta1, tl.float64),
+                tl.full((), log2_beta2, tl.float64),
+            )
+            for first in range(0, width, BLOCK_W):
+                columns = first + tl.arange(0, BLOCK_W)
+                offsets, valid = row * width + columns, columns < width
+                theta, moment, square = _catch_up(
+                    tl.load(rows_ptr + offsets, mask=valid, other=0.0),
+                    tl.load(exp_avg_ptr + offsets, mask=valid, other=0.0),
+                    tl.load(exp_avg_sq_ptr + offsets, mask=valid, other=0.0),
+                    missed,
+                    eps,
+                )
+                tl.store(rows_ptr + offsets, theta, mask=valid)
+                tl.store(exp_avg_ptr + offsets, moment, mask=valid)
+                tl.store(exp_avg_sq_ptr + offsets, square, mask=valid)
+
+
+@triton.jit
+def _row_adam_step_kernel(
+    rows_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    row_step_ptr,
+    index_ptr,
+    grad_ptr,
+    clock_ptr,
+    history_ptr,
+    lr_ptr,
+    error_ptr,
+    num_data,
+    width,
+    log2_beta1: tl.float64,
+    log2_beta2: tl.float64,
+    log_beta1: tl.float64,
+    log_beta2: tl.float64,
+    beta2,
+    rest1,
+    rest2,
+    eps,
+    weight_decay: tl.float64,
+    SEMANTICS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    row, inside = _owned_row(index_ptr, num_data, error_ptr)
+    now = tl.load(clock_ptr)
+    if inside:
+        count, last = now + 1, now
+        if SEMANTICS == "dense":
+            last = tl.load(row_step_ptr + row).to(tl.int64)
+        if SEMANTICS == "row":
+            count = tl.load(row_step_ptr + row).to(tl.int64) + 1
+        lr = tl.load(lr_ptr)
+        steps = count.to(tl.float64)
+        correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
+        correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
+        step_size = lr.to(tl.float32) / correction1
+        root = tl.sqrt(correction2)
+        decay = (1.0 - lr * weight_decay).to(tl.float32)
+        if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
+            missed = _missed(
+                history_ptr,
+                last,
+                now,
+                tl.load(clock_ptr + 1),
+                tl.full((), log2_beta1, tl.float64),
+                tl.full((), log2_beta2, tl.float64),
+            )
+        for first in range(0, width, BLOCK_W):
+            columns = first + tl.arange(0, BLOCK_W)
+            offsets, valid = row * width + columns, columns < width
+            theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
+            moment = tl.load(exp_avg_ptr + offsets, mask=valid, other=0.0)
+            square = tl.load(exp_avg_sq_ptr + offsets, mask=valid, other=0.0)
+            grads = tl.program_id(0).to(tl.int64) * width + columns
+            grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
+            if SEMANTICS == "dense":
+                theta, moment, square = _catch_up(theta, moment, square, missed, eps)
+            moment = flushed(moment + (grad - moment) * rest1)
+            square = flushed(square * beta2 + grad * grad * rest2)
+            if SEMANTICS == "lazy":  # SparseAdam adds eps before it corrects the bias
+                denominator = (tl.sqrt(square) + eps) / root
+            else:
+                denominator = tl.sqrt(square) / root + eps
+            theta = theta * decay - step_size * moment / denominator
+            tl.store(rows_ptr + offsets, theta, mask=valid)
+            tl.store(exp_avg_ptr + offsets, moment, mask=valid)
+            tl.store(exp_avg_sq_ptr + offsets, square, mask=valid)
+        if SEMANTICS != "lazy":
+            tl.store(row_step_ptr + row, count.to(tl.int32))
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for float64 x > -1, to rounding: the error of 1 + x cancels."""
+    shifted = 1.0 + x
+    difference = shifted - 1.0
+    safe = tl.where(difference == 0, 1.0, difference)
+    return tl.where(difference == 0, x, tl.log(shifted) * (x / safe))
+
+
+@triton.jit
+def _row_adam_clock_kernel(
+    clock_ptr,
+    history_ptr,
+    lr_ptr,
+    window,
+    log_beta1: tl.float64,
+    log_beta2: tl.float64,
+    weight_decay: tl.float64,
+    DENSE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Counts the clock up and adds the new step to what rows last updated before it have missed."""
+    clock = tl.load(clock_ptr) + 1
+    if DENSE:
+        now = clock - tl.load(clock_ptr + 1)
+        lr = tl.load(lr_ptr)
+        log_decay = tl.load(history_ptr + (now - 1) * 3 + 2) + _log1p(-(lr * weight_decay))
+        step = clock.to(tl.float64)
+        size = lr / one_minus_exp(step * log_beta1, 16)
+        root = tl.sqrt(one_minus_exp(step * log_beta2, 16))
+        for first in range(0, window, BLOCK_M):
+            missed = first + 1 + tl.arange(0, BLOCK_M)
+            valid = (missed <= window) & (missed <= now)
+            entries = history_ptr + (now - missed) * 3
+            steps = missed.to(tl.float64)
+            gap = tl.load(entries + 2, mask=valid, other=0.0) - log_decay
+            weight = size * tl.exp(steps * log_beta1 + gap)
+            inverse_q = root * tl.exp(steps * log_beta2 * -0.5)
+            sums = tl.load(entries, mask=valid, other=0.0)
+            ratios = tl.load(entries + 1, mask=valid, other=0.0)
+            tl.store(entries, sums + weight, mask=valid)
+            tl.store(entries + 1, ratios + weight * inverse_q, mask=valid)
+        tl.store(history_ptr + now * 3 + 2, log_decay)
+    tl.store(clock_ptr, clock)
+
+
+def _covered(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    clock: Tensor,
+    history: Tensor,
+) -> bool:
+    """Whether the kernels can work in place."""
+    return (
+        rows.dtype == exp_avg.dtype == exp_avg_sq.dtype == torch.float32
+        and (row_step.dtype, clock.dtype) == (torch.int32, torch.int64)
+        and history.dtype == torch.float64
+        and all(t.is_contiguous() for t in (rows, exp_avg, exp_avg_sq, row_step, clock, history))
+    )
+
+
+def _window(beta1: float, beta2: float) -> int:
+    """`reference.row_adam_window`."""
+    rate = beta1 / math.sqrt(beta2)
+    return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
+
+
+def row_adam_catch_up(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """`reference.row_adam_catch_up`."""
+    if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
+        return NotImplemented
+    if index.shape[0] == 0:
+        return None
+    num_data, width = rows.shape
+    _row_adam_catch_up_kernel[(index.shape[0],)](
+        rows_ptr=rows,
+        exp_avg_ptr=exp_avg,
+        exp_avg_sq_ptr=exp_avg_sq,
+        row_step_ptr=row_step,
+        index_ptr=index.contiguous(),
+        clock_ptr=clock,
+        history_ptr=history,
+        error_ptr=row_error(rows.device),
+        num_data=num_data,
+        width=width,
+        log2_beta1=logarithm(beta1) / math.log(2.0),
+        log2_beta2=logarithm(beta2) / math.log(2.0),
+        eps=eps,
+        BLOCK_W=min(MAX_BLOCK_W, triton.next_power_of_2(width)),
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    return None
+
+
+def row_adam_step(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    semantics: str,
+) -> None:
+    """`reference.row_adam_step`."""
+    if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
+        return NotImplemented
+    num_data, width = rows.shape
+    log_beta1, log_beta2 = logarithm(beta1), logarithm(beta2)
+    lr = lr.to(torch.float64)
+    if index.shape[0] > 0:
+        _row_adam_step_kernel[(index.shape[0],)](
+            rows_ptr=rows,
+            exp_avg_ptr=exp_avg,
+            exp_avg_sq_ptr=exp_avg_sq,
+            row_step_ptr=row_step,
+            index_ptr=index.contiguous(),
+            grad_ptr=grad.contiguous(),
+            clock_ptr=clock,
+            history_ptr=history,
+            lr_ptr=lr,
+            error_ptr=row_error(rows.device),
+            num_data=num_data,
+            width=width,
+            log2_beta1=log_beta1 / math.log(2.0),
+            log2_beta2=log_beta2 / math.log(2.0),
+            log_beta1=log_beta1,
+            log_beta2=log_beta2,
+            beta2=beta2,
+            rest1=1.0 - beta1,
+            rest2=1.0 - beta2,
+            eps=eps,
+            weight_decay=float(weight_decay),
+            SEMANTICS=semantics,
+            BLOCK_W=min(MAX_BLOCK_W, triton.next_power_of_2(width)),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    window = _window(beta1, beta2) if semantics == "dense" else 1
+    _row_adam_clock_kernel[(1,)](
+        clock_ptr=clock,
+        history_ptr=history,
+        lr_ptr=lr,
+        window=window,
+        log_beta1=log_beta1,
+        log_beta2=log_beta2,
+        weight_decay=float(weight_decay),
+        DENSE=semantics == "dense",
+        BLOCK_M=256,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    return None

@@ -1,0 +1,168 @@
+"""Compiles every launch of `kernel_cases` without a GPU, and measures the machine code.
+
+`python tests/kernel_budget.py` writes kernel_budget.json; test_kernel_budget.py holds the kernels to it.
+
+The launchers themselves run, on tensors without memory and with a driver that only names a GPU: what is
+compiled is what a launch on that GPU would compile. A launcher that waited for the device would fail,
+because there is nothing to read back.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_suffix(".json")
+TARGETS = (80, 90, 100, 120)
+# bytes a block may have, by target
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+
+
+class _Driver:
+    """As much of a driver as the launch of a kernel asks for before it is compiled."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch  # compiled code is kept apart by device
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+@contextmanager
+def recorded(arch: int) -> Iterator[list[Any]]:
+    """Within it a launch compiles its kernel for `arch` and adds it to the list instead of running."""
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    kernels: list[Any] = []
+    run, before = JITFunction.run, driver._active
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+        return kernels[-1]
+
+    JITFunction.run = record
+    driver.set_active(_Driver(arch))
+    try:
+        yield kernels
+    finally:
+        JITFunction.run = run
+        driver._active = before
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def measure(kernel: Any) -> dict[str, int]:
+    """What the machine code of a compiled kernel takes."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
+        code = _tool("nvdisasm", "--print-code", cubin.name)
+    instructions = re.findall(
+        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", code, re.M
+    )
+    names = [name for _, name in instructions]
+    registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    return {
+        "registers": registers,
+        "stack": stack,
+        "spills": names.count("LDL") + names.count("STL"),
+        "shared": kernel.metadata.shared,
+        "instructions": len(names) - names.count("NOP"),
+        "bytes": int(instructions[-1][0], 16) + 16,
+    }
+
+
+def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
+    """ "<function>/<case>/<kernel>/sm_<target>" -> measurements and TTIR, for one launch."""
+    import torch
+    from kernel_cases import LAUNCHES
+
+    from rvi_fast import kernels
+
+    number, function, case, cache = job
+    os.environ["TRITON_CACHE_DIR"] = cache
+    torch.set_num_threads(1)
+    contract = [*LAUNCHES][number]()
+    arguments = [
+        value.to("meta") if isinstance(value, torch.Tensor) else value
+        for value in contract.arguments(function, case)
+    ]
+    results = {}
+    for target in TARGETS:
+        with recorded(target) as compiled:
+            answer = getattr(kernels, function)(*arguments)
+        assert answer is not NotImplemented, f"{function} {case}: left to the reference"
+        assert compiled, f"{function} {case}: nothing was launched"
+        for kernel in compiled:
+            name = kernel.src.fn.__name__
+            key = f"{function}/{case}/{name}/sm_{target}"
+            results[key] = measure(kernel) | {"target": target, "ttir": kernel.asm["ttir"]}
+    return results
+
+
+def compile_all(cache: Path) -> dict[str, dict[str, Any]]:
+    """Every kernel of every launch for every target; `cache` keeps the compiled code."""
+    from kernel_cases import LAUNCHES
+
+    jobs = [
+        (number, function, case, str(cache))
+        for number, (contract, cases) in enumerate(LAUNCHES.items())
+        for function in contract.functions
+        for case in cases
+    ]
+    results: dict[str, dict[str, Any]] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as pool:
+        for found in pool.map(_compile, jobs):
+            results |= found
+    return results
+
+
+def budget(compiled: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What kernel_budget.json holds."""
+    import triton
+
+    rows = {
+        key: {name: row[name] for name in row if name not in ("target", "ttir")}
+        for key, row in compiled.items()
+    }
+    return {"triton": triton.__version__, "kernels": rows}
+
+
+def main() -> None:
+    """Writes kernel_budget.json, a line for each kernel."""
+    cache = FILE.parent.parent / ".pytest_cache" / "d" / "triton"
+    written = budget(compile_all(cache))
+    rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in written["kernels"].items())
+    FILE.write_text(f'{{"triton": "{written["triton"]}", "kernels": {{\n{rows}\n}}}}\n')
+    print(f"{FILE}: {len(written['kernels'])} kernels")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(FILE.parent.parent))
+    main()

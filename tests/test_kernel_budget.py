@@ -1,0 +1,156 @@
+"""Kernels as machine code, without a GPU: registers, spills, memory, and 64-bit addresses."""
+
+import inspect
+import json
+import os
+import pkgutil
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import kernel_budget
+import torch
+import triton
+import triton.language as tl
+from ttir_addresses import narrow_address_arithmetic
+
+from rvi_fast import kernels
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    return kernel_budget.compile_all(request.config.cache.mkdir("triton"))
+
+
+def test_every_kernel_is_compiled_for_every_target(compiled):
+    names = set()
+    for module in pkgutil.iter_modules(kernels.__path__, "rvi_fast.kernels."):
+        source = inspect.getsource(__import__(module.name, fromlist=["_"]))
+        names |= {line[4:].partition("(")[0] for line in source.splitlines() if "_kernel(" in line
+                  and line.startswith("def _")}  # fmt: skip
+    for target in kernel_budget.TARGETS:
+        assert names == {key.split("/")[2] for key in compiled if key.endswith(f"/sm_{target}")}
+
+
+def test_no_kernel_spills_registers(compiled):
+    spilling = {key: row for key, row in compiled.items() if row["stack"] or row["spills"]}
+    assert not spilling
+
+
+def test_shared_memory_fits_every_target(compiled):
+    for key, row in compiled.items():
+        assert row["shared"] <= kernel_budget.SHARED_MEMORY[row["target"]], key
+
+
+def test_machine_code_keeps_the_written_budget(compiled):
+    written, got = json.loads(kernel_budget.FILE.read_text()), kernel_budget.budget(compiled)
+    assert written["kernels"].keys() == got["kernels"].keys(), "make budget"
+    if written["triton"] == got["triton"]:  # another version emits other code
+        for key, row in got["kernels"].items():
+            assert row == written["kernels"][key], f"{key}: make budget, and look at the difference"
+
+
+def test_addresses_of_every_kernel_are_64_bit(compiled):
+    for key, row in compiled.items():
+        assert not narrow_address_arithmetic(row["ttir"]), key
+
+
+@triton.jit
+def _product_of_32_bits(x_ptr, width):
+    columns = tl.arange(0, 16)
+    tl.store(x_ptr + tl.program_id(0) * width + columns, columns)
+
+
+@triton.jit
+def _row_of_32_bits(x_ptr, index_ptr, width):
+    row = tl.load(index_ptr + tl.program_id(0))
+    tl.store(x_ptr + (row * width).to(tl.int64) + tl.arange(0, 16), 1)
+
+
+@triton.jit
+def _sum_of_32_bits(x_ptr, index_ptr, start):
+    tl.store(x_ptr + (tl.load(index_ptr) + start), 1)
+
+
+@triton.jit
+def _step_of_32_bits(x_ptr, width):
+    offset = tl.program_id(0)
+    for _ in range(width):
+        tl.store(x_ptr + offset, 1)
+        offset += width
+
+
+@triton.jit
+def _step_of_32_bits_in_a_while(x_ptr, width):
+    offset = tl.program_id(0)
+    while offset < width:
+        tl.store(x_ptr + offset, 1)
+        offset += width
+
+
+@triton.jit
+def _branch_of_32_bits(x_ptr, width):
+    offset = tl.program_id(0)
+    if width > 7:
+        offset = offset * width
+    tl.store(x_ptr + offset.to(tl.int64), 1)
+
+
+@triton.jit
+def _address_of_64_bits(x_ptr, index_ptr, width):
+    offset = tl.program_id(0).to(tl.int64) * width
+    row = tl.load(index_ptr + offset).to(tl.int64)
+    for start in range(0, width, 16):
+        columns = start + tl.arange(0, 16) * 2
+        tl.store(x_ptr + row * width + columns, columns * width)
+        row += 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tensors", "culprit"),
+    [
+        (_product_of_32_bits, 1, "arith.muli"),
+        (_row_of_32_bits, 2, "arith.muli"),
+        (_sum_of_32_bits, 2, "arith.addi"),
+        (_step_of_32_bits, 1, "scf.for"),
+        (_step_of_32_bits_in_a_while, 1, "scf.while"),
+        (_branch_of_32_bits, 1, "arith.muli"),
+        (_address_of_64_bits, 2, None),
+    ],
+)
+def test_a_missing_cast_to_64_bits_is_found(kernel, tensors, culprit, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    table = torch.empty(64, dtype=torch.int32, device="meta")
+    with kernel_budget.recorded(90) as launched:
+        kernel[(4,)](*[table] * tensors, 28)
+    found = narrow_address_arithmetic(launched[0].asm["ttir"])
+    assert bool(found) == bool(culprit), launched[0].asm["ttir"]
+    assert not culprit or any(culprit in line for line in found)
+
+
+def test_a_launcher_that_waits_for_the_device_fails():
+    def launcher(index):
+        return index[: int(index.max())]
+
+    with kernel_budget.recorded(90), pytest.raises(RuntimeError, match="meta"):
+        launcher(torch.zeros(3, dtype=torch.int64, device="meta"))
+
+
+@triton.jit
+def _spilling_kernel(x_ptr, SIZE: tl.constexpr):
+    lanes = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + lanes[:, None] * SIZE + lanes[None, :])
+    y = tl.load(x_ptr + lanes[:, None] + SIZE * lanes[None, :])
+    tl.store(x_ptr + lanes[:, None] * SIZE + lanes[None, :], tl.dot(x, y, input_precision="ieee"))
+
+
+def test_spills_are_counted_in_machine_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with kernel_budget.recorded(90) as launched:
+        _spilling_kernel[(1,)](torch.empty(128 * 128, device="meta"), 128, num_warps=4)
+    row = kernel_budget.measure(launched[0])
+    assert row["stack"] > 0
+    assert row["spills"] > 0
