@@ -47,7 +47,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import RowLayout
+from ..layout import BITS_PER_WORD, RowLayout
 from ._common import (
     BLOCK_B,
     block_of,
@@ -68,7 +68,7 @@ PIECE_ROWS, MAX_PIECES = 64, 128
 
 
 # Packed rows. GROUPS holds for each group (size, kept, first column in a row, first relay vector,
-# first word of bits).
+# first word of bits, columns of a block that covers it).
 
 
 @triton.jit
@@ -121,13 +121,15 @@ def _load_relays(relays, relay, t, T: tl.constexpr):
 
 
 @triton.jit
-def _store_softmax(softmax, coefficient, kept, valid, position, column, k, SIZE, DEVIATION):
-    """Softmax of a group's kept coefficients, 0 elsewhere and in rows that are not valid."""
-    largest = tl.max(tl.where(kept, coefficient, float("-inf")), 1, keep_dims=True)
-    weight = tl.where(kept, tl.exp(coefficient - largest), 0.0)
+def _store_softmax(
+    softmax, value, kept, valid, position, k, GROUP: tl.constexpr, DEVIATION: tl.constexpr
+):
+    """Softmax of a group's kept coefficients, 0 for the others."""
+    largest = tl.max(tl.where(kept, value, float("-inf")), 1, keep_dims=True)
+    weight = tl.where(kept, tl.exp(value - largest), 0.0)
     weight = weight / tl.where(valid, tl.sum(weight, 1, keep_dims=True), 1.0)
-    weight = tl.where(valid, weight, 0.0)
-    tl.store(softmax + position * DEVIATION + column + k, weight, mask=valid & (k < SIZE))
+    place = softmax + position * DEVIATION + GROUP[2] + k
+    tl.store(place, weight, mask=valid & (k < GROUP[0]))
 
 
 @triton.jit
@@ -196,6 +198,39 @@ def _load_noise(noise, seed, row, position, sample, batch, mask, T, BLOCK_T: tl.
 # Forward
 
 
+@triton.jit
+def _keep_group(
+    rows,
+    bits,
+    softmax,
+    row,
+    position,
+    valid,
+    inside,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEVIATION: tl.constexpr,
+):
+    """Selects within a group and stores the kept bits, with their softmax where asked for."""
+    SIZE: tl.constexpr = GROUP[0]
+    BLOCK: tl.constexpr = GROUP[5]
+    k = tl.arange(0, BLOCK)[None, :]
+    exists = valid & (k < SIZE)
+    value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=exists, other=0.0).to(tl.float32)
+    if GROUP[1] == SIZE:
+        kept = exists
+    else:
+        key = tl.where(k < SIZE, magnitude_key(value), -1)
+        kept = mark_largest(key, k, GROUP[1]) & valid
+    if softmax is not None:
+        _store_softmax(softmax, value, kept, valid, position, k, GROUP, DEVIATION)
+    words = tl.sum(tl.reshape(kept.to(tl.int32) << (k % 32), [row.shape[0], BLOCK // 32, 32]), 2)
+    word = tl.arange(0, BLOCK // 32)[None, :]
+    stored = inside & (word < (SIZE + 31) // 32)
+    tl.store(bits + position * WORDS + GROUP[4] + word, words, mask=stored)
+
+
 @triton.jit(do_not_specialize=["num_data", "batch", "num_samples"])
 def _relay_sample_fwd_kernel(
     rows,
@@ -227,26 +262,19 @@ def _relay_sample_fwd_kernel(
     inside = position < batch
 
     for g in tl.static_range(len(GROUPS)):
-        SIZE: tl.constexpr = GROUPS[g][0]
-        BLOCK: tl.constexpr = max(32, triton.next_power_of_2(SIZE))
-        k = tl.arange(0, BLOCK)[None, :]
-        exists = valid & (k < SIZE)
-        value = tl.load(rows + row * WIDTH + GROUPS[g][2] + k, mask=exists, other=0.0)
-        value = value.to(tl.float32)
-        if GROUPS[g][1] == SIZE:
-            kept = (k < SIZE) & (position >= 0)
-        else:
-            key = tl.where(k < SIZE, magnitude_key(value), -1)
-            kept = mark_largest(key, k, GROUPS[g][1])
-        if softmax is not None:
-            _store_softmax(
-                softmax, value, kept, valid, position, GROUPS[g][2], k, SIZE, DEVIATION
-            )
-        packed = (kept & valid).to(tl.int32) << (k % 32)
-        packed = tl.sum(tl.reshape(packed, [BLOCK_B, BLOCK // 32, 32]), 2)
-        word = tl.arange(0, BLOCK // 32)[None, :]
-        stored = inside & (word < (SIZE + 31) // 32)
-        tl.store(bits + position * WORDS + GROUPS[g][4] + word, packed, mask=stored)
+        _keep_group(
+            rows,
+            bits,
+            softmax,
+            row,
+            position,
+            valid,
+            inside,
+            tl.constexpr(GROUPS[g]),
+            WORDS,
+            WIDTH,
+            DEVIATION,
+        )
     # other threads read what was stored
     tl.debug_barrier()
 
@@ -280,6 +308,47 @@ def _relay_sample_fwd_kernel(
 
 
 # Backward
+
+
+@triton.jit
+def _weigh_group(
+    rows,
+    bits,
+    softmax,
+    row,
+    position,
+    valid,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEVIATION: tl.constexpr,
+):
+    """Stores the softmax of a group's kept coefficients."""
+    k = tl.arange(0, GROUP[5])[None, :]
+    exists = valid & (k < GROUP[0])
+    value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=exists, other=0.0).to(tl.float32)
+    kept = _load_kept(bits, position, 32 * GROUP[4] + k, exists, WORDS)
+    _store_softmax(softmax, value, kept, valid, position, k, GROUP, DEVIATION)
+
+
+@triton.jit
+def _centre_group(
+    grad_rows,
+    softmax,
+    position,
+    valid,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEVIATION: tl.constexpr,
+):
+    """Turns the stored products of a group into gradients of its coefficients."""
+    k = tl.arange(0, GROUP[5])[None, :]
+    exists = valid & (k < GROUP[0])
+    weight = tl.load(softmax + position * DEVIATION + GROUP[2] + k, mask=exists, other=0.0)
+    place = grad_rows + position * WIDTH + GROUP[2] + k
+    product = tl.load(place, mask=exists, other=0.0)
+    centre = tl.sum(weight * product, 1, keep_dims=True)
+    tl.store(place, weight * (product - centre), mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_data", "batch", "num_samples"])
@@ -317,20 +386,16 @@ def _relay_sample_bwd_kernel(
 
     if softmax is not None:
         for g in tl.static_range(len(GROUPS)):
-            SIZE: tl.constexpr = GROUPS[g][0]
-            k = tl.arange(0, max(32, triton.next_power_of_2(SIZE)))[None, :]
-            exists = valid & (k < SIZE)
-            value = tl.load(rows + row * WIDTH + GROUPS[g][2] + k, mask=exists, other=0.0)
-            kept = _load_kept(bits, position, 32 * GROUPS[g][4] + k, exists, WORDS)
-            _store_softmax(
+            _weigh_group(
+                rows,
+                bits,
                 softmax,
-                value.to(tl.float32),
-                kept,
-                valid,
+                row,
                 position,
-                GROUPS[g][2],
-                k,
-                SIZE,
+                valid,
+                tl.constexpr(GROUPS[g]),
+                WORDS,
+                WIDTH,
                 DEVIATION,
             )
         tl.debug_barrier()
@@ -359,9 +424,7 @@ def _relay_sample_bwd_kernel(
     grad_std = tl.zeros_like(grad_mu)
     for sample in range(num_samples):
         if grad_rows is not None:
-            draw, place = _load_noise(
-                noise, seed, row, position, sample, batch, exists, T, BLOCK_T
-            )
+            draw, place = _load_noise(noise, seed, row, position, sample, batch, exists, T, BLOCK_T)
             grad = tl.load(grad_z + place, mask=exists, other=0.0).to(tl.float32)
             grad_std += grad * draw
         else:
@@ -393,19 +456,14 @@ def _relay_sample_bwd_kernel(
             if softmax is None:
                 used &= _load_kept(bits, position, bit[None, :], used, WORDS)
             product = tl.where(used, product, 0.0)
-            stored = inside & (column < DEVIATION)
-            tl.store(grad_rows + position * WIDTH + column, product, mask=stored)
+            within = inside & (column < DEVIATION)
+            tl.store(grad_rows + position * WIDTH + column, product, mask=within)
         if softmax is not None:
             tl.debug_barrier()
             for g in tl.static_range(len(GROUPS)):
-                k = tl.arange(0, max(32, triton.next_power_of_2(GROUPS[g][0])))[None, :]
-                exists = valid & (k < GROUPS[g][0])
-                column = GROUPS[g][2] + k
-                weight = tl.load(softmax + position * DEVIATION + column, mask=exists, other=0.0)
-                place = grad_rows + position * WIDTH + column
-                product = tl.load(place, mask=exists, other=0.0)
-                centre = tl.sum(weight * product, 1, keep_dims=True)
-                tl.store(place, weight * (product - centre), mask=exists)
+                _centre_group(
+                    grad_rows, softmax, position, valid, tl.constexpr(GROUPS[g]), WIDTH, DEVIATION
+                )
 
 
 @triton.jit(do_not_specialize=["num_data", "batch", "piece_rows"])
@@ -455,9 +513,7 @@ def _relay_sample_bwd_relays_kernel(
             WIDTH,
             DEVIATION,
         )
-        grad = tl.load(
-            grad_mean + position * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0
-        )
+        grad = tl.load(grad_mean + position * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0)
         total = tl.dot(tl.trans(weight), grad, total, input_precision=PRECISION)
     relay = relay[:, None]
     place = (tl.program_id(1).to(tl.int64) * NUM_RELAYS + relay) * T + t
@@ -478,8 +534,9 @@ def _covers(rows: Tensor, relays: Tensor, groups: list[int]) -> bool:
 
 def _group_table(layout: RowLayout) -> tuple[tuple[int, ...], ...]:
     words = tuple(sum(layout.word_counts[:g]) for g in range(len(layout.groups)))
-    parts = (layout.groups, layout.kept, layout.group_offsets, layout.relay_offsets, words)
-    return tuple(zip(*parts, strict=True))
+    blocks = tuple(block_of(size, least=BITS_PER_WORD) for size in layout.groups)
+    starts = (layout.group_offsets, layout.relay_offsets, words)
+    return tuple(zip(layout.groups, layout.kept, *starts, blocks, strict=True))
 
 
 def _constants(layout: RowLayout) -> dict[str, Any]:
