@@ -79,33 +79,30 @@ def magnitude_key(value):
 def mark_largest(key, position, KEPT: tl.constexpr):
     """Marks the KEPT largest keys of each row; ties go to the lowest position.
 
-    Both loops hold count(low) >= KEPT > count(high) for a count that falls (or grows) monotonically,
-    and stop as soon as every row has found its place.
+    Both loops halve the range that holds a threshold, and stop once every row has found its own: the
+    least number that fewer than KEPT keys exceed, or any that exactly KEPT keys reach; then the
+    position before which there are KEPT.
     """
-    # the KEPT-th largest key, or any number that exactly KEPT keys reach
+    # at least KEPT keys reach `low`, fewer reach `high`
     high = tl.max(key, 1, keep_dims=True) + 1
-    if KEPT == 1:
-        low = high - 1
-    else:
-        low = tl.zeros_like(high)
+    low = high - 1 if KEPT == 1 else tl.zeros_like(high)
     while tl.max(high - low) > 1:
         middle = low + ((high - low) >> 1)
         count = tl.sum((key >= middle).to(tl.int32), 1, keep_dims=True)
         low = tl.where(count >= KEPT, middle, low)
         high = tl.where(count > KEPT, high, tl.where(count == KEPT, middle + 1, middle))
 
-    above, tied = key > low, key == low
-    wanted = KEPT - tl.sum(above.to(tl.int32), 1, keep_dims=True)
-    # the position before which as many are tied as wanted; where all are wanted it is the end
-    scarce = tl.sum(tied.to(tl.int32), 1, keep_dims=True) > wanted
-    end = tl.zeros_like(wanted) + key.shape[1]
+    # what lies above is kept, of the tied all before the position `end`
+    rank = tl.where(key > low, -1, tl.where(key == low, position, key.shape[1]))
+    scarce = tl.sum((rank < key.shape[1]).to(tl.int32), 1, keep_dims=True) > KEPT
+    end = tl.zeros_like(low) + key.shape[1]
     begin = tl.where(scarce, 0, end - 1)
     while tl.max(end - begin) > 1:
         middle = begin + ((end - begin) >> 1)
-        before = tl.sum((tied & (position < middle)).to(tl.int32), 1, keep_dims=True)
-        end = tl.where(before >= wanted, middle, end)
-        begin = tl.where(before >= wanted, begin, middle)
-    return above | (tied & (position < end))
+        count = tl.sum((rank < middle).to(tl.int32), 1, keep_dims=True)
+        end = tl.where(count >= KEPT, middle, end)
+        begin = tl.where(count >= KEPT, begin, middle)
+    return rank < end
 
 
 # Noise

@@ -65,10 +65,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOG_STD_LIMIT = tl.constexpr(30.0)  # reference.LOG_STD_LIMIT
 # grad_relays is summed in pieces of at least so many rows, and at most so many pieces
 PIECE_ROWS, MAX_PIECES = 64, 128
+# coefficients in the registers of a thread while a group is selected
+SELECTED = 32
 
 
 # Packed rows. GROUPS holds for each group (size, kept, first column in a row, first relay vector,
-# first word of bits, columns of a block that covers it).
+# first word of bits, columns of a block that covers it, rows selected at a time).
 
 
 @triton.jit
@@ -86,7 +88,7 @@ def _locate(column, GROUPS: tl.constexpr):
 
 @triton.jit
 def _load_kept(bits, position, bit, exists, WORDS: tl.constexpr):
-    word = tl.load(bits + position * WORDS + bit // 32, mask=exists, other=0)
+    word = tl.load(bits + position.to(tl.int64) * WORDS + bit // 32, mask=exists, other=0)
     return ((word >> (bit % 32)) & 1) == 1
 
 
@@ -108,7 +110,7 @@ def _load_weights(
     """What multiplies the relay vectors of packed columns [1, BLOCK_K]; 0 where not kept."""
     exists = valid & (relay >= 0)
     if softmax is not None:
-        return tl.load(softmax + position * DEVIATION + column, mask=exists, other=0.0)
+        return tl.load(softmax + position.to(tl.int64) * DEVIATION + column, mask=exists, other=0.0)
     value = tl.load(rows + row * WIDTH + column, mask=exists, other=0.0).to(tl.float32)
     return tl.where(_load_kept(bits, position, bit, exists, WORDS), value, 0.0)
 
@@ -121,15 +123,60 @@ def _load_relays(relays, relay, t, T: tl.constexpr):
 
 
 @triton.jit
-def _store_softmax(
-    softmax, value, kept, valid, position, k, GROUP: tl.constexpr, DEVIATION: tl.constexpr
+def _load_kept_values(
+    rows,
+    bits,
+    row,
+    position,
+    valid,
+    first,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Softmax of a group's kept coefficients, 0 for the others."""
-    largest = tl.max(tl.where(kept, value, float("-inf")), 1, keep_dims=True)
-    weight = tl.where(kept, tl.exp(value - largest), 0.0)
-    weight = weight / tl.where(valid, tl.sum(weight, 1, keep_dims=True), 1.0)
-    place = softmax + position * DEVIATION + GROUP[2] + k
-    tl.store(place, weight, mask=valid & (k < GROUP[0]))
+    """Coefficients of a group from `first` on, -inf where not kept; their columns; which exist."""
+    k = first + tl.arange(0, BLOCK_K)[None, :]
+    exists = valid & (k < GROUP[0])
+    column = GROUP[2] + k
+    kept = _load_kept(bits, position, 32 * GROUP[4] + k, exists, WORDS)
+    value = tl.load(rows + row * WIDTH + column, mask=exists, other=0.0).to(tl.float32)
+    return tl.where(kept, value, float("-inf")), column, exists
+
+
+@triton.jit
+def _weigh_group(
+    rows,
+    bits,
+    softmax,
+    row,
+    position,
+    valid,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEVIATION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Stores the softmax of a group's kept coefficients, 0 for the others."""
+    largest = tl.zeros_like(row).to(tl.float32) + float("-inf")
+    for first in range(0, GROUP[0], BLOCK_K):
+        value, _, _ = _load_kept_values(
+            rows, bits, row, position, valid, first, GROUP, WORDS, WIDTH, BLOCK_K
+        )
+        largest = tl.maximum(largest, tl.max(value, 1, keep_dims=True))
+    total = tl.zeros_like(largest)
+    for first in range(0, GROUP[0], BLOCK_K):
+        value, _, _ = _load_kept_values(
+            rows, bits, row, position, valid, first, GROUP, WORDS, WIDTH, BLOCK_K
+        )
+        total += tl.sum(tl.exp(value - largest), 1, keep_dims=True)
+    for first in range(0, GROUP[0], BLOCK_K):
+        value, column, exists = _load_kept_values(
+            rows, bits, row, position, valid, first, GROUP, WORDS, WIDTH, BLOCK_K
+        )
+        weight = tl.exp(value - largest) / total
+        tl.store(softmax + position.to(tl.int64) * DEVIATION + column, weight, mask=exists)
 
 
 @triton.jit
@@ -150,7 +197,23 @@ def _posterior_mean(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """mu [BLOCK_B, BLOCK_T] of rows whose bits (and softmax) are in memory."""
+    """mu [BLOCK_B, BLOCK_T] of rows whose bits are in memory; mixtures leave their weights there."""
+    if softmax is not None:
+        for g in tl.static_range(len(GROUPS)):
+            _weigh_group(
+                rows,
+                bits,
+                softmax,
+                row,
+                position,
+                valid,
+                tl.constexpr(GROUPS[g]),
+                WORDS,
+                WIDTH,
+                DEVIATION,
+                BLOCK_K,
+            )
+        tl.debug_barrier()
     t = tl.arange(0, BLOCK_T)[None, :]
     mean = tl.load(rows + row * WIDTH + DEVIATION + t, mask=valid & (t < T), other=0.0)
     mean = mean.to(tl.float32)
@@ -201,34 +264,35 @@ def _load_noise(noise, seed, row, position, sample, batch, mask, T, BLOCK_T: tl.
 @triton.jit
 def _keep_group(
     rows,
+    index,
     bits,
-    softmax,
-    row,
-    position,
-    valid,
-    inside,
+    row_error,
+    start,
+    num_data,
+    batch,
     GROUP: tl.constexpr,
     WORDS: tl.constexpr,
     WIDTH: tl.constexpr,
-    DEVIATION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):
-    """Selects within a group and stores the kept bits, with their softmax where asked for."""
+    """Selects within a group, for as many rows at a time as the registers hold; stores the bits."""
     SIZE: tl.constexpr = GROUP[0]
     BLOCK: tl.constexpr = GROUP[5]
+    BLOCK_S: tl.constexpr = GROUP[6]
     k = tl.arange(0, BLOCK)[None, :]
-    exists = valid & (k < SIZE)
-    value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=exists, other=0.0).to(tl.float32)
-    if GROUP[1] == SIZE:
-        kept = exists
-    else:
-        key = tl.where(k < SIZE, magnitude_key(value), -1)
-        kept = mark_largest(key, k, GROUP[1]) & valid
-    if softmax is not None:
-        _store_softmax(softmax, value, kept, valid, position, k, GROUP, DEVIATION)
-    words = tl.sum(tl.reshape(kept.to(tl.int32) << (k % 32), [row.shape[0], BLOCK // 32, 32]), 2)
     word = tl.arange(0, BLOCK // 32)[None, :]
-    stored = inside & (word < (SIZE + 31) // 32)
-    tl.store(bits + position * WORDS + GROUP[4] + word, words, mask=stored)
+    for first in range(0, BLOCK_B, BLOCK_S):
+        position = start + first + tl.arange(0, BLOCK_S)[:, None]
+        row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+        kept = valid & (k < SIZE)
+        value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=kept, other=0.0).to(tl.float32)
+        if GROUP[1] < SIZE:
+            key = tl.where(k < SIZE, magnitude_key(value), -1)
+            kept = mark_largest(key, k, GROUP[1]) & valid
+        packed = tl.reshape(kept.to(tl.int32) << (k % 32), [BLOCK_S, BLOCK // 32, 32])
+        exists = (position < batch) & (word < (SIZE + 31) // 32)
+        place = bits + position.to(tl.int64) * WORDS + GROUP[4] + word
+        tl.store(place, tl.sum(packed, 2), mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_data", "batch", "num_samples"])
@@ -257,27 +321,27 @@ def _relay_sample_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
-    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
-    inside = position < batch
-
+    start = tl.program_id(0) * BLOCK_B
     for g in tl.static_range(len(GROUPS)):
         _keep_group(
             rows,
+            index,
             bits,
-            softmax,
-            row,
-            position,
-            valid,
-            inside,
+            row_error,
+            start,
+            num_data,
+            batch,
             tl.constexpr(GROUPS[g]),
             WORDS,
             WIDTH,
-            DEVIATION,
+            BLOCK_B,
         )
     # other threads read what was stored
     tl.debug_barrier()
 
+    position = start + tl.arange(0, BLOCK_B)[:, None]
+    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+    inside = position < batch
     mean = _posterior_mean(
         rows,
         relays,
@@ -311,27 +375,6 @@ def _relay_sample_fwd_kernel(
 
 
 @triton.jit
-def _weigh_group(
-    rows,
-    bits,
-    softmax,
-    row,
-    position,
-    valid,
-    GROUP: tl.constexpr,
-    WORDS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEVIATION: tl.constexpr,
-):
-    """Stores the softmax of a group's kept coefficients."""
-    k = tl.arange(0, GROUP[5])[None, :]
-    exists = valid & (k < GROUP[0])
-    value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=exists, other=0.0).to(tl.float32)
-    kept = _load_kept(bits, position, 32 * GROUP[4] + k, exists, WORDS)
-    _store_softmax(softmax, value, kept, valid, position, k, GROUP, DEVIATION)
-
-
-@triton.jit
 def _centre_group(
     grad_rows,
     softmax,
@@ -340,15 +383,25 @@ def _centre_group(
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     DEVIATION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Turns the stored products of a group into gradients of its coefficients."""
-    k = tl.arange(0, GROUP[5])[None, :]
-    exists = valid & (k < GROUP[0])
-    weight = tl.load(softmax + position * DEVIATION + GROUP[2] + k, mask=exists, other=0.0)
-    place = grad_rows + position * WIDTH + GROUP[2] + k
-    product = tl.load(place, mask=exists, other=0.0)
-    centre = tl.sum(weight * product, 1, keep_dims=True)
-    tl.store(place, weight * (product - centre), mask=exists)
+    """Turns the stored products of a group into the gradients of a mixture's coefficients."""
+    products = grad_rows + position.to(tl.int64) * WIDTH + GROUP[2]
+    weights = softmax + position.to(tl.int64) * DEVIATION + GROUP[2]
+    centre = tl.zeros_like(position).to(tl.float32)
+    for first in range(0, GROUP[0], BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        exists = valid & (k < GROUP[0])
+        weight = tl.load(weights + k, mask=exists, other=0.0)
+        product = tl.load(products + k, mask=exists, other=0.0)
+        centre += tl.sum(weight * product, 1, keep_dims=True)
+    for first in range(0, GROUP[0], BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        exists = valid & (k < GROUP[0])
+        weight = tl.load(weights + k, mask=exists, other=0.0)
+        product = tl.load(products + k, mask=exists, other=0.0)
+        # each thread writes what it has read
+        tl.store(products + k, weight * (product - centre), mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_data", "batch", "num_samples"])
@@ -378,27 +431,12 @@ def _relay_sample_bwd_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
     """Gradients of the rows, and grad_mean [B, T] where asked for: `grad_relays` needs it."""
-    position = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    position = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     row, valid = load_row_numbers(index, row_error, position, num_data, batch)
     inside = position < batch
-
-    if softmax is not None:
-        for g in tl.static_range(len(GROUPS)):
-            _weigh_group(
-                rows,
-                bits,
-                softmax,
-                row,
-                position,
-                valid,
-                tl.constexpr(GROUPS[g]),
-                WORDS,
-                WIDTH,
-                DEVIATION,
-            )
-        tl.debug_barrier()
 
     mean = _posterior_mean(
         rows,
@@ -432,7 +470,7 @@ def _relay_sample_bwd_kernel(
             grad = tl.load(grad_z + place, mask=exists, other=0.0).to(tl.float32)
         grad_mu += grad
     if grad_mean is not None:
-        tl.store(grad_mean + position * T + t, grad_mu, mask=inside & (t < T))
+        tl.store(grad_mean + position.to(tl.int64) * T + t, grad_mu, mask=inside & (t < T))
 
     if grad_rows is not None:
         log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0)
@@ -442,27 +480,44 @@ def _relay_sample_bwd_kernel(
         free = exists & (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)
         grad_log_std = tl.where(free, grad_log_std, 0.0)
         # both parts are followed by the same padding, which is written too
-        part = grad_rows + position * WIDTH + t
+        part = grad_rows + position.to(tl.int64) * WIDTH + t
         stored = inside & (t < WIDTH - LOG_STD)
         tl.store(part + DEVIATION, grad_mu, mask=stored)
         tl.store(part + LOG_STD, grad_log_std, mask=stored)
 
+        # grad_mu comes back in parts: all of it, as an operand, would fill the registers
+        tl.debug_barrier()
         for first in range(0, DEVIATION, BLOCK_K):
             column = first + tl.arange(0, BLOCK_K)
             relay, bit = _locate(column, GROUPS)
-            vectors = _load_relays(relays, relay[:, None], t, T)
-            product = tl.dot(grad_mu, tl.trans(vectors), input_precision=PRECISION)
+            product = tl.zeros([BLOCK_B, BLOCK_K], tl.float32)
+            for t_first in range(0, T, BLOCK_P):
+                p = t_first + tl.arange(0, BLOCK_P)[None, :]
+                grad = tl.load(
+                    grad_rows + position.to(tl.int64) * WIDTH + DEVIATION + p,
+                    mask=valid & (p < T),
+                    other=0.0,
+                )
+                vectors = _load_relays(relays, relay[:, None], p, T)
+                product = tl.dot(grad, tl.trans(vectors), product, input_precision=PRECISION)
             column, used = column[None, :], valid & (relay >= 0)[None, :]
             if softmax is None:
                 used &= _load_kept(bits, position, bit[None, :], used, WORDS)
             product = tl.where(used, product, 0.0)
             within = inside & (column < DEVIATION)
-            tl.store(grad_rows + position * WIDTH + column, product, mask=within)
+            tl.store(grad_rows + position.to(tl.int64) * WIDTH + column, product, mask=within)
         if softmax is not None:
             tl.debug_barrier()
             for g in tl.static_range(len(GROUPS)):
                 _centre_group(
-                    grad_rows, softmax, position, valid, tl.constexpr(GROUPS[g]), WIDTH, DEVIATION
+                    grad_rows,
+                    softmax,
+                    position,
+                    valid,
+                    tl.constexpr(GROUPS[g]),
+                    WIDTH,
+                    DEVIATION,
+                    BLOCK_K,
                 )
 
 
@@ -495,7 +550,7 @@ def _relay_sample_bwd_relays_kernel(
     relay, bit = _locate(column, GROUPS)
     t = tl.arange(0, BLOCK_T)[None, :]
     total = tl.zeros([BLOCK_K, BLOCK_T], tl.float32)
-    start = tl.program_id(1).to(tl.int64) * piece_rows
+    start = tl.program_id(1) * piece_rows
     for offset in range(0, piece_rows, BLOCK_B):
         position = start + offset + tl.arange(0, BLOCK_B)[:, None]
         row, valid = load_row_numbers(index, row_error, position, num_data, batch)
@@ -513,7 +568,9 @@ def _relay_sample_bwd_relays_kernel(
             WIDTH,
             DEVIATION,
         )
-        grad = tl.load(grad_mean + position * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0)
+        grad = tl.load(
+            grad_mean + position.to(tl.int64) * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0
+        )
         total = tl.dot(tl.trans(weight), grad, total, input_precision=PRECISION)
     relay = relay[:, None]
     place = (tl.program_id(1).to(tl.int64) * NUM_RELAYS + relay) * T + t
@@ -532,34 +589,29 @@ def _covers(rows: Tensor, relays: Tensor, groups: list[int]) -> bool:
     )
 
 
-def _group_table(layout: RowLayout) -> tuple[tuple[int, ...], ...]:
-    words = tuple(sum(layout.word_counts[:g]) for g in range(len(layout.groups)))
-    blocks = tuple(block_of(size, least=BITS_PER_WORD) for size in layout.groups)
-    starts = (layout.group_offsets, layout.relay_offsets, words)
-    return tuple(zip(layout.groups, layout.kept, *starts, blocks, strict=True))
-
-
 def _constants(layout: RowLayout) -> dict[str, Any]:
+    """Layout, tiles and launch options; no kernel spills a register with them, on sm_80 to sm_120."""
+    block_t = block_of(layout.latent_dim)
+    num_warps = max(4, block_t // 32)
+    words = tuple(sum(layout.word_counts[:g]) for g in range(len(layout.groups)))
+    starts = (layout.group_offsets, layout.relay_offsets, words)
+    blocks = [block_of(size, least=BITS_PER_WORD) for size in layout.groups]
+    selected = [min(BLOCK_B, SELECTED * 32 * num_warps // block) for block in blocks]
     return {
-        "GROUPS": _group_table(layout),
+        "GROUPS": tuple(zip(layout.groups, layout.kept, *starts, blocks, selected, strict=True)),
         "T": layout.latent_dim,
         "WORDS": sum(layout.word_counts),
         "WIDTH": layout.width,
         "DEVIATION": layout.deviation_offset,
-    }
-
-
-def _tiles(layout: RowLayout) -> dict[str, Any]:
-    """Tiles and warps that leave no register spilled, for sm_80 and later."""
-    block_t = block_of(layout.latent_dim)
-    wide = block_t > 128 or max(layout.groups, default=0) > 512
-    return {
         "PRECISION": input_precision(),
         "BLOCK_B": BLOCK_B,
-        "BLOCK_K": min(64 if block_t <= 64 else 32, block_of(layout.deviation_offset)),
+        "BLOCK_K": min(32, block_of(layout.deviation_offset)),
         "BLOCK_T": block_t,
-        "num_warps": 8 if wide else 4,
+        "num_warps": num_warps,
         "num_stages": 1,
+        # with 128 four programs fit into a multiprocessor; without a limit the assembler may spill
+        # a few registers to make room for one program more
+        "maxnreg": 128 if block_t <= 64 and layout.deviation_offset < 256 else 255,
         "enable_fp_fusion": True,
     }
 
@@ -604,7 +656,6 @@ def relay_sample_fwd(
             num_samples=num_samples,
             **_constants(layout),
             LOG_STD=layout.log_std_offset,
-            **_tiles(layout),
         )
     return z, kl, bits
 
@@ -645,7 +696,7 @@ def relay_sample_bwd(
         "num_data": rows.shape[0],
         "batch": batch,
     }
-    tiles = _tiles(layout)
+    constants = _constants(layout)
     _relay_sample_bwd_kernel[(triton.cdiv(batch, BLOCK_B),)](
         grad_z=grad_z.contiguous(),
         grad_kl=grad_kl.contiguous(),
@@ -660,16 +711,16 @@ def relay_sample_bwd(
         softmax=softmax,
         **common,
         num_samples=grad_z.shape[0],
-        **_constants(layout),
+        **constants,
         LOG_STD=layout.log_std_offset,
-        **tiles,
+        BLOCK_P=min(32, constants["BLOCK_T"]),
     )
     if grad_relays.numel():
         num_pieces = min(MAX_PIECES, triton.cdiv(batch, PIECE_ROWS))
         pieces = grad_relays
         if num_pieces > 1:
             pieces = relays.new_empty((num_pieces, *relays.shape), dtype=float32)
-        grid = (triton.cdiv(layout.deviation_offset, tiles["BLOCK_K"]), num_pieces)
+        grid = (triton.cdiv(layout.deviation_offset, constants["BLOCK_K"]), num_pieces)
         _relay_sample_bwd_relays_kernel[grid](
             rows=rows,
             index=index,
@@ -679,10 +730,9 @@ def relay_sample_bwd(
             pieces=pieces,
             **common,
             piece_rows=triton.cdiv(batch, num_pieces * BLOCK_B) * BLOCK_B,
-            **_constants(layout),
+            **constants,
             NUM_RELAYS=layout.num_relays,
             GRAD_STRIDE=layout.width if need_rows else latent_dim,
-            **tiles,
         )
         if num_pieces > 1:
             sum_pieces(pieces, grad_relays)
