@@ -88,8 +88,8 @@ def _locate(column, GROUPS: tl.constexpr):
 
 @triton.jit
 def _load_kept(bits, position, bit, exists, WORDS: tl.constexpr):
-    word = tl.load(bits + position.to(tl.int64) * WORDS + bit // 32, mask=exists, other=0)
-    return ((word >> (bit % 32)) & 1) == 1
+    word = tl.load(bits + position.to(tl.int64) * WORDS + (bit >> 5), mask=exists, other=0)
+    return ((word >> (bit & 31)) & 1) == 1
 
 
 @triton.jit
@@ -289,7 +289,7 @@ def _keep_group(
         if GROUP[1] < SIZE:
             key = tl.where(k < SIZE, magnitude_key(value), -1)
             kept = mark_largest(key, k, GROUP[1]) & valid
-        packed = tl.reshape(kept.to(tl.int32) << (k % 32), [BLOCK_S, BLOCK // 32, 32])
+        packed = tl.reshape(kept.to(tl.int32) << (k & 31), [BLOCK_S, BLOCK // 32, 32])
         exists = (position < batch) & (word < (SIZE + 31) // 32)
         place = bits + position.to(tl.int64) * WORDS + GROUP[4] + word
         tl.store(place, tl.sum(packed, 2), mask=exists)
@@ -395,12 +395,13 @@ def _centre_group(
         weight = tl.load(weights + k, mask=exists, other=0.0)
         product = tl.load(products + k, mask=exists, other=0.0)
         centre += tl.sum(weight * product, 1, keep_dims=True)
+    # what is written below has been read by everybody
+    tl.debug_barrier()
     for first in range(0, GROUP[0], BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
         exists = valid & (k < GROUP[0])
         weight = tl.load(weights + k, mask=exists, other=0.0)
         product = tl.load(products + k, mask=exists, other=0.0)
-        # each thread writes what it has read
         tl.store(products + k, weight * (product - centre), mask=exists)
 
 
