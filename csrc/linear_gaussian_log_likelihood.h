@@ -143,9 +143,12 @@ struct TileContext {
 
 // Adds the likelihood of a tile of means to `row_sums` and puts grad_mean in its place.
 template <class F, class X, bool MASKED, bool UNIFORM>
-void differentiate_tile(const GaussianLogLikelihood& call, const TileContext<F>& at,
+void differentiate_tile(const GaussianLogLikelihood& shared_call, const TileContext<F>& context,
                         std::int64_t sample, std::int64_t first_row, std::int64_t rows,
                         std::int64_t first) {
+  // copies of its own: what is stored could lie in the others, as far as the compiler knows
+  const GaussianLogLikelihood call = shared_call;
+  const TileContext<F> at = context;
   constexpr int LANES = Simd<F>::LANES;
   const std::int64_t width = call.num_features;
   const std::int64_t stop = width < first + MEAN_FEATURES ? width : first + MEAN_FEATURES;
@@ -207,6 +210,19 @@ void differentiate_tile(const GaussianLogLikelihood& call, const TileContext<F>&
     }
     sums.count += __builtin_convertvector(count, Vec<F>);
     at.row_sums[r] = sums;
+  }
+}
+
+// Fetches the entries of x that the next tile of the same rows is compared with.
+template <class X>
+RVI_INLINE void prefetch_tile(const GaussianLogLikelihood& call, std::int64_t first_row,
+                              std::int64_t rows, std::int64_t first) {
+  constexpr std::int64_t LINE = 64 / sizeof(X);
+  const std::int64_t width = call.num_features;
+  const std::int64_t stop = width < first + MEAN_FEATURES ? width : first + MEAN_FEATURES;
+  for (std::int64_t b = first_row; b < first_row + rows; ++b) {
+    const X* row = static_cast<const X*>(call.x) + b * width;
+    for (std::int64_t d = first; d < stop; d += LINE) __builtin_prefetch(row + d);
   }
 }
 
@@ -303,6 +319,8 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
           std::memset(row_sums, 0, rows * sizeof(RowSums<F>));
           for (std::int64_t d = 0; d < features; d += MEAN_FEATURES) {
             const std::int64_t count = features - d < MEAN_FEATURES ? features - d : MEAN_FEATURES;
+            if (d == 0) prefetch_tile<X>(call, b, rows, d);
+            prefetch_tile<X>(call, b, rows, d + MEAN_FEATURES);
             for (std::int64_t column = 0; column < count; column += PANEL) {
               product<F>({rows, PRODUCT_VECTORS, depth, input, padded_depth, 1,
                           panels + (d + column) * depth, PANEL, bias + d + column, 0, tile + column,
