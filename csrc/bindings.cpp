@@ -221,12 +221,12 @@ void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_s
 
 LinearGaussianLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
                                         std::int64_t num_features, int x_type, int scale_kind,
-                                        Address x, Address scale, Address mask,
+                                        int mask_kind, Address x, Address scale, Address mask,
                                         std::int64_t hidden_dim, Address hidden, Address weight,
                                         Address bias, Address log_prob) {
   LinearGaussianLogLikelihood call;
-  call.likelihood =
-      likelihood_call(num_samples, batch, num_features, x_type, scale_kind, x, 0, scale, mask);
+  call.likelihood = likelihood_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind,
+                                    x, 0, scale, mask);
   call.likelihood.log_prob = pointer<void>(log_prob);
   call.hidden_dim = hidden_dim;
   call.hidden = pointer<void>(hidden);
@@ -240,12 +240,12 @@ constexpr std::int64_t LINEAR_ROW_COST = 16;
 
 void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
                                         std::int64_t batch, std::int64_t num_features, int x_type,
-                                        int scale_kind, Address x, Address scale, Address mask,
-                                        std::int64_t hidden_dim, Address hidden, Address weight,
-                                        Address bias, Address log_prob) {
+                                        int scale_kind, int mask_kind, Address x, Address scale,
+                                        Address mask, std::int64_t hidden_dim, Address hidden,
+                                        Address weight, Address bias, Address log_prob) {
   const LinearGaussianLogLikelihood call =
-      linear_call(num_samples, batch, num_features, x_type, scale_kind, x, scale, mask, hidden_dim,
-                  hidden, weight, bias, log_prob);
+      linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
+                  hidden_dim, hidden, weight, bias, log_prob);
   py::gil_scoped_release release;
   kernels->linear_gaussian_log_likelihood[is_double](call,
                                                      threads_for(LINEAR_ROW_COST * batch, threads));
@@ -253,15 +253,15 @@ void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_
 
 void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
                                         std::int64_t batch, std::int64_t num_features, int x_type,
-                                        int scale_kind, Address x, Address scale, Address mask,
-                                        std::int64_t hidden_dim, Address hidden, Address weight,
-                                        Address bias, Address log_prob, Address grad,
-                                        bool need_hidden, Address grad_hidden, bool need_linear,
-                                        Address grad_weight, Address grad_bias, bool need_scale,
-                                        Address grad_scale) {
+                                        int scale_kind, int mask_kind, Address x, Address scale,
+                                        Address mask, std::int64_t hidden_dim, Address hidden,
+                                        Address weight, Address bias, Address log_prob,
+                                        Address grad, bool need_hidden, Address grad_hidden,
+                                        bool need_linear, Address grad_weight, Address grad_bias,
+                                        bool need_scale, Address grad_scale) {
   LinearGaussianLogLikelihood call =
-      linear_call(num_samples, batch, num_features, x_type, scale_kind, x, scale, mask, hidden_dim,
-                  hidden, weight, bias, log_prob);
+      linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
+                  hidden_dim, hidden, weight, bias, log_prob);
   call.likelihood.backward = true;
   call.likelihood.grad = pointer<void>(grad);
   call.likelihood.grad_scale = need_scale ? pointer<void>(grad_scale) : nullptr;

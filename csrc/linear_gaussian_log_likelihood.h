@@ -142,7 +142,7 @@ struct TileContext {
 };
 
 // Adds the likelihood of a tile of means to `row_sums` and puts grad_mean in its place.
-template <class F, class X, bool MASKED, bool UNIFORM>
+template <class F, class X, MaskKind MASK, bool UNIFORM>
 void differentiate_tile(const GaussianLogLikelihood& shared_call, const TileContext<F>& context,
                         std::int64_t sample, std::int64_t first_row, std::int64_t rows,
                         std::int64_t first) {
@@ -159,15 +159,15 @@ void differentiate_tile(const GaussianLogLikelihood& shared_call, const TileCont
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::int64_t b = first_row + r;
     const F g = call.backward ? static_cast<const F*>(call.grad)[sample * call.batch + b] : F(0);
+    const std::uint8_t* marks = row_mask<MASK>(call.mask, b, width);
     RowSums<F> sums = at.row_sums[r];
     IntVec<F> count = {};
     for (std::int64_t d = first; d < stop; d += LANES) {
       const std::int64_t entry = b * width + d, left = width - d;
       F* means = at.tile + r * MEAN_FEATURES + (d - first);
-      const std::uint8_t* marks = MASKED ? call.mask + entry : nullptr;
       const Entries<F> entries =
-          left >= LANES ? load_entries<F, X, MASKED>(x + entry, means, marks)
-                        : load_some_entries<F, X, MASKED>(x + entry, means, marks, (int)left);
+          left >= LANES ? load_entries<F, X, MASK>(x + entry, means, marks, d)
+                        : load_some_entries<F, X, MASK>(x + entry, means, marks, d, (int)left);
       count -= entries.observed;
       Vec<F> scaled, factor;
       if constexpr (UNIFORM) {
@@ -226,7 +226,7 @@ RVI_INLINE void prefetch_tile(const GaussianLogLikelihood& call, std::int64_t fi
   }
 }
 
-template <class F, class X, bool MASKED, bool UNIFORM>
+template <class F, class X, MaskKind MASK, bool UNIFORM>
 void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads) {
   constexpr int LANES = Simd<F>::LANES;
   constexpr std::int64_t PANEL = PRODUCT_VECTORS * LANES;
@@ -327,7 +327,7 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
                           MEAN_FEATURES});
             }
             if (totals) std::memset(feature_sums, 0, 2 * MEAN_FEATURES * sizeof(F));
-            differentiate_tile<F, X, MASKED, UNIFORM>(call, at, sample, b, rows, d);
+            differentiate_tile<F, X, MASK, UNIFORM>(call, at, sample, b, rows, d);
             if (grad_hidden) {
               product<F>({rows, padded_depth / LANES, count, tile, MEAN_FEATURES, 1,
                           weight + d * padded_depth, padded_depth, d ? grad_input : zeros,
@@ -396,15 +396,22 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
   if (grad_scale && per_feature) add_up(weight_size + padded_features, features, grad_scale);
 }
 
+template <class F, class X, MaskKind MASK>
+void linear_likelihood_masked(const LinearGaussianLogLikelihood& linear, int threads) {
+  linear.likelihood.scale_kind == ScaleKind::scalar
+      ? linear_likelihood_of<F, X, MASK, true>(linear, threads)
+      : linear_likelihood_of<F, X, MASK, false>(linear, threads);
+}
+
 template <class F, class X>
 void linear_likelihood_with(const LinearGaussianLogLikelihood& linear, int threads) {
-  const bool uniform = linear.likelihood.scale_kind == ScaleKind::scalar;
-  if (linear.likelihood.mask) {
-    uniform ? linear_likelihood_of<F, X, true, true>(linear, threads)
-            : linear_likelihood_of<F, X, true, false>(linear, threads);
-  } else {
-    uniform ? linear_likelihood_of<F, X, false, true>(linear, threads)
-            : linear_likelihood_of<F, X, false, false>(linear, threads);
+  switch (linear.likelihood.mask_kind) {
+    case MaskKind::none:
+      return linear_likelihood_masked<F, X, MaskKind::none>(linear, threads);
+    case MaskKind::bytes:
+      return linear_likelihood_masked<F, X, MaskKind::bytes>(linear, threads);
+    case MaskKind::bits:
+      return linear_likelihood_masked<F, X, MaskKind::bits>(linear, threads);
   }
 }
 

@@ -250,6 +250,8 @@ def _linear_inputs(
         _DATA_TYPES[x.dtype],
         # the numbers of `ScaleKind` in csrc/rows.h
         0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
+        # the numbers of `MaskKind`
+        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
         x.data_ptr(),
         scale.data_ptr(),
         0 if mask is None else mask.data_ptr(),
