@@ -10,6 +10,7 @@ from peers import EagerPosterior, decoder, eager_log_likelihood
 from torch import Tensor, nn
 
 import rvi_fast
+from rvi_fast.training.shared_adam import shared_adam
 from rvi_fast.training.step import make_step
 
 B, T, D, GROUPS = 256, 64, 784, (25, 50, 100)
@@ -21,11 +22,12 @@ def ours(num_data: int, *, by_hand: bool = True) -> Callable[..., None]:
     model.posterior.sparse = True
     rows = rvi_fast.optim.RowAdam(model.posterior)
     others = [p for n, p in model.named_parameters() if n != "posterior.rows"]
-    shared = torch.optim.Adam(others, fused=True)
     if by_hand:
-        step = make_step(model, rows, shared)
+        step = make_step(model, rows, shared_adam([{"params": others, "lr": 1e-3}]))
         seed, kl_weight = torch.zeros(1, dtype=torch.int64), torch.ones(())
         return lambda index, x: step(index, x, None, seed, kl_weight, B)
+
+    shared = torch.optim.Adam(others, fused=True)
 
     def run(index: Tensor, x: Tensor) -> None:
         loss = model(index, x).loss

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 import rvi_fast
 from rvi_fast.training.capture import BatchStep
 from rvi_fast.training.inputs import Inputs
+from rvi_fast.training.shared_adam import shared_adam
 from rvi_fast.training.step import DirectStep, LinearChain, make_step
 
 N, D, T = 100, 12, 8
@@ -29,6 +30,8 @@ class Indexing(TorchFunctionMode):
             return self.item_of(*args)
         if function is torch.Tensor.__setitem__:
             return self.item_of(*args[:2]).copy_(args[2])
+        if function is torch.Tensor.data.__set__:
+            return None  # of values that are not there
         return function(*args, **(kwargs or {}))
 
     def item_of(self, tensor, key):
@@ -70,7 +73,7 @@ def step_on_cuda(mode="dense", *, pixels=False):
         rows = rvi_fast.optim.RowAdam(model.posterior, mode=mode)
         rows.reserve(10)
         others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
-        step = make_step(model, rows, torch.optim.Adam(others, fused=True, capturable=True))
+        step = make_step(model, rows, shared_adam([{"params": others, "lr": 0.01}]))
         assert isinstance(step, DirectStep)
         assert isinstance(step.decoder, LinearChain)
         x = torch.rand(N, D, device=CUDA)

@@ -10,6 +10,7 @@ import rvi_fast
 from rvi_fast.training import step as steps
 from rvi_fast.training.capture import BatchStep
 from rvi_fast.training.inputs import prepare
+from rvi_fast.training.shared_adam import shared_adam
 
 N, D, T = 50, 7, 6
 MASK = torch.rand(N, D, generator=torch.Generator().manual_seed(0)) < 0.6
@@ -43,7 +44,7 @@ def make(
     change(model)
     rows = rvi_fast.optim.RowAdam(model.posterior, lr=0.01, mode=mode)
     others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
-    return model, rows, torch.optim.Adam(others, lr=0.01, fused=True)
+    return model, rows, shared_adam([{"params": others, "lr": 0.01}])
 
 
 def train(step, model, rows, inputs, number=8, full_size=20):

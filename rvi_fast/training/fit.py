@@ -140,7 +140,7 @@ def fit(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_unchanged(model))
         run = Run(model, inputs, settings, kl_weight, directory, checkpoint_every, capture)
-        stack.callback(run.rows.detach)
+        stack.callback(run.detach)
         run.start(resume)
         run.train(epochs, eval_every, callbacks, progress)
         return run.history

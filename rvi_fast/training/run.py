@@ -25,6 +25,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .inputs import Inputs
+from .shared_adam import SharedAdam, shared_adam
 from .step import DirectStep, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
@@ -127,13 +128,11 @@ class Run:
             for name, parameter in model.named_parameters()
             if name not in ("posterior.rows", "posterior.relays") and parameter.requires_grad
         ]
-        self.shared = torch.optim.Adam(
+        self.shared = shared_adam(
             [
                 {"params": relays, "lr": settings["posterior_lr"]},
                 {"params": others, "lr": settings["lr"]},
-            ],
-            fused=True,
-            capturable=device_of(model).type == "cuda",
+            ]
         )
         step = make_step(model, self.rows, self.shared)
         self.step: BatchStep | CapturedStep = BatchStep(
@@ -141,6 +140,12 @@ class Run:
         )
         if capture and device_of(model).type == "cuda" and isinstance(step, DirectStep):
             self.step = CapturedStep(self.step, self.rows, self.steps_per_epoch)
+
+    def detach(self) -> None:
+        """The model is the user's again, up to date and without optimisers."""
+        self.rows.detach()
+        if isinstance(self.shared, SharedAdam):
+            self.shared.detach()
 
     def start(self, resume: bool) -> None:
         if self.run_dir is None:

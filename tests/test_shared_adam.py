@@ -1,0 +1,101 @@
+"""One buffer for all shared parameters, and torch's Adam to the letter."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rvi_fast.training.shared_adam import SharedAdam, shared_adam
+
+SHAPES = [(5, 3), (), (7,), (0, 4), (33,)]
+
+
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+        for shape in SHAPES
+    ]
+
+
+def groups(values):
+    return [{"params": values[:2], "lr": 0.1}, {"params": values[2:], "lr": 0.01}]
+
+
+def take_steps(optimizer, values, first, last):
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        for value in values:
+            value.grad = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        optimizer.step()
+
+
+def test_steps_equal_torch():
+    values, expected = parameters(), parameters()
+    optimizer = SharedAdam(groups(values))
+    take_steps(optimizer, values, 0, 9)
+    take_steps(torch.optim.Adam(groups(expected)), expected, 0, 9)
+    for value, other in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_missing_gradient_counts_as_zero():
+    values, expected = parameters(), parameters()
+    optimizer, other = SharedAdam(groups(values)), torch.optim.Adam(groups(expected))
+    take_steps(optimizer, values, 0, 2)
+    take_steps(other, expected, 0, 2)
+    for value in values:
+        value.grad = None
+    for value in expected:
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    other.step()
+    for value, wanted in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_detached_parameters_lie_where_they_lay():
+    values = parameters()
+    before = [value.data_ptr() for value in values]
+    alias = values[0].data
+    optimizer = SharedAdam(groups(values))
+    take_steps(optimizer, values, 0, 3)
+    trained = [value.detach().clone() for value in values]
+    optimizer.detach()
+    assert [value.data_ptr() for value in values] == before
+    assert all(torch.equal(*pair) for pair in zip(values, trained, strict=True))
+    assert torch.equal(alias, trained[0])
+
+
+def test_state_survives_a_round_trip():
+    values, again = parameters(), parameters()
+    optimizer, other = SharedAdam(groups(values)), SharedAdam(groups(again))
+    take_steps(optimizer, values, 0, 3)
+    with torch.no_grad():
+        for value, copy_ in zip(values, again, strict=True):
+            copy_.copy_(value)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    take_steps(optimizer, values, 3, 6)
+    take_steps(other, again, 3, 6)
+    assert all(torch.equal(*pair) for pair in zip(values, again, strict=True))
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    values = parameters()
+    optimizer = SharedAdam(groups(values))
+    take_steps(optimizer, values, 0, 2)
+    before = copy.deepcopy(optimizer.state_dict())
+    wrong = copy.deepcopy(before)
+    wrong["state"][4]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="exp_avg"):
+        optimizer.load_state_dict(wrong)
+    for position, entries in before["state"].items():
+        for name, value in entries.items():
+            assert torch.equal(optimizer.state_dict()["state"][position][name], value)
+
+
+def test_parameters_of_several_kinds_take_torch():
+    mixed = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float64))]
+    assert type(shared_adam([{"params": mixed, "lr": 0.1}])) is torch.optim.Adam
+    assert type(shared_adam([{"params": mixed[:1], "lr": 0.1}])) is SharedAdam
