@@ -22,9 +22,9 @@ class TestContract(testing.LinearGaussianLogLikelihoodContract):
 
 
 @pytest.mark.parametrize("case", TestContract.cases[1:6], ids=str)
-def test_batch_in_many_chunks_gives_the_same_sums(case, monkeypatch):
+def test_sums_of_one_program_equal_those_of_pieces(case, monkeypatch):
     contract = TestContract()
-    monkeypatch.setattr(kernel, "CHUNK_ELEMENTS", 1)  # a chunk for each block of rows
+    monkeypatch.setattr(kernel, "PROGRAMS", 1)
     for function in contract.functions:
         contract.check(IMPLEMENTATION, function, contract.inputs(function, case, torch.float32))
 
