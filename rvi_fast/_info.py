@@ -79,8 +79,16 @@ def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
             optimizer.step()
             posterior.mean()
 
+    def adam_step() -> None:
+        params, exp_avg, exp_avg_sq = torch.zeros(3, 5, device=device)
+        step = torch.zeros(1, dtype=torch.int64, device=device)
+        lr = torch.ones((), dtype=torch.float64, device=device)
+        constants = (0.9, 0.999, 1e-8, 0.0)
+        grads = torch.ones(2, 5, device=device)
+        ops.ops.adam_step(params, exp_avg, exp_avg_sq, grads, step, lr, *constants)
+
     results = []
-    for op in (relay_sample, gaussian_log_likelihood, row_adam):
+    for op in (relay_sample, gaussian_log_likelihood, row_adam, adam_step):
         try:
             op()
             results.append((op.__name__, "ok"))

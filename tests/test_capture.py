@@ -30,8 +30,8 @@ class Indexing(TorchFunctionMode):
             return self.item_of(*args)
         if function is torch.Tensor.__setitem__:
             return self.item_of(*args[:2]).copy_(args[2])
-        if function is torch.Tensor.data.__set__:
-            return None  # of values that are not there
+        if getattr(function, "__name__", "") == "__set__":
+            return None  # parameter.data = ..., of values that are not there
         return function(*args, **(kwargs or {}))
 
     def item_of(self, tensor, key):
