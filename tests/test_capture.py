@@ -22,16 +22,18 @@ N, D, T = 100, 12, 8
 CUDA = torch.device("cuda", 0)
 
 
-class Indexing(TorchFunctionMode):
-    """tensor[key] and tensor[key] = value by ops: Python's own path asks for a CUDA build of torch."""
+class WithoutCuda(TorchFunctionMode):
+    """What asks for a CUDA build of torch on its way to the op: indexing, and copies on the device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.__getitem__:
             return self.item_of(*args)
         if function is torch.Tensor.__setitem__:
-            return self.item_of(*args[:2]).copy_(args[2])
+            return self.item_of(*args[:2]).fill_(args[2])
         if getattr(function, "__name__", "") == "__set__":
-            return None  # parameter.data = ..., of values that are not there
+            return None  # parameter.data = value
+        if function is torch.Tensor.copy_ and all(tensor.is_cuda for tensor in args):
+            return args[0]
         return function(*args, **(kwargs or {}))
 
     def item_of(self, tensor, key):
@@ -65,7 +67,7 @@ def step_on_cuda(mode="dense", *, pixels=False):
         rvi_fast.GaussianLikelihood(D),
     )
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    with FakeTensorMode(), Indexing():
+    with FakeTensorMode(), WithoutCuda():
         for name, shape in shapes.items():
             module, _, own = name.rpartition(".")
             parameter = nn.Parameter(torch.empty(shape, device=CUDA))

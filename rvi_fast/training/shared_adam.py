@@ -101,9 +101,10 @@ class SharedAdam(torch.optim.Optimizer):
 class _Buffers:
     """Parameters, gradients and moments of one group, each in one piece."""
 
+    @torch.no_grad()
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
-        self.originals = [parameter.data for parameter in parameters]
+        self.originals = [parameter.detach() for parameter in parameters]
         sizes = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
         like = parameters[0]
 
@@ -122,7 +123,7 @@ class _Buffers:
         self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
         self.lr = torch.zeros((), dtype=torch.float64, device=like.device)
         for parameter, value in zip(parameters, self._values, strict=True):
-            value.copy_(parameter.data)
+            value.copy_(parameter.detach())
             parameter.data = value
 
     def states(self) -> dict[Tensor, dict[str, Tensor]]:
