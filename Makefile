@@ -43,12 +43,22 @@ sanitize: $(INSTALLED)
 	    $(RUN) pytest -q -p no:cacheprovider -c /dev/null --rootdir=tests tests/test_cpp.py \
 	    -k "not fork and not environment and not stale and not missing and not gradcheck"
 
-# everything a GPU is needed for; from a checkout, without a virtual environment or a network
-gpu:
+# everything a GPU is needed for, in parts of a few minutes each; from a checkout, without a virtual
+# environment or a network: make gpu PYTHON=python3 PART=tests|ops|step|large
+GPU_BENCH = PYTHONPATH=. $(PYTHON) -m pytest --device cuda --write-results
+gpu: $(if $(PART),gpu-$(PART),gpu-tests gpu-ops gpu-step gpu-large)
+.PHONY: gpu-tests gpu-ops gpu-step gpu-large
+gpu-tests:
 	@$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"
 	PYTHONPATH=. $(PYTHON) -m rvi_fast.info
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu
-	PYTHONPATH=. $(PYTHON) -m pytest bench/
+gpu-ops:
+	$(GPU_BENCH) bench/bench_relay_sample.py bench/bench_gaussian_log_likelihood.py \
+	    bench/bench_linear_gaussian_log_likelihood.py bench/bench_row_adam.py bench/bench_adam_step.py
+gpu-step:
+	$(GPU_BENCH) bench/bench_training_step.py bench/bench_paper_run.py -k "not 1000000"
+gpu-large:
+	$(GPU_BENCH) bench/bench_row_adam.py bench/bench_training_step.py -k 1000000
 
 format: $(INSTALLED)
 	$(RUN) ruff check --fix .

@@ -23,8 +23,11 @@ def step(log_likelihood: Callable[..., Tensor]) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("batch", [256, 4096])
-def bench_gaussian_log_likelihood(duel, batch):
+@pytest.mark.parametrize("batch", [256, 4096, 65_536])
+def bench_gaussian_log_likelihood(duel, device, batch):
+    if device == "cpu" and batch > 4096:
+        pytest.skip("for a GPU")
+
     def fresh() -> tuple[Tensor, ...]:
         x = torch.rand(batch, D)
         x[torch.rand(batch, D) < 0.5] = torch.nan

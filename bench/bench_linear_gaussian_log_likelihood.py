@@ -44,8 +44,11 @@ def known_gradient(hidden: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, 
         )
 
 
-@pytest.mark.parametrize("batch", [256, 4096])
-def bench_linear_gaussian_log_likelihood(duel, batch):
+@pytest.mark.parametrize("batch", [256, 4096, 65_536])
+def bench_linear_gaussian_log_likelihood(duel, device, batch):
+    if device == "cpu" and batch > 4096:
+        pytest.skip("for a GPU")
+
     def fresh() -> tuple[Tensor, ...]:
         x = torch.rand(batch, D)
         x[torch.rand(batch, D) < 0.5] = torch.nan
@@ -71,6 +74,7 @@ def bench_linear_gaussian_log_likelihood(duel, batch):
         },
         goals={"torch's layer, rvi_fast's likelihood": 1.3},
         rounds=60 if batch == 256 else 20,
+        batch=batch,
         bytes=4 * (batch * (D + 2 * H) + 2 * D * H),
         flops=batch * D * (6 * H + 12),
     )

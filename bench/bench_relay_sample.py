@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import rvi_fast
 
-N, T, GROUPS = 10_000, 64, (25, 50, 100)
+T, GROUPS = 64, (25, 50, 100)
 
 
 def step(module: nn.Module) -> Callable[..., None]:
@@ -24,9 +24,13 @@ def step(module: nn.Module) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("batch", [256, 4096])
-def bench_relay_sample(duel, batch):
+@pytest.mark.parametrize("batch", [256, 4096, 65_536])
+def bench_relay_sample(duel, device, batch):
+    if device == "cpu" and batch > 4096:
+        pytest.skip("for a GPU")
+
     torch.manual_seed(0)
+    N = 10_000 if batch < 10_000 else 1_000_000
     posterior = rvi_fast.RelayPosterior(N, T, groups=GROUPS, sparse=True)
     forms = {
         form: EagerPosterior(N, T, GROUPS, 0.5, form, sparse=True) for form in ("gather", "masked")
@@ -41,7 +45,7 @@ def bench_relay_sample(duel, batch):
     def fresh() -> tuple[Tensor, Tensor, Tensor]:
         return torch.randperm(N)[:batch], torch.randn(batch, T), torch.randn(batch)
 
-    goals = {256: (6, 10, 5), 4096: (4, 20, 4)}[batch]
+    goals = {256: (6, 10, 5), 4096: (4, 20, 4)}.get(batch, (None,) * 3)
     width, latent = posterior.layout.width, 4 * batch * T
     duel(
         f"posterior, forward and backward, B = {batch}, N = {N}",

@@ -93,6 +93,7 @@ def duel(
         ours, peers: functions of those inputs; peers by name.
         goals: peer -> ratio to reach, where there is a goal.
         rounds: rounds measured; `warmup` more come first.
+        calls: calls in a round.
         batch: rows in a call, for the time per row.
         bytes, flops: of one call of `ours`, for GB/s and GFLOP/s beside the measured ceilings.
     """
@@ -106,12 +107,12 @@ def duel(
         goals: dict[str, float],
         rounds: int = 60,
         warmup: int = 6,
+        calls: int = CALLS if device == "cuda" else 1,
         batch: int = 0,
         bytes: int = 0,
         flops: int = 0,
     ) -> None:
         times: dict[str, list[float]] = {name: [] for name in peers}
-        calls = CALLS if device == "cuda" else 1
         done = 0
 
         def timed(function: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> None:
@@ -139,7 +140,7 @@ def duel(
         benchmark.extra_info.update(
             {
                 "question": question,
-                "implementation": rvi_fast.info()["devices"][device]["implementation"],
+                "implementation": rvi_fast.ops.implementation(device).__name__.rpartition(".")[2],
                 "rvi_fast_us": median * 1e6,
                 "ns_per_row": median / batch * 1e9 if batch else None,
                 "peers": {

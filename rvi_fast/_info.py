@@ -71,6 +71,11 @@ def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
         x = torch.tensor([[1.0, torch.nan]] * 3, device=device)
         functional.gaussian_log_likelihood(x, mean, 0.5).sum().backward()
 
+    def linear_gaussian_log_likelihood() -> None:
+        hidden, x = torch.zeros(3, 4, device=device), torch.zeros(3, 2, device=device)
+        weight = torch.zeros(2, 4, device=device, requires_grad=True)
+        functional.linear_gaussian_log_likelihood(hidden, weight, None, x, 0.5).sum().backward()
+
     def row_adam() -> None:
         for mode in optim.MODES:
             posterior = RelayPosterior(6, 4, groups=(3, 5), sparse=True, device=device)
@@ -88,7 +93,13 @@ def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
         ops.ops.adam_step(params, exp_avg, exp_avg_sq, grads, step, lr, *constants)
 
     results = []
-    for op in (relay_sample, gaussian_log_likelihood, row_adam, adam_step):
+    for op in (
+        relay_sample,
+        gaussian_log_likelihood,
+        linear_gaussian_log_likelihood,
+        row_adam,
+        adam_step,
+    ):
         try:
             op()
             results.append((op.__name__, "ok"))

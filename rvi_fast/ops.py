@@ -51,31 +51,48 @@ class FallbackWarning(UserWarning):
 
 def implementation(device_type: str) -> ModuleType:
     """The namespace that serves tensors on "cpu" or "cuda"."""
-    return _cpu()[0] if device_type == "cpu" else reference
+    return _serving(device_type)[0]
 
 
 def unused(device_type: str) -> dict[str, str]:
     """Implementations that could serve the device and do not, each with the reason."""
-    if device_type == "cpu":
-        reason = _cpu()[1]
-        return {"C++": reason} if reason else {}
-    return {"Triton": "this version of rvi_fast has no Triton kernels"}
+    reason = _serving(device_type)[1]
+    return {{"cpu": "C++", "cuda": "Triton"}[device_type]: reason} if reason else {}
 
 
 @functools.cache
-def _cpu() -> tuple[ModuleType, str]:
-    """What serves CPU tensors, and why that is not the C++ part where it is not."""
+def _serving(device_type: str) -> tuple[ModuleType, str]:
+    """What serves a device, and why that is the reference where it is."""
+    found: ModuleType
     try:
-        from . import cpp
+        if device_type == "cpu":
+            from . import cpp as found
+        else:
+            from . import kernels as found
     except (ImportError, ValueError) as error:  # not built, built for another version, no such path
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
-            f"rvi_fast: the plain torch reference serves the CPU, slowly: {reason}",
+            f"rvi_fast: the plain torch reference serves {device_type} tensors, slowly: {reason}",
             FallbackWarning,
             stacklevel=2,
         )
         return reference, reason
-    return cpp, ""
+    return found, ""
+
+
+def check_rows_read(device: torch.device) -> None:
+    """Raises what kernels on a GPU could only take down: a row number outside its table.
+
+    Reads one number back, so it belongs where the device is waited for anyway.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return
+    if implementation("cuda") is reference:  # which checks the numbers itself
+        return
+    error = implementation("cuda").row_error(device)
+    if bool(error):
+        error.zero_()
+        raise IndexError("index: a batch held a row number outside its table; it was left out")
 
 
 def _run(device_type: str, name: str, *args: Any) -> Any:

@@ -12,6 +12,7 @@ from torch.distributions import Independent, Normal
 from . import _checks, reference
 from .functional import RelaySample, relay_sample
 from .layout import FORMS, RowLayout
+from .ops import check_rows_read
 
 # rows read at once when a whole table is asked for
 _CHUNK = 8192
@@ -273,6 +274,8 @@ class RelayPosterior(nn.Module):
     def _before_read(self, index: Tensor | None) -> None:
         if self._row_optimizer is not None:
             self._row_optimizer.before_read(index)
+        if index is None:
+            check_rows_read(self.rows.device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
         # moved or converted rows can no longer be caught up: the moments stay where they are

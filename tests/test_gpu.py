@@ -1,0 +1,150 @@
+"""What only a GPU can show: `pytest -m gpu`, a part of `make gpu`."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rvi_fast
+from rvi_fast import ops, reference, testing
+from rvi_fast.layout import RowLayout
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+# none where the kernels do not serve the device, which `test_the_kernels_serve_the_device` reports
+IMPLEMENTATIONS = (
+    (testing.Implementation("triton", ops.implementation("cuda"), device="cuda"),)
+    if torch.cuda.is_available()
+    else ()
+)
+
+
+def test_the_kernels_serve_the_device():
+    assert ops.unused("cuda") == {}
+
+
+class OnTheDevice:
+    implementations = IMPLEMENTATIONS
+    dtypes = (torch.float32,)
+
+
+class TestRelaySample(OnTheDevice, testing.RelaySampleContract):
+    pass
+
+
+class TestGaussianLogLikelihood(OnTheDevice, testing.GaussianLogLikelihoodContract):
+    pass
+
+
+class TestLinearGaussianLogLikelihood(OnTheDevice, testing.LinearGaussianLogLikelihoodContract):
+    pass
+
+
+class TestRowAdam(OnTheDevice, testing.RowAdamContract):
+    pass
+
+
+class TestAdamStep(OnTheDevice, testing.AdamStepContract):
+    pass
+
+
+def digits():
+    """A small table of pixels with a mask; three batches of 100 and a short one."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (350, 64), generator=generator, dtype=torch.uint8)
+    return x, torch.rand(350, 64, generator=generator) < 0.6
+
+
+def train(device, *, capture=True, epochs=4):
+    torch.manual_seed(0)
+    x, mask = digits()
+    model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,))
+    history = rvi_fast.fit(
+        model,
+        x,
+        mask=mask,
+        epochs=epochs,
+        batch_size=100,
+        device=device,
+        progress=False,
+        capture=capture,
+    )
+    return dict(history), {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def test_captured_steps_equal_the_others_bit_for_bit():
+    captured, plain = train(CUDA), train(CUDA, capture=False)
+    assert captured[0] == plain[0]
+    testing.assert_bit_equal(captured[1], plain[1])
+
+
+def test_two_runs_are_bit_equal():
+    first, second = train(CUDA), train(CUDA)
+    assert first[0] == second[0]
+    testing.assert_bit_equal(first[1], second[1])
+
+
+def test_the_gpu_trains_as_the_cpu_does():
+    (gpu, _), (cpu, _) = train(CUDA), train("cpu")
+    torch.testing.assert_close(
+        torch.tensor(gpu["loss"]), torch.tensor(cpu["loss"]), rtol=1e-3, atol=0
+    )
+
+
+def test_bfloat16_data_lose_nothing_more():
+    x = torch.randn(33, 50, device=CUDA)
+    mean, scale = torch.randn(33, 50, device=CUDA), torch.tensor(0.7, device=CUDA)
+    got = rvi_fast.gaussian_log_likelihood(x.bfloat16(), mean, scale)
+    wanted = reference.gaussian_log_likelihood(x.bfloat16().double(), mean.double(), scale.double())
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_table_of_more_than_two_to_the_31_elements():
+    layout = RowLayout.resolve(64, (25, 50, 100))
+    num_data = 2**31 // layout.width + 1000
+    if torch.cuda.mem_get_info()[0] < 1.2 * 4 * num_data * layout.width:
+        pytest.skip("less than 10 GB of GPU memory free")
+    posterior = rvi_fast.RelayPosterior(num_data, 64, sparse=True, device=CUDA)
+    index = torch.arange(num_data - 50, num_data, device=CUDA)
+    few = posterior.rows.detach()[index].cpu()
+    z, kl = posterior(index, noise=torch.zeros(50, 64, device=CUDA))
+    z_few, kl_few, *_ = reference.relay_sample_fwd(
+        few.double(),
+        posterior.relays.detach().cpu().double(),
+        torch.arange(50),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, 50, 64, dtype=torch.float64),
+        list(layout.groups),
+        list(layout.kept),
+        layout.form,
+        1,
+    )
+    torch.testing.assert_close(z.cpu().double(), z_few[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kl.cpu().double(), kl_few, rtol=1e-5, atol=1e-4)
+
+
+def test_a_row_number_outside_the_table_is_reported_when_the_device_is_waited_for():
+    posterior = rvi_fast.RelayPosterior(10, 4, groups=(3,), device=CUDA)
+    z, _ = posterior(torch.tensor([3, 10], device=CUDA))
+    assert (z[1] == 0).all()
+    with pytest.raises(IndexError, match="outside its table"):
+        posterior.mean()
+    posterior.mean()
+
+
+def test_nothing_is_read_or_written_out_of_bounds():
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    code = """
+import torch, rvi_fast
+from rvi_fast._info import run_every_op
+failed = [line for line in run_every_op("cuda") if line[1] != "ok"]
+assert not failed, failed
+"""
+    command = [sanitizer, "--error-exitcode", "9", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
