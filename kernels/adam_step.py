@@ -40,7 +40,7 @@ PROGRAM = tl.constexpr(1 << 32)
 TILE, MAX_BLOCK_N = 1024, 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def _adam_step_kernel(
     params_ptr,
     exp_avg_ptr,

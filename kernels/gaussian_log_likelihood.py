@@ -76,7 +76,8 @@ def _load_scale(scale_ptr, rows, columns, inside, num_features, SCALE: tl.conste
         return tl.load(scale_ptr + offsets, mask=inside, other=1.0).to(tl.float32)
 
 
-@triton.jit
+# what changes with the batch is not specialised: an epoch's last batch compiles nothing
+@triton.jit(do_not_specialize=["batch"])
 def _gaussian_log_likelihood_fwd_kernel(
     x_ptr,
     mean_ptr,
@@ -108,7 +109,7 @@ def _gaussian_log_likelihood_fwd_kernel(
     tl.store(log_prob_ptr + sample_row, total, mask=row < batch)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "batch", "chunk_blocks"])
 def _gaussian_log_likelihood_bwd_kernel(
     grad_log_prob_ptr,
     x_ptr,
@@ -170,7 +171,7 @@ def _gaussian_log_likelihood_bwd_kernel(
         tl.store(grad_scale_ptr + program, tl.sum(tl.sum(total, axis=1), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials"])
 def _sum_partials_kernel(
     partials_ptr,
     out_ptr,

@@ -86,7 +86,7 @@ def _owned_row(index_ptr, num_data, error_ptr):
     return tl.where(inside, row, 0), inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_data"])
 def _row_adam_catch_up_kernel(
     rows_ptr,
     exp_avg_ptr,
@@ -132,7 +132,7 @@ def _row_adam_catch_up_kernel(
                 tl.store(exp_avg_sq_ptr + offsets, square, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_data"])
 def _row_adam_step_kernel(
     rows_ptr,
     exp_avg_ptr,
@@ -215,7 +215,7 @@ def _log1p(x):
     return tl.where(difference == 0, x, tl.log(shifted) * (x / safe))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _row_adam_clock_kernel(
     clock_ptr,
     history_ptr,

@@ -97,6 +97,13 @@ def measure(kernel: Any) -> dict[str, int]:
     }
 
 
+def without_memory(value: Any) -> Any:
+    """A tensor as its shape, strides and dtype alone; anything else as it is."""
+    import torch
+
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
 def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
     """ "<function>/<case>/<kernel>/sm_<target>" -> measurements and TTIR, for one launch."""
     import torch
@@ -108,10 +115,7 @@ def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
     os.environ["TRITON_CACHE_DIR"] = cache
     torch.set_num_threads(1)
     contract = [*LAUNCHES][number]()
-    arguments = [
-        value.to("meta") if isinstance(value, torch.Tensor) else value
-        for value in contract.arguments(function, case)
-    ]
+    arguments = [without_memory(value) for value in contract.arguments(function, case)]
     results = {}
     for target in TARGETS:
         with recorded(target) as compiled:

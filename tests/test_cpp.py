@@ -629,3 +629,25 @@ def test_gradients_are_those_of_the_function():
 
     assert torch.autograd.gradcheck(sample, (rows, relays))
     assert torch.autograd.gradgradcheck(sample, (rows, relays))
+
+
+# adam_step
+
+
+@pytest.mark.parametrize("case", testing.AdamStepContract.cases, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_step_equals_the_reference(case, dtype):
+    contract = testing.AdamStepContract()
+    inputs = contract.inputs("adam_step", case, dtype)
+    contract.check(testing.Implementation("cpp", cpp), "adam_step", inputs)
+
+
+def test_adam_step_does_not_depend_on_the_number_of_threads(threads):
+    contract = testing.AdamStepContract()
+    inputs = contract.inputs("adam_step", testing.AdamStepCase(1_100_003, 2), torch.float32)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(contract.call(testing.Implementation("cpp", cpp), "adam_step", inputs))
+    for other in results[1:]:
+        testing.assert_bit_equal(other, results[0])

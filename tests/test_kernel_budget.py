@@ -1,5 +1,6 @@
 """Kernels as machine code, without a GPU: registers, spills, memory, and 64-bit addresses."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -15,6 +16,7 @@ import kernel_budget
 import torch
 import triton
 import triton.language as tl
+from kernel_cases import LAUNCHES
 from ttir_addresses import narrow_address_arithmetic
 
 from rvi_fast import kernels
@@ -56,6 +58,27 @@ def test_machine_code_keeps_the_written_budget(compiled):
 def test_addresses_of_every_kernel_are_64_bit(compiled):
     for key, row in compiled.items():
         assert not narrow_address_arithmetic(row["ttir"]), key
+
+
+@pytest.mark.parametrize(
+    ("contract", "function", "case"),
+    [
+        (contract, function, cases[0])
+        for contract, cases in LAUNCHES.items()
+        for function in contract.functions
+        if hasattr(cases[0], "batch")
+    ],
+    ids=str,
+)
+def test_another_size_of_the_batch_compiles_nothing(contract, function, case, request, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
+    compiled = []
+    for batch in (case.batch, 77, 1):
+        inputs = contract().arguments(function, dataclasses.replace(case, batch=batch))
+        with kernel_budget.recorded(90) as launched:
+            getattr(kernels, function)(*map(kernel_budget.without_memory, inputs))
+        compiled.append(launched)
+    assert compiled[0] == compiled[1] == compiled[2]
 
 
 @triton.jit
