@@ -23,7 +23,7 @@ BELOW = {
     "layout": "",
     "_checks": "",
     "data": "",
-    "kernels": "",
+    "kernels": "layout",
     "reference": "layout",
     "cpp": "layout _C",
     "ops": "reference kernels cpp _checks",

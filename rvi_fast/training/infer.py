@@ -84,7 +84,7 @@ def infer(
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
                 z, kl = posterior(index, seed=noise_seed, noise=None if sampled else zeros)
-                loss = (kl - model.likelihood(x, model.decoder(z), observed)).sum()
+                loss = (kl - model.log_prob(x, z, observed)).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 if not sampled:  # the decoded mean says nothing about the standard deviation
