@@ -23,10 +23,10 @@ Traffic:
     (grad_weight, grad_bias, grad_scale). Bytes: x, mask and an entry-wise scale once in each, weight and
     hidden once, outputs once. Out of the cache, per row: 4 D H / BLOCK_B of the weight in the first,
     4 H D / BLOCK_D of hidden in the second. FLOP per row: 8 D H backward, 2 D H forward.
-    One kernel for all would read x once and take 6 D H, but adds up grad_hidden over the tiles of
-    features (or grad_weight over those of rows) in memory, 12 H D / BLOCK_D bytes a row, and its three
-    products leave registers for tiles of 32 by 32: 19.6 kB a row at D = 784 and H = 64, against 9.4 kB
-    here with tiles of 64 by 64 and x read again, which costs more than a quarter of the FLOP saves.
+    One kernel for all would read x once and take 6 D H, but has to add up grad_hidden over the tiles of
+    features (or grad_weight over those of rows) in memory, 12 H D / BLOCK_D bytes a row: 19.6 kB at
+    D = 784 and H = 64 with the tiles of 32 by 32 that its three products leave registers for. The two
+    take 12.5 kB, x again (3.1 kB) and a third more FLOP, and put nothing as large as x in memory.
 
 Limits:
     A NaN in x where the mask says observed gives NaN; what stands at missing entries is never used. A
@@ -99,12 +99,36 @@ def _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE: tl
 
 
 @triton.jit
-def _load_matrix(ptr, first, exists, HIDDEN_DIM: tl.constexpr, BLOCK_H: tl.constexpr):
-    """As many rows as `exists` has entries, float32 [n, BLOCK_H]; 0 outside."""
-    row, unit = tl.arange(0, exists.shape[0])[:, None], tl.arange(0, BLOCK_H)[None, :]
+def _load_matrix(ptr, first, exists, start, HIDDEN_DIM: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Columns from `start` of as many rows as `exists` has entries, [n, BLOCK_K]; 0 outside."""
+    row, unit = tl.arange(0, exists.shape[0])[:, None], start + tl.arange(0, BLOCK_K)[None, :]
     inside = exists[:, None] & (unit < HIDDEN_DIM)
     pointers = ptr + first * HIDDEN_DIM + (row * HIDDEN_DIM + unit)
     return tl.load(pointers, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def _products(
+    left_ptr,
+    left_first,
+    left_exists,
+    right_ptr,
+    right_first,
+    right_exists,
+    HIDDEN_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """left right^T [n, m], read BLOCK_K columns at a time.
+
+    One of the two stays the same from tile to tile, but in registers it would leave too few.
+    """
+    total = tl.zeros((left_exists.shape[0], right_exists.shape[0]), dtype=tl.float32)
+    for start in range(0, HIDDEN_DIM, BLOCK_K):
+        left = _load_matrix(left_ptr, left_first, left_exists, start, HIDDEN_DIM, BLOCK_K)
+        right = _load_matrix(right_ptr, right_first, right_exists, start, HIDDEN_DIM, BLOCK_K)
+        total += tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -139,6 +163,7 @@ def _linear_gaussian_log_likelihood_rows_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """A program takes BLOCK_B rows of a sample and walks over `program_tiles` tiles of features.
 
@@ -149,7 +174,6 @@ def _linear_gaussian_log_likelihood_rows_kernel(
     row, unit = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_H)[None, :]
     rows, exists = row[:, None], first + row < batch
     position = tl.program_id(2).to(tl.int64) * batch + first
-    hidden = _load_matrix(hidden_ptr, position, exists, HIDDEN_DIM, BLOCK_H)
     total = tl.zeros((BLOCK_B,), dtype=tl.float32)
     if NEED_HIDDEN:
         grad = tl.load(grad_log_prob_ptr + position + row, mask=exists, other=0.0)
@@ -161,19 +185,29 @@ def _linear_gaussian_log_likelihood_rows_kernel(
         columns, has_column = column[None, :], column < num_features
         inside = exists[:, None] & has_column[None, :]
         start = tile.to(tl.int64) * BLOCK_D
-        weight = _load_matrix(weight_ptr, start, has_column, HIDDEN_DIM, BLOCK_H)
         values = _load_values(x_ptr, first, rows, columns, inside, num_features)
         observed = _load_observed(
             mask_ptr, values, first, rows, columns, inside, num_features, MASK
         )
         scale = _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE)
-        mean = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION)
+        mean = _products(
+            hidden_ptr,
+            position,
+            exists,
+            weight_ptr,
+            start,
+            has_column,
+            HIDDEN_DIM,
+            PRECISION,
+            BLOCK_K,
+        )
         mean += _load_bias(bias_ptr, column, num_features, HAS_BIAS)[None, :]
         scaled = tl.where(observed, (values - mean) / scale, 0.0)
         entry = -0.5 * scaled * scaled - (tl.log(scale) + HALF_LOG_TWO_PI)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
         if NEED_HIDDEN:
             grad_mean = tl.where(observed, scaled * grad / scale, 0.0)
+            weight = _load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
             grad_hidden += tl.dot(grad_mean, weight, input_precision=PRECISION)
     position += piece.to(tl.int64) * outputs
     tl.store(log_prob_ptr + position + row, total, mask=exists)
@@ -208,6 +242,7 @@ def _linear_gaussian_log_likelihood_features_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """A program takes BLOCK_D features and walks over `program_blocks` blocks of rows, all samples.
 
@@ -221,7 +256,6 @@ def _linear_gaussian_log_likelihood_features_kernel(
     feature, unit = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_H)[None, :]
     column = tl.program_id(0) * BLOCK_D + feature
     columns, has_column = column[:, None], column < num_features
-    weight = _load_matrix(weight_ptr, start, has_column, HIDDEN_DIM, BLOCK_H)
     bias = _load_bias(bias_ptr, column, num_features, HAS_BIAS)[:, None]
 
     grad_weight = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
@@ -239,13 +273,23 @@ def _linear_gaussian_log_likelihood_features_kernel(
         entry_scale = tl.zeros((BLOCK_D, BLOCK_B), dtype=tl.float32)
         position = first
         for _ in range(num_samples):
-            hidden = _load_matrix(hidden_ptr, position, exists, HIDDEN_DIM, BLOCK_H)
             grad = tl.load(grad_log_prob_ptr + position + row, mask=exists, other=0.0)
-            mean = tl.dot(weight, tl.trans(hidden), input_precision=PRECISION) + bias
+            mean = bias + _products(
+                weight_ptr,
+                start,
+                has_column,
+                hidden_ptr,
+                position,
+                exists,
+                HIDDEN_DIM,
+                PRECISION,
+                BLOCK_K,
+            )
             scaled = tl.where(observed, (values - mean) / scale, 0.0)
             factor = tl.where(observed, grad.to(tl.float32)[None, :] / scale, 0.0)
             if NEED_LINEAR:
                 grad_mean = scaled * factor
+                hidden = _load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
                 grad_weight += tl.dot(grad_mean, hidden, input_precision=PRECISION)
                 grad_bias += tl.sum(grad_mean, axis=1)
             if NEED_SCALE:
@@ -272,20 +316,28 @@ def _linear_gaussian_log_likelihood_features_kernel(
         tl.store(grad_scale_ptr + number, tl.sum(grad_scale, axis=0))
 
 
-def _rows_tile(block_h: int) -> dict[str, int]:
-    """Tile shapes and warps that compile without spills."""
-    rows, features, warps = {16: (64, 64, 4), 32: (64, 64, 4), 64: (64, 64, 4)}.get(
-        block_h, (32, 32, 8)
-    )
-    return {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block_h, "num_warps": warps}
+# BLOCK_H -> BLOCK_B, BLOCK_D and warps that compile without spills, of the two kernels
+_ROWS_TILES = {
+    16: (32, 32, 4),
+    32: (32, 32, 4),
+    64: (32, 32, 4),
+    128: (16, 32, 4),
+    256: (16, 32, 8),
+}
+_FEATURES_TILES = {
+    16: (32, 32, 4),
+    32: (32, 32, 4),
+    64: (32, 32, 4),
+    128: (32, 16, 4),
+    256: (32, 16, 8),
+}
 
 
-def _features_tile(block_h: int) -> dict[str, int]:
-    """The same for the second kernel."""
-    rows, features, warps = {16: (64, 64, 4), 32: (64, 64, 4), 64: (32, 64, 4)}.get(
-        block_h, (32, 32, 8)
-    )
-    return {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block_h, "num_warps": warps}
+def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int) -> dict[str, int]:
+    block = block_of(hidden_dim)
+    rows, features, warps = tiles[block]
+    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": min(block, 32)}
+    return blocks | {"num_warps": warps}
 
 
 def _prepared(
@@ -380,7 +432,7 @@ def _over_features(
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=torch.float32)
     if log_prob.numel() == 0 or x.numel() == 0:
         return log_prob, grad_hidden
-    tile = _rows_tile(block_of(hidden_dim))
+    tile = _tile(_ROWS_TILES, hidden_dim)
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
     program_tiles = triton.cdiv(tiles, triton.cdiv(PROGRAMS, blocks * num_samples))
     pieces = triton.cdiv(tiles, program_tiles)
@@ -425,7 +477,9 @@ def _over_rows(
     totals = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     if hidden.numel() == 0 or num_features == 0:
         return totals[0], totals[1], totals[2]
-    tile = _features_tile(block_of(hidden_dim))
+    tile = _tile(_FEATURES_TILES, hidden_dim)
+    if constants["SCALE"] == "entry":  # two more numbers per entry to keep
+        tile["BLOCK_B"] = 16
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
     program_blocks = triton.cdiv(blocks, triton.cdiv(PROGRAMS, tiles))
     pieces = triton.cdiv(blocks, program_blocks)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .functional import gaussian_log_likelihood
+from .functional import gaussian_log_likelihood, linear_gaussian_log_likelihood
 
 
 class GaussianLikelihood(nn.Module):
@@ -67,11 +67,26 @@ class GaussianLikelihood(nn.Module):
 
     def forward(self, x: Tensor, mean: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood [B] (or [S, B]) of x [B, D] given mean [B, D] (or [S, B, D]), in nats."""
+        self._check_width(x)
+        return gaussian_log_likelihood(x, mean, self.scale, mask, checked=self.checked)
+
+    def of_linear(
+        self, x: Tensor, hidden: Tensor, layer: nn.Linear, mask: Tensor | None = None
+    ) -> Tensor:
+        """The same given mean = layer(hidden), which is not computed as a whole.
+
+        See `linear_gaussian_log_likelihood`. Hooks of the layer are not called.
+        """
+        self._check_width(x)
+        return linear_gaussian_log_likelihood(
+            hidden, layer.weight, layer.bias, x, self.scale, mask, checked=self.checked
+        )
+
+    def _check_width(self, x: Tensor) -> None:
         if isinstance(x, Tensor) and x.shape[-1:] != (self.num_features,):
             raise ValueError(
                 f"x: expected shape [B, {self.num_features}], got {_checks.shape_of(x)}"
             )
-        return gaussian_log_likelihood(x, mean, self.scale, mask, checked=self.checked)
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}, scale={self.kind!r}"

@@ -92,8 +92,26 @@ class LatentModel(nn.Module):
             seed: key of the noise, see `RelayPosterior.forward`.
         """
         z, kl = self.posterior(index, seed=seed)
-        kl, log_prob = kl.mean(), self.likelihood(x, self.decoder(z), mask).mean()
+        kl, log_prob = kl.mean(), self.log_prob(x, z, mask).mean()
         return Objective(kl_weight * kl - log_prob, kl, log_prob)
+
+    def log_prob(self, x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log p(x | z) of the observed entries in nats, [B] or [S, B].
+
+        Where the decoder is an `nn.Sequential` that ends in an `nn.Linear`, and nothing looks at that
+        layer's output, likelihood and layer are one op and the means are not written down.
+
+        Args:
+            x: data [B, D], NaN = missing.
+            z: latents [B, T] or [S, B, T].
+            mask: bool [B, D], true = observed.
+        """
+        before, last = _split(self.decoder)
+        if last is None or not _plain(self.likelihood, GaussianLikelihood):
+            return self.likelihood(x, self.decoder(z), mask)
+        for layer in before:
+            z = layer(z)
+        return self.likelihood.of_linear(x, z, last, mask)
 
     @torch.no_grad()
     def reconstruct(
@@ -108,6 +126,29 @@ class LatentModel(nn.Module):
         """
         means = (self.posterior if posterior is None else posterior).mean(index)
         return torch.cat([self.decoder(part) for part in means.split(_CHUNK)])
+
+
+def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """The class itself, without hooks: a call of it does what the class says and nothing else.
+
+    A parametrized module has a class of its own.
+    """
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
+
+
+def _split(decoder: nn.Module) -> tuple[list[nn.Module], nn.Linear | None]:
+    """The layers of a sequence that ends in a linear one, and that one; no layers and None else."""
+    layers = list(decoder) if isinstance(decoder, nn.Sequential) else []
+    last = layers[-1] if layers else None
+    if isinstance(last, nn.Linear) and _plain(last, nn.Linear) and _plain(decoder, nn.Sequential):
+        return layers[:-1], last
+    return [], None
 
 
 def rvi(

@@ -213,3 +213,64 @@ def test_model_of_your_own_parts_needs_no_builder():
     assert (model.num_data, model.num_features, model.config) == (N, D, None)
     index, x = make_data(torch.float32)
     assert model(index, x).loss.isfinite()
+
+
+def log_prob_and_gradients(model, x, z, log_prob):
+    model.zero_grad()
+    z = z.clone().requires_grad_()
+    value = log_prob(x, z)
+    value.sin().sum().backward()
+    parameters = [*model.decoder.parameters(), *model.likelihood.parameters()]
+    return [value.detach(), z.grad, *(p.grad.clone() for p in parameters)]
+
+
+@pytest.mark.parametrize("scale", ["scalar", "feature", "fixed"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_last_layer_and_likelihood_in_one_equal_the_two_parts(scale, bias, depth, monkeypatch):
+    torch.manual_seed(0)
+    layers = nn.Linear(T, 8), nn.Tanh(), nn.Linear(8, D, bias=bias)
+    decoder = nn.Sequential(*(layers if depth == 2 else [nn.Linear(T, D, bias=bias)]))
+    likelihood = GaussianLikelihood(D, scale=scale)
+    model = models.LatentModel(RelayPosterior(N, T), decoder, likelihood).double()
+    _, x = make_data()
+    called, forward = [], nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda *a: called.append(a[0]) or forward(*a))
+    for z in (torch.randn(7, T).double(), torch.randn(3, 7, T).double()):
+        got = log_prob_and_gradients(model, x, z, model.log_prob)
+        assert decoder[-1] not in called
+        parts = log_prob_and_gradients(model, x, z, lambda x, z: likelihood(x, decoder(z)))
+        assert called.pop() is decoder[-1]
+        assert_close(got, parts)
+    with pytest.raises(ValueError, match=r"x: expected shape \[B, 6\], got \[7, 5\]"):
+        model.log_prob(x[:, :5], z)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, hidden):
+        return super().forward(hidden).sigmoid()
+
+
+def test_layer_that_is_more_than_linear_is_called_as_it_is():
+    torch.manual_seed(0)
+    z, (_, x) = torch.randn(7, T), make_data(torch.float32)
+    for decoder in (
+        nn.Sequential(nn.Linear(T, D), nn.Sigmoid()),
+        nn.Sequential(nn.Linear(T, 3), OwnLinear(3, D)),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(T, D))),
+        nn.Linear(T, D),
+        nn.Sequential(nn.Sequential(nn.Linear(T, D))),
+    ):
+        model = models.LatentModel(RelayPosterior(N, T), decoder, GaussianLikelihood(D))
+        expected = model.likelihood(x, decoder(z))
+        assert torch.equal(model.log_prob(x, z), expected)
+
+
+def test_hooks_see_what_they_ask_for():
+    z, (_, x) = torch.randn(7, T), make_data(torch.float32)
+    for hooked in (lambda m: m.decoder[-1], lambda m: m.decoder, lambda m: m.likelihood):
+        model = make_model(dtype=torch.float32)
+        expected, seen = model.log_prob(x, z), []
+        hooked(model).register_forward_hook(lambda *call, seen=seen: seen.append(call))
+        assert_close([model.log_prob(x, z)], [expected], rtol=1e-6)
+        assert len(seen) == 1

@@ -32,7 +32,9 @@ DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Te
 def make_step(model: LatentModel, rows: RowAdam, shared: torch.optim.Optimizer) -> Step:
     """The fastest step that does for this model what autograd would do, to rounding."""
     posterior = model.posterior
-    plain = type(model).forward is LatentModel.forward and type(posterior) is RelayPosterior
+    plain = type(posterior) is RelayPosterior and all(
+        getattr(type(model), name) is getattr(LatentModel, name) for name in ("forward", "log_prob")
+    )
     if plain and posterior.rows.requires_grad and not _hooked(model, posterior):
         return DirectStep(posterior, rows, shared, decoder_step(model))
     return AutogradStep(model, rows, shared)
@@ -147,16 +149,17 @@ class DecoderByAutograd:
     """Any decoder and any likelihood."""
 
     def __init__(self, model: LatentModel, learn: bool) -> None:
-        self.decoder, self.likelihood, self.learn = model.decoder, model.likelihood, learn
+        self.model, self.learn = model, learn
 
     @torch.enable_grad()
     def __call__(
         self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
     ) -> tuple[Tensor, Tensor]:
-        for module in (self.decoder, self.likelihood) if self.learn else ():
-            module.zero_grad(set_to_none=True)
+        if self.learn:
+            self.model.decoder.zero_grad(set_to_none=True)
+            self.model.likelihood.zero_grad(set_to_none=True)
         z = z.detach().requires_grad_()
-        log_prob = self.likelihood(x, self.decoder(z), mask)
+        log_prob = self.model.log_prob(x, z, mask)
         torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
         # a decoder may ignore z
         grad_z = torch.zeros_like(z) if z.grad is None else z.grad
