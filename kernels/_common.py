@@ -185,7 +185,7 @@ def _sum_pieces_kernel(
     BLOCK_PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     result = tl.zeros([BLOCK], tl.float32)
     for first in range(0, num_pieces, BLOCK_PIECES):
         piece = (first + tl.arange(0, BLOCK_PIECES)).to(tl.int64)[:, None]

@@ -86,7 +86,7 @@ def locate(column, GROUPS: tl.constexpr):
 
 @triton.jit
 def load_kept(bits, position, bit, exists, WORDS: tl.constexpr):
-    word = tl.load(bits + position.to(tl.int64) * WORDS + (bit >> 5), mask=exists, other=0)
+    word = tl.load(bits + position * WORDS + (bit >> 5), mask=exists, other=0)
     return ((word >> (bit & 31)) & 1) == 1
 
 
@@ -109,7 +109,7 @@ def load_weights(
     column, relay, bit = column[None, :], relay[None, :], bit[None, :]
     exists = valid & (relay >= 0)
     if softmax is not None:
-        return tl.load(softmax + position.to(tl.int64) * DEVIATION + column, mask=exists, other=0.0)
+        return tl.load(softmax + position * DEVIATION + column, mask=exists, other=0.0)
     value = tl.load(rows + row * WIDTH + column, mask=exists, other=0.0).to(tl.float32)
     return tl.where(load_kept(bits, position, bit, exists, WORDS), value, 0.0)
 
@@ -176,7 +176,7 @@ def _weigh_group(
             rows, bits, row, position, valid, first, GROUP, WORDS, WIDTH, BLOCK_K
         )
         weight = tl.exp(value - largest) / total
-        tl.store(softmax + position.to(tl.int64) * DEVIATION + column, weight, mask=exists)
+        tl.store(softmax + position * DEVIATION + column, weight, mask=exists)
 
 
 @triton.jit
@@ -278,7 +278,7 @@ def _keep_group(
             kept = mark_largest(key, k, GROUP[1]) & valid
         packed = tl.reshape(kept.to(tl.int32) << (k & 31), [BLOCK_S, BLOCK // 32, 32])
         exists = (position < batch) & (word < (SIZE + 31) // 32)
-        place = bits + position.to(tl.int64) * WORDS + GROUP[4] + word
+        place = bits + position * WORDS + GROUP[4] + word
         tl.store(place, tl.sum(packed, 2), mask=exists)
 
 
@@ -308,7 +308,7 @@ def _relay_sample_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    start = tl.program_id(0) * BLOCK_B
+    start = tl.program_id(0).to(tl.int64) * BLOCK_B
     for g in tl.static_range(len(GROUPS)):
         _keep_group(
             rows,
@@ -376,6 +376,7 @@ def constants_of(layout: RowLayout, precision: str) -> dict[str, Any]:
     """Layout, tiles and launch options; no kernel spills a register with them, on sm_80 to sm_120."""
     block_t = block_of(layout.latent_dim)
     num_warps = max(4, block_t // 32)
+    narrow = block_t <= 64 and layout.deviation_offset < 256 and layout.form != "mixture"
     words = tuple(sum(layout.word_counts[:g]) for g in range(len(layout.groups)))
     starts = (layout.group_offsets, layout.relay_offsets, words)
     blocks = [block_of(size, least=BITS_PER_WORD) for size in layout.groups]
@@ -395,7 +396,7 @@ def constants_of(layout: RowLayout, precision: str) -> dict[str, Any]:
         "num_stages": 1,
         # with 128 four programs fit into a multiprocessor; without a limit the assembler may spill
         # a few registers to make room for one program more
-        "maxnreg": 128 if block_t <= 64 and layout.deviation_offset < 256 else 255,
+        "maxnreg": 128 if narrow else 255,
         "enable_fp_fusion": True,
     }
 

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from triton.runtime.interpreter import InterpreterBuilder
 
 from rvi_fast import RowLayout, kernels, reference, testing
 from rvi_fast.kernels._common import row_error
@@ -9,7 +11,6 @@ from rvi_fast.testing import RelaySampleCase, assert_bit_equal
 
 INTERPRETER = testing.Implementation("triton-interpreter", kernels)
 FUNCTIONS = testing.RelaySampleContract.functions
-GUARD = 64
 
 
 class TestContract(testing.RelaySampleContract):
@@ -86,40 +87,56 @@ def test_special_numbers_are_selected_as_defined(form):
                 torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("form", ["linear", "mixture"])
-@pytest.mark.parametrize("latent_dim", [3, 64])
-def test_nothing_outside_the_tensors_is_read_or_written(form, latent_dim, monkeypatch):
-    inputs = inputs_of(RelaySampleCase(9, 70, latent_dim, (25, 40), form=form, given_noise=True))
-    expected = both(inputs)
-    guarded = []
-
-    def within_guards(shape, dtype, fill):
-        size = math.prod(shape) if isinstance(shape, tuple | torch.Size) else shape
-        memory = torch.full((size + 2 * GUARD,), fill, dtype=dtype)
-        guarded.append((memory, fill))
-        return memory[GUARD : size + GUARD].view(shape)
-
-    def surrounded(value):
-        if not isinstance(value, torch.Tensor):
-            return value
-        fill = math.nan if value.is_floating_point() else torch.iinfo(value.dtype).max
-        return within_guards(value.shape, value.dtype, fill).copy_(value)
-
+@pytest.fixture
+def watched_memory(monkeypatch):
+    """Every address that a kernel reads or writes must lie in one of the tensors in this list."""
+    tensors = [row_error(torch.device("cpu"))]
     plain = torch.Tensor.new_empty
 
-    def new_empty(self, shape, *, dtype=None, **options):
-        if options:  # the interpreter's own
-            return plain(self, shape, dtype=dtype, **options)
-        return within_guards(shape, dtype or self.dtype, 77)
+    def new_empty(self, *shape, **options):
+        tensors.append(plain(self, *shape, **options))
+        return tensors[-1]
 
-    inputs = {name: surrounded(value) for name, value in inputs.items()}
+    def watch(name, mask_position):
+        method = getattr(InterpreterBuilder, name)
+
+        def watched(self, pointers, *arguments):
+            mask = arguments[mask_position].data
+            addresses = pointers.data[np.broadcast_to(mask, pointers.data.shape)]
+            size = pointers.get_element_ty().primitive_bitwidth // 8
+            inside = np.zeros(addresses.shape, bool)
+            for tensor in tensors:
+                start, length = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+                inside |= (addresses >= start) & (addresses + size <= start + length)
+            assert inside.all(), f"{name} outside all tensors"
+            return method(self, pointers, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, watched)
+
+    watch("create_masked_load", 0)
+    watch("create_masked_store", 1)
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    assert_bit_equal(both(inputs), expected)
-    for memory, fill in guarded:
-        guard = torch.cat((memory[:GUARD], memory[-GUARD:]))
-        torch.testing.assert_close(
-            guard, torch.full_like(guard, fill), rtol=0, atol=0, equal_nan=True
-        )
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        RelaySampleCase(9, 70, 3, (25, 40), given_noise=True),
+        RelaySampleCase(9, 17, 100, (300, 7), num_samples=2),
+        RelaySampleCase(9, 70, 7, (13, 40), form="mixture"),
+        RelaySampleCase(9, 5, 5, (), num_samples=2),
+    ],
+    ids=str,
+)
+def test_nothing_outside_the_tensors_is_read_or_written(case, watched_memory):
+    contract = testing.RelaySampleContract()
+    inputs = contract.inputs("relay_sample_bwd", case, torch.float32)
+    inputs["index"][:2] = torch.tensor([-1, case.num_data])
+    watched_memory += [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+    for function in FUNCTIONS:
+        arguments = [inputs[name] for name in testing._arguments(function)]
+        watched_memory += getattr(kernels, function)(*arguments)
 
 
 @pytest.mark.parametrize("form", ["linear", "mixture"])
