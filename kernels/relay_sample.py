@@ -20,11 +20,11 @@ Shapes:
     of all groups in tiles of `BLOCK_K` columns; tiles and groups need not begin together.
 
 Saved:
-    The kept bits. Mean and noise are made again.
+    The kept bits and mu. The noise is made again.
 
 Traffic:
-    Per row, in float32: forward reads 4 W + 8 and writes 4 (S T + 1) + 4 words bytes; backward reads
-    4 W + 8 + 4 (S T + 1) + 4 words and writes 4 W; grad_relays reads its 4 K + 4 T + 4 words once
+    Per row, in float32: forward reads 4 W + 8 and writes 4 (S T + T + 1) + 4 words bytes; backward
+    reads 4 T + 8 + 4 (S T + T + 1) + 4 words (a mixture its coefficients as well) and writes 4 W; grad_relays reads its 4 K + 4 T + 4 words once
     more, from the second-level cache for batches of up to about 16 thousand rows.
 
 Limits:
@@ -180,6 +180,38 @@ def _weigh_group(
 
 
 @triton.jit
+def weigh_groups(
+    rows,
+    bits,
+    softmax,
+    row,
+    position,
+    valid,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEVIATION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Stores the weights of a mixture, of rows whose bits are in memory, for all threads to read."""
+    for g in tl.static_range(len(GROUPS)):
+        _weigh_group(
+            rows,
+            bits,
+            softmax,
+            row,
+            position,
+            valid,
+            tl.constexpr(GROUPS[g]),
+            WORDS,
+            WIDTH,
+            DEVIATION,
+            BLOCK_K,
+        )
+    tl.debug_barrier()
+
+
+@triton.jit
 def posterior_mean(
     rows,
     relays,
@@ -197,23 +229,7 @@ def posterior_mean(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """mu [BLOCK_B, BLOCK_T] of rows whose bits are in memory; mixtures leave their weights there."""
-    if softmax is not None:
-        for g in tl.static_range(len(GROUPS)):
-            _weigh_group(
-                rows,
-                bits,
-                softmax,
-                row,
-                position,
-                valid,
-                tl.constexpr(GROUPS[g]),
-                WORDS,
-                WIDTH,
-                DEVIATION,
-                BLOCK_K,
-            )
-        tl.debug_barrier()
+    """mu [BLOCK_B, BLOCK_T] of rows whose bits, and weights of a mixture, are in memory."""
     t = tl.arange(0, BLOCK_T)[None, :]
     mean = tl.load(rows + row * WIDTH + DEVIATION + t, mask=valid & (t < T), other=0.0)
     mean = mean.to(tl.float32)
@@ -292,6 +308,7 @@ def _relay_sample_fwd_kernel(
     z,
     kl,
     bits,
+    saved_mean,
     softmax,
     row_error,
     num_data,
@@ -329,6 +346,20 @@ def _relay_sample_fwd_kernel(
     position = start + tl.arange(0, BLOCK_B)[:, None]
     row, valid = load_row_numbers(index, row_error, position, num_data, batch)
     inside = position < batch
+    if softmax is not None:
+        weigh_groups(
+            rows,
+            bits,
+            softmax,
+            row,
+            position,
+            valid,
+            GROUPS,
+            WORDS,
+            WIDTH,
+            DEVIATION,
+            BLOCK_K,
+        )
     mean = posterior_mean(
         rows,
         relays,
@@ -348,6 +379,7 @@ def _relay_sample_fwd_kernel(
     )
     t = tl.arange(0, BLOCK_T)[None, :]
     exists = valid & (t < T)
+    tl.store(saved_mean + position * T + t, tl.where(valid, mean, 0.0), mask=inside & (t < T))
     log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0).to(tl.float32)
     log_std = clamp_log_std(log_std)
     std = tl.exp(log_std)
@@ -411,7 +443,7 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     if not covers(rows, relays, groups):
         return NotImplemented
@@ -421,6 +453,7 @@ def relay_sample_fwd(
     z = rows.new_empty((num_samples, batch, layout.latent_dim))
     kl = rows.new_empty(batch, dtype=float32)
     bits = rows.new_empty((batch, words), dtype=torch.int32)
+    mean = rows.new_empty((batch, layout.latent_dim), dtype=float32)
     softmax = None
     if form == "mixture":
         softmax = rows.new_empty((batch, layout.deviation_offset), dtype=float32)
@@ -434,6 +467,7 @@ def relay_sample_fwd(
             z=z,
             kl=kl,
             bits=bits,
+            saved_mean=mean,
             softmax=softmax,
             row_error=row_error(rows.device),
             num_data=rows.shape[0],
@@ -441,4 +475,4 @@ def relay_sample_fwd(
             num_samples=num_samples,
             **constants_of(layout, input_precision()),
         )
-    return z, kl, bits
+    return z, kl, bits, mean

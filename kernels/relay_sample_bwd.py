@@ -1,7 +1,7 @@
 """Backward of relay_sample: gradients of the rows of a batch, and of the relays.
 
 The mathematics, shapes, traffic and limits stand in `relay_sample`. First a kernel for the rows, which
-makes mean and noise again; then one that sums the gradient of the relays over pieces of the batch, a
+makes the noise again; then one that sums the gradient of the relays over pieces of the batch, a
 tile of relay vectors at a time, and a reduction that adds the pieces in order.
 """
 
@@ -30,7 +30,7 @@ from .relay_sample import (
     load_relays,
     load_weights,
     locate,
-    posterior_mean,
+    weigh_groups,
 )
 
 # grad_relays is summed in pieces of at least so many rows, and at most so many pieces
@@ -81,6 +81,7 @@ def _relay_sample_bwd_kernel(
     seed,
     noise,
     bits,
+    saved_mean,
     grad_rows,
     grad_mean,
     softmax,
@@ -105,26 +106,24 @@ def _relay_sample_bwd_kernel(
     row, valid = load_row_numbers(index, row_error, position, num_data, batch)
     inside = position < batch
 
-    mean = posterior_mean(
-        rows,
-        relays,
-        bits,
-        softmax,
-        row,
-        position,
-        valid,
-        GROUPS,
-        T,
-        WORDS,
-        WIDTH,
-        DEVIATION,
-        PRECISION,
-        BLOCK_K,
-        BLOCK_T,
-    )
+    if softmax is not None:
+        weigh_groups(
+            rows,
+            bits,
+            softmax,
+            row,
+            position,
+            valid,
+            GROUPS,
+            WORDS,
+            WIDTH,
+            DEVIATION,
+            BLOCK_K,
+        )
     t = tl.arange(0, BLOCK_T)[None, :]
     exists = valid & (t < T)
     grad_kl_b = tl.load(grad_kl + position, mask=valid, other=0.0).to(tl.float32)
+    mean = tl.load(saved_mean + position * T + t, mask=exists, other=0.0)
     grad_mu = tl.where(exists, grad_kl_b * mean, 0.0)
     grad_std = tl.zeros_like(grad_mu)
     for sample in range(num_samples):
@@ -241,6 +240,7 @@ def relay_sample_bwd(
     seed: Tensor,
     noise: Tensor | None,
     bits: Tensor,
+    mean: Tensor | None,
     groups: list[int],
     kept: list[int],
     form: str,
@@ -248,7 +248,7 @@ def relay_sample_bwd(
     need_relays: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
-    if not covers(rows, relays, groups):
+    if not covers(rows, relays, groups) or mean is None:
         return NotImplemented
     layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
     batch, latent_dim, float32 = index.shape[0], layout.latent_dim, torch.float32
@@ -278,6 +278,7 @@ def relay_sample_bwd(
         seed=seed,
         noise=None if noise is None else noise.contiguous(),
         bits=bits,
+        saved_mean=mean.to(float32).contiguous(),
         grad_rows=grad_rows if need_rows else None,
         grad_mean=grad_mean,
         softmax=softmax,
