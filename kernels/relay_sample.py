@@ -86,7 +86,7 @@ def locate(column, GROUPS: tl.constexpr):
 
 @triton.jit
 def load_kept(bits, position, bit, exists, WORDS: tl.constexpr):
-    word = tl.load(bits + position * WORDS + (bit >> 5), mask=exists, other=0)
+    word = tl.load(bits + position.to(tl.int64) * WORDS + (bit >> 5), mask=exists, other=0)
     return ((word >> (bit & 31)) & 1) == 1
 
 
@@ -109,7 +109,7 @@ def load_weights(
     column, relay, bit = column[None, :], relay[None, :], bit[None, :]
     exists = valid & (relay >= 0)
     if softmax is not None:
-        return tl.load(softmax + position * DEVIATION + column, mask=exists, other=0.0)
+        return tl.load(softmax + position.to(tl.int64) * DEVIATION + column, mask=exists, other=0.0)
     value = tl.load(rows + row * WIDTH + column, mask=exists, other=0.0).to(tl.float32)
     return tl.where(load_kept(bits, position, bit, exists, WORDS), value, 0.0)
 
@@ -176,7 +176,7 @@ def _weigh_group(
             rows, bits, row, position, valid, first, GROUP, WORDS, WIDTH, BLOCK_K
         )
         weight = tl.exp(value - largest) / total
-        tl.store(softmax + position * DEVIATION + column, weight, mask=exists)
+        tl.store(softmax + position.to(tl.int64) * DEVIATION + column, weight, mask=exists)
 
 
 @triton.jit
@@ -294,7 +294,7 @@ def _keep_group(
             kept = mark_largest(key, k, GROUP[1]) & valid
         packed = tl.reshape(kept.to(tl.int32) << (k & 31), [BLOCK_S, BLOCK // 32, 32])
         exists = (position < batch) & (word < (SIZE + 31) // 32)
-        place = bits + position * WORDS + GROUP[4] + word
+        place = bits + position.to(tl.int64) * WORDS + GROUP[4] + word
         tl.store(place, tl.sum(packed, 2), mask=exists)
 
 
@@ -325,7 +325,8 @@ def _relay_sample_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BLOCK_B
+    # positions in the batch take half the registers in 32 bits
+    start = (tl.program_id(0).to(tl.int64) * BLOCK_B).to(tl.int32)
     for g in tl.static_range(len(GROUPS)):
         _keep_group(
             rows,

@@ -52,8 +52,8 @@ def _centre_group(
     BLOCK_K: tl.constexpr,
 ):
     """Turns the stored products of a group into the gradients of a mixture's coefficients."""
-    products = grad_rows + position * WIDTH + GROUP[2]
-    weights = softmax + position * DEVIATION + GROUP[2]
+    products = grad_rows + position.to(tl.int64) * WIDTH + GROUP[2]
+    weights = softmax + position.to(tl.int64) * DEVIATION + GROUP[2]
     centre = tl.zeros_like(position).to(tl.float32)
     for first in range(0, GROUP[0], BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
@@ -102,7 +102,8 @@ def _relay_sample_bwd_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """Gradients of the rows, and grad_mean [B, T] where asked for: `grad_relays` needs it."""
-    position = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    start = (tl.program_id(0).to(tl.int64) * BLOCK_B).to(tl.int32)
+    position = start + tl.arange(0, BLOCK_B)[:, None]
     row, valid = load_row_numbers(index, row_error, position, num_data, batch)
     inside = position < batch
 
@@ -133,7 +134,7 @@ def _relay_sample_bwd_kernel(
         if grad_rows is not None:
             grad_std += grad * load_noise(noise, place, seed, row, sample, exists, BLOCK_T)
     if grad_mean is not None:
-        tl.store(grad_mean + position * T + t, grad_mu, mask=inside & (t < T))
+        tl.store(grad_mean + position.to(tl.int64) * T + t, grad_mu, mask=inside & (t < T))
 
     if grad_rows is not None:
         log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0)
@@ -143,7 +144,7 @@ def _relay_sample_bwd_kernel(
         free = exists & (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)
         grad_log_std = tl.where(free, grad_log_std, 0.0)
         # both parts are followed by the same padding, which is written too
-        part = grad_rows + position * WIDTH + t
+        part = grad_rows + position.to(tl.int64) * WIDTH + t
         stored = inside & (t < WIDTH - LOG_STD)
         tl.store(part + DEVIATION, grad_mu, mask=stored)
         tl.store(part + LOG_STD, grad_log_std, mask=stored)
@@ -157,7 +158,7 @@ def _relay_sample_bwd_kernel(
             for t_first in range(0, T, BLOCK_P):
                 p = t_first + tl.arange(0, BLOCK_P)[None, :]
                 grad = tl.load(
-                    grad_rows + position * WIDTH + DEVIATION + p,
+                    grad_rows + position.to(tl.int64) * WIDTH + DEVIATION + p,
                     mask=valid & (p < T),
                     other=0.0,
                 )
@@ -168,7 +169,7 @@ def _relay_sample_bwd_kernel(
                 used &= load_kept(bits, position, bit[None, :], used, WORDS)
             product = tl.where(used, product, 0.0)
             within = inside & (column < DEVIATION)
-            tl.store(grad_rows + position * WIDTH + column, product, mask=within)
+            tl.store(grad_rows + position.to(tl.int64) * WIDTH + column, product, mask=within)
         if softmax is not None:
             tl.debug_barrier()
             for g in tl.static_range(len(GROUPS)):
@@ -221,7 +222,9 @@ def _relay_sample_bwd_relays_kernel(
         weight = load_weights(
             rows, bits, softmax, row, position, valid, column, relay, bit, WORDS, WIDTH, DEVIATION
         )
-        grad = tl.load(grad_mean + position * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0)
+        grad = tl.load(
+            grad_mean + position.to(tl.int64) * GRAD_STRIDE + t, mask=valid & (t < T), other=0.0
+        )
         total = tl.dot(tl.trans(weight), grad, total, input_precision=PRECISION)
     relay = relay[:, None]
     place = (tl.program_id(1).to(tl.int64) * NUM_RELAYS + relay) * T + t
