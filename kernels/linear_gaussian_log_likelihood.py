@@ -337,7 +337,8 @@ def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int) -> dict[str, 
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": min(block, 32)}
-    return blocks | {"num_warps": warps}
+    # without a limit of its own the assembler may spill a few registers for one program more
+    return blocks | {"num_warps": warps, "maxnreg": 255}
 
 
 def _prepared(
