@@ -12,6 +12,9 @@ from . import _checks
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
 
+# where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
+# the price of a matrix product more, which on the CPU is more than the means cost
+_ONE_OP = ("cuda",)
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
 
@@ -98,8 +101,8 @@ class LatentModel(nn.Module):
     def log_prob(self, x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """log p(x | z) of the observed entries in nats, [B] or [S, B].
 
-        On a GPU, where the decoder is an `nn.Sequential` that ends in an `nn.Linear` and nothing looks at
-        that layer's output, likelihood and layer are one op and the means are not written down.
+        On a GPU, where the decoder is an `nn.Sequential` that ends in an `nn.Linear` and nothing looks
+        at that layer's output, likelihood and layer are one op and the means are not written down.
 
         Args:
             x: data [B, D], NaN = missing.
@@ -107,13 +110,8 @@ class LatentModel(nn.Module):
             mask: bool [B, D], true = observed.
         """
         before, last = _split(self.decoder)
-        # autograd calls forward and backward apart, which means a matrix product more: on the CPU it
-        # costs more than the means
-        if (
-            x.device.type == "cpu"
-            or last is None
-            or not _plain(self.likelihood, GaussianLikelihood)
-        ):
+        alone = x.device.type not in _ONE_OP or not _plain(self.likelihood, GaussianLikelihood)
+        if last is None or alone:
             return self.likelihood(x, self.decoder(z), mask)
         for layer in before:
             z = layer(z)
