@@ -286,7 +286,7 @@ def _keep_group(
     k = tl.arange(0, BLOCK)[None, :]
     word = tl.arange(0, BLOCK // 32)[None, :]
     for first in range(0, BLOCK_B, BLOCK_S):
-        position = start + first + tl.arange(0, BLOCK_S)[:, None]
+        position = start.to(tl.int64) + first + tl.arange(0, BLOCK_S)[:, None]
         row, valid = load_row_numbers(index, row_error, position, num_data, batch)
         kept = valid & (k < SIZE)
         value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=kept, other=0.0).to(tl.float32)
