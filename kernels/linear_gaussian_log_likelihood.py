@@ -14,8 +14,7 @@ Shapes:
     entry d in bit d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone: the mean is computed again, which makes value and gradients four products of which
-    one is done twice.
+    The inputs alone. The mean is computed again by each kernel of the backward pass: four products.
 
 Traffic:
     Two kernels, each a walk as attention's: the first owns rows and walks over the features (log_prob,

@@ -55,6 +55,11 @@ def test_machine_code_keeps_the_written_budget(compiled):
             assert row == written["kernels"][key], f"{key}: make budget, and look at the difference"
 
 
+def test_the_table_shows_the_budget():
+    written = json.loads(kernel_budget.FILE.read_text())
+    assert kernel_budget.table(written) in kernel_budget.README.read_text()
+
+
 def test_addresses_of_every_kernel_are_64_bit(compiled):
     for key, row in compiled.items():
         assert not narrow_address_arithmetic(row["ttir"]), key
