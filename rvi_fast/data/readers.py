@@ -116,8 +116,9 @@ def load_data(
         name: "digits" (8x8, needs scikit-learn, no file), "artificial" (10,000 + 2,000 rows, made
             by `artificial`), "mnist", "fashion-mnist", "mosi", or the path of a table: .npy; .npz
             (the array `x`, or the only 2-D array); .csv (an empty cell, NA or nan is missing; a
-            first line of names, none of them a number, is the header); .parquet; .idx?-ubyte, plain or .gz. uint8 arrays are pixels, and [N, H, W] of them
-            images; all other numbers become float32.
+            first line of names, none of them a number, is the header); .parquet; .idx?-ubyte, plain
+            or .gz. uint8 arrays are pixels, and [N, H, W] of them images; all other numbers become
+            float32.
         data_dir: the first directory to look in for a data set by name.
 
     Returns:
