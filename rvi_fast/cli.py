@@ -1,4 +1,4 @@
-"""The command line: `rvi-fast train | infer | impute | info | demo`."""
+"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce`."""
 
 from __future__ import annotations
 
@@ -201,7 +201,32 @@ def _parser() -> argparse.ArgumentParser:
         help="where results go (default: runs/demo)",
     )
     demo.add_argument("--epochs", type=int, help="passes over the data (default: 300)")
-    for command in (train, new, fill, demo):
+
+    figures = _command(
+        commands,
+        "reproduce",
+        _reproduce,
+        "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
+    )
+    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "--scale",
+        choices=("quick", "paper"),
+        default="quick",
+        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+    )
+    figures.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
+    )
+    figures.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    figures.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where figures and runs go (default: results)",
+    )
+    for command in (train, new, fill, demo, figures):
         command.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -460,6 +485,26 @@ def _demo(arguments: argparse.Namespace) -> int:
     for path in sorted(arguments.run_dir.iterdir()):
         if not path.name.startswith("."):
             print(f"  {path.name}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from .experiments import registry, sweep
+
+    try:
+        written = registry.reproduce(
+            arguments.figures,
+            arguments.out,
+            scale=arguments.scale,
+            data_dir=arguments.data_dir,
+            jobs=arguments.jobs,
+            progress=not arguments.quiet,
+        )
+    except sweep.SweepError as error:
+        print(f"rvi-fast: error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
     return 0
 
 

@@ -69,7 +69,7 @@ def sweep(
     _checks.check_positive_int("jobs", jobs)
     with RunDirectory(out) as held:
         root = Path(held)
-        directories = {config: root / _name(config) for config in configurations}
+        directories = {config: directory_of(root, config) for config in configurations}
         waiting = [c for c, directory in directories.items() if _result(directory) is None]
         errors: dict[Any, str] = {}
         done = len(directories) - len(waiting)
@@ -103,8 +103,9 @@ def _plain(config: Any) -> str:
     return json.dumps(asdict(config), sort_keys=True, allow_nan=False)
 
 
-def _name(config: Any) -> str:
-    return hashlib.sha256(_plain(config).encode()).hexdigest()[:16]
+def directory_of(out: Path, config: Any) -> Path:
+    """Where the run of a configuration lies."""
+    return out / hashlib.sha256(_plain(config).encode()).hexdigest()[:16]
 
 
 def _result(directory: Path) -> dict[str, Any] | None:
