@@ -21,6 +21,8 @@ from ..training.run import stream
 _TEST_SHARE = 0.25
 _SHOWN = 8  # images kept of a progression
 _SPLIT, _CLASSIFIER = 1, 2  # uses of the seed
+# rows without relays need larger steps; an encoder takes none
+_INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Experiment:
         boxes: missing boxes of 4x4 pixels per image.
         model: "rvi", "vad" or "vae"; groups, top and form concern "rvi" alone.
         posterior_lr: learning rate of rows, relays or encoder; None is `lr`.
-        infer_steps, infer_lr: of the posteriors of test rows.
+        infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
         progression: keep images and scores of reconstructions from the first groups only.
         seed: of rows, masks, parameters, order and noise.
@@ -56,7 +58,7 @@ class Experiment:
     lr: float = 1e-3
     posterior_lr: float | None = None
     infer_steps: int = 100
-    infer_lr: float = 0.01
+    infer_lr: float | None = None
     classifier_epochs: int = 0
     progression: bool = False
     seed: int = 0
@@ -117,7 +119,7 @@ def run(
         test.x,
         mask=test.mask,
         steps=experiment.infer_steps,
-        lr=experiment.infer_lr,
+        lr=experiment.infer_lr or _INFER_LR[experiment.model],
         seed=experiment.seed,
     )
     result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}

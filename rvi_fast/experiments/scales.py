@@ -49,7 +49,7 @@ SCALES = {
         common={
             "rows": 1000,
             "test_rows": 300,
-            "epochs": 12,
+            "epochs": 40,
             "batch_size": 32,
             "infer_steps": 50,
         },
