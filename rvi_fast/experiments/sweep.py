@@ -157,9 +157,7 @@ class _Worker:
         except (EOFError, ConnectionError):
             self.process.join()
             self.connection.close()
-            error = f"the process died, exit code {self.process.exitcode}"
-            self._spawn()
-            return error
+            return f"the process died, exit code {self.process.exitcode}"
 
     def _spawn(self) -> None:
         self.connection, other = _SPAWN.Pipe()
