@@ -80,9 +80,10 @@ def fit(
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
         lr: learning rate of decoder and scale.
-        posterior_lr: learning rate of rows and relays; `lr` if not given (paper section 6.4).
+        posterior_lr: learning rate of rows and relays, or of an encoder; `lr` if not given (paper
+            section 6.4).
         optimizer: mode of `RowAdam` for the rows: "dense", "lazy" or "row". Everything else is
-            driven by `torch.optim.Adam`.
+            driven by Adam, and an encoder has no rows.
         kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it.
         seed: of order and noise.
         device: where to train; where the model is if not given.
@@ -149,7 +150,7 @@ def fit(
 def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
     """The model of the last good checkpoint in a run directory.
 
-    Only models made by a builder (`models.rvi`, `models.vad`) know how to be built again; load any
+    Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
 
     Raises:
@@ -164,7 +165,9 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
         )
     tensors = checkpoint.tensors["model"]
-    model = build(config).to(device, tensors["posterior.rows"].dtype)
+    model = build(config)
+    name, _ = next(model.posterior.named_parameters())
+    model = model.to(device, tensors[f"posterior.{name}"].dtype)
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -172,14 +175,15 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
 @contextlib.contextmanager
 def _unchanged(model: LatentModel) -> Iterator[None]:
     """Afterwards modes, gradients and `posterior.sparse` are as they were."""
-    sparse = model.posterior.sparse
+    sparse = getattr(model.posterior, "sparse", None)
     modes = [(part, part.training) for part in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     model.zero_grad(set_to_none=True)
     try:
         yield
     finally:
-        model.posterior.sparse = sparse
+        if sparse is not None:
+            model.posterior.sparse = sparse
         for part, training in modes:
             part.training = training
         for parameter, gradient in gradients:

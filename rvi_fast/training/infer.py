@@ -38,7 +38,7 @@ def infer(
 
     Rows start at the mean of the training rows. Three quarters of the steps decode the posterior
     mean, which finds the means faster than samples do; the rest decode samples, which fits the
-    standard deviations.
+    standard deviations. A model with an encoder computes the posteriors in one pass instead.
 
     Args:
         model: a trained model.
@@ -65,6 +65,9 @@ def infer(
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
     device, num_data = device_of(model), len(inputs.x)
+    if model.amortized:
+        with _frozen(model.posterior):
+            return model.posterior.of(*inputs)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     with torch.no_grad():

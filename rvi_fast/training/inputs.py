@@ -71,13 +71,13 @@ def prepare(
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
-    rows = model.posterior.rows
+    like = next(model.posterior.parameters())
     if values.dtype != torch.uint8:
-        _check_finite(values, observed, rows.dtype)
-    device = rows.device if device is None else device
+        _check_finite(values, observed, like.dtype)
+    device = like.device if device is None else device
     if values.dtype == torch.uint8:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
-    values = values.to(device, rows.dtype)
+    values = values.to(device, like.dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)
     return Inputs(values, None)

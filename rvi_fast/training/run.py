@@ -26,7 +26,7 @@ from .checkpoints import (
 )
 from .inputs import Inputs
 from .shared_adam import SharedAdam, shared_adam
-from .step import DirectStep, make_step
+from .step import DirectStep, NoRows, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64
@@ -76,7 +76,7 @@ Callback = Callable[[LatentModel, History], bool | None]
 
 def device_of(model: LatentModel) -> torch.device:
     """Where the model's posterior lies."""
-    return model.posterior.rows.device
+    return next(model.posterior.parameters()).device
 
 
 def stream(seed: int, *counters: int) -> int:
@@ -118,27 +118,31 @@ class Run:
         self.history = History()
         self.stopped = False
         self.last_checkpoint: Path | None = None
-        model.posterior.sparse = True
-        self.rows = RowAdam(
-            model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
-        )
-        relays = [model.posterior.relays]
+        self.rows: RowAdam | NoRows = NoRows()
+        if not model.amortized:
+            model.posterior.sparse = True
+            self.rows = RowAdam(
+                model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
+            )
+        # the relays, or an encoder
+        inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
             parameter
             for name, parameter in model.named_parameters()
-            if name not in ("posterior.rows", "posterior.relays") and parameter.requires_grad
+            if not name.startswith("posterior.") and parameter.requires_grad
         ]
         self.shared = shared_adam(
             [
-                {"params": relays, "lr": settings["posterior_lr"]},
+                {"params": inference, "lr": settings["posterior_lr"]},
                 {"params": others, "lr": settings["lr"]},
             ]
         )
         step = make_step(model, self.rows, self.shared)
         self.step: BatchStep | CapturedStep = BatchStep(
-            step, inputs, device_of(model), model.posterior.rows.dtype
+            step, inputs, device_of(model), next(model.posterior.parameters()).dtype
         )
         if capture and device_of(model).type == "cuda" and isinstance(step, DirectStep):
+            assert isinstance(self.rows, RowAdam)
             self.step = CapturedStep(self.step, self.rows, self.steps_per_epoch)
 
     def detach(self) -> None:
@@ -258,7 +262,11 @@ class Run:
             observed = ~torch.isnan(x) if x.is_floating_point() else mask
             scored = x.numel() if observed is None else int(observed.sum())
             if scored:
-                total += elastic(x, self.model.reconstruct(index), mask) * scored
+                # an encoder keeps no rows: those of the batch are encoded anew
+                encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
+                rows = index if encoded is None else None
+                reconstruction = self.model.reconstruct(rows, posterior=encoded)
+                total += elastic(x, reconstruction, mask) * scored
             count += scored
         self.model.train()
         return total / count if count else float("nan")
@@ -322,7 +330,7 @@ def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _unflatten(
-    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer | NoRows
 ) -> dict[str, Any]:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
