@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from . import _checks
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
+from .storage import StrPath
 
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
@@ -166,6 +168,7 @@ def rvi(
     groups: Sequence[int] = (25, 50, 100),
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
+    storage: StrPath = "device",
 ) -> LatentModel:
     """Relay Variational Inference with a ReLU decoder and one learned observation scale.
 
@@ -177,6 +180,7 @@ def rvi(
         groups: relay vectors in each group.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+        storage: where the rows lie, see `RelayPosterior`.
     """
     config = {
         "builder": "rvi",
@@ -187,8 +191,11 @@ def rvi(
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
+        **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=groups, top=top, form=form)
+    posterior = RelayPosterior(
+        num_data, latent_dim, groups=groups, top=top, form=form, storage=storage
+    )
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
@@ -198,6 +205,7 @@ def vad(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
+    storage: StrPath = "device",
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
     config = {
@@ -206,8 +214,9 @@ def vad(
         "num_features": num_features,
         "latent_dim": latent_dim,
         "hidden": list(hidden),
+        **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=())
+    posterior = RelayPosterior(num_data, latent_dim, groups=(), storage=storage)
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
@@ -221,6 +230,11 @@ def build(config: dict[str, Any]) -> LatentModel:
     if name not in BUILDERS:
         raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
     return BUILDERS[name](**arguments)
+
+
+def _stored(storage: StrPath) -> dict[str, str]:
+    """What `LatentModel.config` says of the storage: nothing where it is the usual one."""
+    return {} if storage == "device" else {"storage": os.fspath(storage)}
 
 
 def _gaussian_model(

@@ -193,6 +193,11 @@ class RowAdam(torch.optim.Optimizer):
 
     # What follows serves runs that are resumed to the last bit although rows lag behind.
 
+    @property
+    def num_steps(self) -> int:
+        """Steps taken."""
+        return self._num_steps
+
     @contextmanager
     def as_they_are(self) -> Iterator[None]:
         """Within it the posterior reads rows that may not be up to date."""

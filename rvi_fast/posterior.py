@@ -111,8 +111,13 @@ class RelayPosterior(nn.Module):
             opened = tables.holds(self._description())
             with tables.kept() if opened else contextlib.nullcontext():
                 self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, like.device))
-            self.reset_parameters(rows=not opened)
-            tables.finish(self._description())
+            if opened:
+                tables.skip_drawing()
+            else:
+                before = torch.get_rng_state()
+                self._draw_rows()
+                tables.finish(self._description(), before)
+            self._draw_relays()
         else:
             check_memory(like.device, "posterior.rows", math.prod(shape) * like.element_size())
             self.rows = nn.Parameter(torch.empty(shape, device=like.device, dtype=like.dtype))
@@ -124,15 +129,23 @@ class RelayPosterior(nn.Module):
         return self.layout.latent_dim
 
     @torch.no_grad()
-    def reset_parameters(self, *, rows: bool = True) -> None:
+    def reset_parameters(self) -> None:
         """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2."""
-        for start in range(0, self.num_data if rows else 0, _DRAWN):
+        self._draw_rows()
+        self._draw_relays()
+
+    @torch.no_grad()
+    def _draw_rows(self) -> None:
+        for start in range(0, self.num_data, _DRAWN):
             part = self.rows[start : start + _DRAWN]
             part.zero_()
             for columns in (*self.layout.group_slices, self.layout.deviation_slice):
                 part[:, columns].normal_(std=0.01)
             part[:, self.layout.log_std_slice].fill_(-2.0)
             self.tables.release(start, start + len(part))
+
+    @torch.no_grad()
+    def _draw_relays(self) -> None:
         self.relays.normal_()
 
     def _description(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ system writes dirty pages back when it likes; what `sync` has returned from is o
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
@@ -73,6 +74,7 @@ class MappedTables(Tables):
             raise ValueError(f"storage: expected a directory, got {directory}: a file") from error
         self._tables: dict[str, Tensor] = {}
         self._keep = False
+        self._drawn: dict[str, str] = {}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -115,6 +117,7 @@ class MappedTables(Tables):
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"storage: {path} cannot be read: {error}") from error
+        self._drawn = found.pop("drawn", {})
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
                 f"storage: {self.directory} holds the tables of another posterior: {found}, expected "
@@ -122,12 +125,29 @@ class MappedTables(Tables):
             )
         return True
 
-    def finish(self, description: dict[str, Any]) -> None:
-        """Says that the rows have been filled: a directory without this is begun again."""
+    def skip_drawing(self) -> None:
+        """Leaves torch's generator as if the rows had been drawn, if it stands where it stood then.
+
+        A program that is killed and started again makes the same model, whether or not it had come
+        as far as to fill the rows.
+        """
+        if self._drawn.get("before") == _digest(torch.get_rng_state()):
+            after = bytearray.fromhex(self._drawn["after"])
+            torch.set_rng_state(torch.frombuffer(after, dtype=torch.uint8))
+
+    def finish(self, description: dict[str, Any], before: Tensor) -> None:
+        """Says that the rows have been filled: a directory without this is begun again.
+
+        Args:
+            description: of what, see `holds`.
+            before: state of torch's generator when the rows were drawn.
+        """
         self.sync()
+        after = torch.get_rng_state().numpy().tobytes().hex()
+        drawn = {"before": _digest(before), "after": after}
         writing = self.directory / ".tables.json"
         with open(writing, "w", encoding="utf-8") as file:
-            json.dump({"format": _FORMAT, **description}, file)
+            json.dump({"format": _FORMAT, **description, "drawn": drawn}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(writing, self.directory / "tables.json")
@@ -173,6 +193,12 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
     return Tables() if storage in ("device", "host") else MappedTables(storage)
 
 
+def forget_pages(address: int, length: int) -> None:
+    """Lets go of the whole pages of a shared map that lie there: nothing written is lost."""
+    first, last = -(-address // _PAGE) * _PAGE, (address + length) // _PAGE * _PAGE
+    _call("madvise", first, max(last - first, 0), _DONTNEED)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can be allocated on a device, as far as the system says."""
     if device.type == "cuda":
@@ -195,6 +221,10 @@ def check_memory(device: torch.device, table: str, size: int, advice: str = _ADV
             f"{table}: needs {size} bytes ({size / 1e9:.1f} GB) on {device}, where {free} "
             f"({free / 1e9:.1f} GB) are free; {advice}"
         )
+
+
+def _digest(state: Tensor) -> str:
+    return hashlib.sha256(state.numpy().data).hexdigest()
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -48,9 +48,9 @@ def impute(
     if num_draws is not None:
         _checks.check_positive_int("num_draws", num_draws)
     inputs = prepare(model, x, mask)
-    if len(inputs.x) != posterior.num_data:
+    if inputs.num_data != posterior.num_data:
         raise ValueError(
-            f"x: expected {posterior.num_data} rows, as the posterior has, got {len(inputs.x)}"
+            f"x: expected {posterior.num_data} rows, as the posterior has, got {inputs.num_data}"
             + ("; for new data pass posterior=infer(model, x)" if own else "")
         )
     modes = [(part, part.training) for part in model.modules()]
@@ -58,7 +58,7 @@ def impute(
     try:
         parts = [
             _filled(model, posterior, inputs.batch(index), index, num_draws)
-            for index in torch.arange(posterior.num_data, device=inputs.x.device).split(_CHUNK)
+            for index in torch.arange(posterior.num_data, device=inputs.device).split(_CHUNK)
         ]
     finally:
         for part, training in modes:

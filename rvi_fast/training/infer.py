@@ -64,7 +64,7 @@ def infer(
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
-    device, num_data = device_of(model), len(inputs.x)
+    device, num_data = device_of(model), inputs.num_data
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     with torch.no_grad():
