@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _checks
 from .ops import ops
 from .posterior import RelayPosterior
+from .storage import MappedTables, check_memory
 
 MODES = ("dense", "lazy", "row")
 # rows of `_history` to begin with; it doubles when steps since the last flush outgrow it
@@ -108,6 +109,8 @@ class RowAdam(torch.optim.Optimizer):
         self._lr = torch.zeros((), dtype=torch.float64, device=rows.device)
         # dense: the step a row is up to date with; row: its visits
         tables = posterior.tables
+        if not isinstance(tables, MappedTables):
+            check_memory(rows.device, "moments of posterior.rows", 2 * rows.nbytes + 4 * len(rows))
         self._row_step = tables.make("row_step", (len(rows),), torch.int32, rows.device)
         self._exp_avg = tables.make("exp_avg", rows.shape, rows.dtype, rows.device)
         self._exp_avg_sq = tables.make("exp_avg_sq", rows.shape, rows.dtype, rows.device)

@@ -39,10 +39,6 @@ class Tables:
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """A table of zeros."""
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
-        check_memory(device, name, size)
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
     def prefetch(self, start: int, stop: int) -> None:
@@ -205,7 +201,7 @@ def free_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + held)
-    bounds = [bound for bound in (_available(), _cgroup_room()) if bound is not None]
+    bounds = [bound for bound in (_available(), cgroup_room()) if bound is not None]
     return min(bounds) if device.type == "cpu" and bounds else None
 
 
@@ -227,9 +223,15 @@ def _digest(state: Tensor) -> str:
     return hashlib.sha256(state.numpy().data).hexdigest()
 
 
+def free_disk(directory: Path) -> int | None:
+    """Bytes that can be written there, as far as the system says."""
+    status = os.statvfs(directory) if hasattr(os, "statvfs") else None
+    return None if status is None else status.f_bavail * status.f_frsize
+
+
 def _reserve(path: Path, size: int) -> None:
-    status = os.statvfs(path.parent) if hasattr(os, "statvfs") else None
-    free = size if status is None else status.f_bavail * status.f_frsize
+    room = free_disk(path.parent)
+    free = size if room is None else room
     refusal = (
         f"storage: {path} needs {size} bytes ({size / 1e9:.1f} GB), its disk has {free} "
         f"({free / 1e9:.1f} GB) free; use another directory, fewer or smaller groups, or a smaller "
@@ -279,34 +281,33 @@ def _available() -> int | None:
         return None
 
 
-def _cgroup_room() -> int | None:
+def cgroup_room(
+    listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
     """What the control groups of this process leave, file pages that can be dropped included."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     rooms = []
     for line in lines:
         _, controllers, name = line.split(":", 2)
-        if controllers == "memory":
-            base = Path("/sys/fs/cgroup/memory")
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        elif not controllers:
-            base, files = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
-        else:
+        if controllers not in ("", "memory"):
             continue
+        base = root / controllers
+        files = ("memory.max", "memory.current")
+        if controllers:  # version 1
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         group = base / name.lstrip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base):
                 break
             try:
                 limit, used = ((folder / file).read_text().strip() for file in files)
-                statistics = dict(
-                    part.split() for part in (folder / "memory.stat").read_text().splitlines()
-                )
-            except (OSError, ValueError):
+                numbers = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+            except (OSError, ValueError):  # the root has no limit, and a container sees less
                 continue
             if limit != "max":
-                droppable = int(statistics.get("inactive_file", 0))
+                droppable = int(numbers.get("inactive_file", 0))
                 rooms.append(max(int(limit) - int(used) + droppable, 0))
     return min(rooms, default=None)

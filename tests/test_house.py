@@ -31,7 +31,7 @@ BELOW = {
     "functional": "ops _checks",
     "likelihood": "functional",
     "posterior": "functional storage",
-    "optim": "functional posterior",
+    "optim": "functional posterior storage",
     "models": "posterior likelihood storage",
     "training": "models optim data storage _version",
     "testing": "posterior",

@@ -207,7 +207,7 @@ def test_no_more_than_a_few_batches_are_read_ahead():
 
     model.decoder.register_forward_hook(look)
     run(model, data, batch_size=2, epochs=1, eval_every=0)
-    assert max(ahead) <= sources._AHEAD + 2
+    assert max(ahead) <= sources.AHEAD + 2
 
 
 def test_a_run_on_a_map_goes_on_with_the_table_in_memory(tmp_path):

@@ -206,7 +206,7 @@ def test_what_cannot_fit_in_memory_is_refused_before_it_is_made(monkeypatch, dev
         RelayPosterior(100, 12, groups=(4,), storage=device)
     posterior = RelayPosterior(20, 12, groups=(4,), storage=device)
     monkeypatch.setattr(storage, "free_memory", lambda _: 999)
-    with pytest.raises(ValueError, match="exp_avg: needs 2240 bytes"):
+    with pytest.raises(ValueError, match=r"moments of posterior\.rows: needs 4560 bytes"):
         RowAdam(posterior)
 
 

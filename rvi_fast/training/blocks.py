@@ -26,6 +26,11 @@ def default_block_rows(row_bytes: int) -> int:
     return max(1, _WINDOW_BYTES // (_TOGETHER * row_bytes))
 
 
+def rows_resident(block_rows: int) -> int:
+    """Rows in memory at a time: of the window at work, the one before and the one to come."""
+    return 3 * _TOGETHER * block_rows
+
+
 class EpochOrder:
     """The order of one epoch; depends on the generator and the sizes alone.
 
@@ -51,7 +56,9 @@ class EpochOrder:
         """Full batches, which may reach from one window into the next, and a smaller one at the end."""
         left = torch.empty(0, dtype=torch.int64, device=self.generator.device)
         for window in range(len(self.windows)):
-            rows = torch.cat((left, self._rows(window)))
+            rows = self._rows(window)
+            if len(left):
+                rows = torch.cat((left, rows))
             full = len(rows) // batch_size * batch_size
             for index in rows[:full].split(batch_size) if full else ():
                 yield Visit(index, window)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from .. import _checks
 from ..models import LatentModel
+from ..storage import check_memory
 from .sources import DatasetRows, HostInputs, MappedArray, Visit, chunks, convert, is_mapped
 
 # rows examined at once, so that no mask of the whole table is made
@@ -105,6 +106,9 @@ def prepare(
         _check_finite(values, observed, rows.dtype)
     if values.dtype == torch.uint8:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
+    if values.dtype != rows.dtype or values.device.type != device.type:
+        advice = f"pass x as {rows.dtype}, or as a memory map"
+        check_memory(device, "x", values.numel() * rows.element_size(), advice)
     values = values.to(device, rows.dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..storage import InsufficientMemory, free_disk
 from .checkpoints import CheckpointError, durable, remove_directory, sync_directory
 
 _PREFIX = "undo-"
@@ -45,6 +46,7 @@ class Journal:
         self.directory, self.tables, self.block_rows = directory, tables, block_rows
         self.num_data = len(next(iter(tables.values())))
         self.token = ""
+        self._check_room()
         self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool)
         self._lock = threading.Lock()
 
@@ -106,6 +108,17 @@ class Journal:
             os.replace(writing, path)
             sync_directory(path.parent)
             self._kept[block] = True
+
+    def _check_room(self) -> None:
+        size = sum(table.nbytes for table in self.tables.values())
+        held = sum(path.stat().st_size for path in self.directory.glob(f"{_PREFIX}*/*.bin"))
+        room = free_disk(self.directory)
+        if room is not None and size - held > room:
+            raise InsufficientMemory(
+                f"run_dir: the journal of the tables in {self.directory} needs up to {size - held} "
+                f"bytes ({size / 1e9:.1f} GB) more, its disk has {room} ({room / 1e9:.1f} GB) free; "
+                "make room, lower num_data, groups or latent_dim, or train without run_dir"
+            )
 
     def _folder(self) -> Path:
         return self.directory / f"{_PREFIX}{self.token}"

@@ -20,7 +20,7 @@ from ..storage import forget_pages
 # rows examined at once
 _CHUNK = 8192
 # batches that wait for the step
-_AHEAD = 4
+AHEAD = 4
 # rows of a data set that its fingerprint reads
 _SAMPLED = 64
 _POLL = 0.05  # seconds
@@ -177,7 +177,7 @@ class HostInputs:
     def feed(self, visits: Iterable[Visit]) -> Iterator[Iterator[Visit]]:
         """Within it `batch` finds what it needs read already."""
         waiting: queue.Queue[tuple[Visit, Batch] | BaseException | None]
-        waiting, ended = queue.Queue(_AHEAD), threading.Event()
+        waiting, ended = queue.Queue(AHEAD), threading.Event()
 
         def put(entry: tuple[Visit, Batch] | BaseException | None) -> None:
             while not ended.is_set():
