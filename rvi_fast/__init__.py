@@ -20,19 +20,30 @@ from .functional import (
 from .layout import RowLayout
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
-from .training import EarlyStopping, History, fit, impute, infer, load
+from .training import (
+    EarlyStopping,
+    History,
+    MemoryEstimate,
+    estimate_memory,
+    fit,
+    impute,
+    infer,
+    load,
+)
 
 __all__ = [
     "EarlyStopping",
     "EncoderPosterior",
     "GaussianLikelihood",
     "History",
+    "MemoryEstimate",
     "RelayPosterior",
     "RelaySample",
     "RowLayout",
     "__version__",
     "data",
     "elastic",
+    "estimate_memory",
     "fit",
     "gaussian_log_likelihood",
     "impute",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from . import _checks
 from .encoder import EncoderPosterior
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
+from .storage import StrPath
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost
@@ -176,6 +178,7 @@ def rvi(
     groups: Sequence[int] = (25, 50, 100),
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
+    storage: StrPath = "device",
 ) -> LatentModel:
     """Relay Variational Inference with a ReLU decoder and one learned observation scale.
 
@@ -187,6 +190,7 @@ def rvi(
         groups: relay vectors in each group.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+        storage: where the rows lie, see `RelayPosterior`.
     """
     config = {
         "builder": "rvi",
@@ -197,8 +201,11 @@ def rvi(
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
+        **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=groups, top=top, form=form)
+    posterior = RelayPosterior(
+        num_data, latent_dim, groups=groups, top=top, form=form, storage=storage
+    )
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
@@ -208,6 +215,7 @@ def vad(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
+    storage: StrPath = "device",
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
     config = {
@@ -216,8 +224,9 @@ def vad(
         "num_features": num_features,
         "latent_dim": latent_dim,
         "hidden": list(hidden),
+        **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=())
+    posterior = RelayPosterior(num_data, latent_dim, groups=(), storage=storage)
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
@@ -253,7 +262,7 @@ def vae(
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
-BUILDERS = {"rvi": rvi, "vad": vad, "vae": vae}
+BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
 
 
 def build(config: dict[str, Any]) -> LatentModel:
@@ -263,6 +272,11 @@ def build(config: dict[str, Any]) -> LatentModel:
     if name not in BUILDERS:
         raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
     return BUILDERS[name](**arguments)
+
+
+def _stored(storage: StrPath) -> dict[str, str]:
+    """What `LatentModel.config` says of the storage: nothing where it is the usual one."""
+    return {} if storage == "device" else {"storage": os.fspath(storage)}
 
 
 def _gaussian_model(

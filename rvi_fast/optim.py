@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from . import _checks
 from .ops import ops
 from .posterior import RelayPosterior
+from .storage import MappedTables, check_memory
 
 MODES = ("dense", "lazy", "row")
 # rows of `_history` to begin with; it doubles when steps since the last flush outgrow it
@@ -106,9 +108,14 @@ class RowAdam(torch.optim.Optimizer):
         self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=rows.device)
         self._lr = torch.zeros((), dtype=torch.float64, device=rows.device)
         # dense: the step a row is up to date with; row: its visits
-        self._row_step = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-        self._exp_avg = torch.zeros_like(rows, requires_grad=False)
-        self._exp_avg_sq = torch.zeros_like(rows, requires_grad=False)
+        tables = posterior.tables
+        if not isinstance(tables, MappedTables):
+            check_memory(rows.device, "moments of posterior.rows", 2 * rows.nbytes + 4 * len(rows))
+        self._row_step = tables.make("row_step", (len(rows),), torch.int32, rows.device)
+        self._exp_avg = tables.make("exp_avg", rows.shape, rows.dtype, rows.device)
+        self._exp_avg_sq = tables.make("exp_avg_sq", rows.shape, rows.dtype, rows.device)
+        # asked before rows of these numbers, or all rows, are written to
+        self.before_write: Callable[[Tensor], None] | None = None
         # the clock as the host knows it, so that nothing has to be read back from a GPU
         self._num_steps, self._flushed_at = 0, 0
         self._applied = self._constants()
@@ -154,10 +161,13 @@ class RowAdam(torch.optim.Optimizer):
         for start in range(0, num_data, _CHUNK):
             end = min(start + _CHUNK, num_data)
             self._catch_up(torch.arange(start, end, device=self._row_step.device))
+            self.posterior.tables.release(start, end)
         self._start_history(self._num_steps)
 
     @torch.no_grad()
     def _catch_up(self, index: Tensor) -> None:
+        if self.before_write is not None:
+            self.before_write(index)
         # .data: rows that a pending backward needs do not change, so autograd need not object
         ops.row_adam_catch_up(
             self._table().data,
@@ -184,6 +194,56 @@ class RowAdam(torch.optim.Optimizer):
         self._clock[1] = num_steps
         self._history.zero_()
 
+    # What follows serves runs that are resumed to the last bit although rows lag behind.
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken."""
+        return self._num_steps
+
+    @contextmanager
+    def as_they_are(self) -> Iterator[None]:
+        """Within it the posterior reads rows that may not be up to date."""
+        self.posterior._row_optimizer = None
+        try:
+            yield
+        finally:
+            self.posterior._row_optimizer = self
+
+    def forget_before(self, step: int) -> None:
+        """All rows are up to date with that step at least: what came before it is not needed."""
+        if self.mode != "dense" or step <= self._flushed_at:
+            return
+        gone, used = step - self._flushed_at, self._num_steps - self._flushed_at + 1
+        left = self._history[gone:used].clone()
+        self._history.zero_()
+        self._history[: len(left)] = left
+        self._flushed_at = step
+        self._clock[1] = step
+
+    def raw_tables(self) -> dict[str, Tensor]:
+        """Rows, moments and steps [N, ...] as they are."""
+        return {
+            "rows": self._table().detach(),
+            "exp_avg": self._exp_avg,
+            "exp_avg_sq": self._exp_avg_sq,
+            "row_step": self._row_step,
+        }
+
+    def raw_state(self) -> dict[str, Tensor]:
+        """All else that the next step depends on."""
+        used = self._num_steps - self._flushed_at + 1
+        return {"clock": self._clock, "history": self._history[:used]}
+
+    @torch.no_grad()
+    def load_raw_state(self, state: dict[str, Tensor]) -> None:
+        """Takes back `raw_state`, with the tables as they were then."""
+        self._clock.copy_(state["clock"])
+        self._num_steps, self._flushed_at = self._clock.tolist()
+        self.reserve(len(state["history"]))
+        self._history.zero_()
+        self._history[: len(state["history"])] = state["history"]
+
     def _constants(self) -> tuple[float, float, float]:
         group = self.param_groups[0]
         return (*group["betas"], group["eps"])
@@ -209,6 +269,8 @@ class RowAdam(torch.optim.Optimizer):
             grad: gradients [B, W].
         """
         self._check_owner()
+        if self.before_write is not None:
+            self.before_write(index)
         rows, weight_decay = self._table(), self.param_groups[0]["weight_decay"]
         if self._applied != self._constants():  # the closed form holds for constant betas and eps
             _check_betas(self.param_groups[0]["betas"], self.mode)

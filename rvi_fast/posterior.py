@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,9 +15,12 @@ from . import _checks, reference
 from .functional import RelaySample, relay_sample
 from .layout import FORMS, RowLayout
 from .ops import check_rows_read
+from .storage import MappedTables, StrPath, Tables, check_memory, open_tables
 
 # rows read at once when a whole table is asked for
 _CHUNK = 8192
+# rows drawn at once
+_DRAWN = 65536
 
 
 class _RowOptimizer(Protocol):
@@ -44,6 +49,11 @@ class RelayPosterior(nn.Module):
             it. Within `torch.compile` the gradient is dense all the same.
         device: where the tables live.
         dtype: dtype of the tables.
+        storage: "device": rows and moments in the memory of the device; "host": in that of the host;
+            else a directory, for tables larger than memory: they lie in files that are mapped, and
+            `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
+            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. "host" and
+            directories serve the CPU.
 
     Attributes:
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
@@ -83,20 +93,35 @@ class RelayPosterior(nn.Module):
         sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        storage: StrPath = "device",
     ) -> None:
         super().__init__()
         self.num_data = _checks.check_positive_int("num_data", num_data)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
-        shape = (num_data, self.layout.width)
-        self.rows = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.relays = nn.Parameter(
             torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
         )
-        if not self.rows.is_floating_point():
-            raise TypeError(f"dtype: expected floating point, got {self.rows.dtype}")
-        self.reset_parameters()
+        if not self.relays.is_floating_point():
+            raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
+        self.tables = tables = open_tables(storage, device)
+        shape, like = (num_data, self.layout.width), self.relays
+        if isinstance(tables, MappedTables):
+            opened = tables.holds(self._description())
+            with tables.kept() if opened else contextlib.nullcontext():
+                self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, like.device))
+            if opened:
+                tables.skip_drawing()
+            else:
+                before = torch.get_rng_state()
+                self._draw_rows()
+                tables.finish(self._description(), before)
+            self._draw_relays()
+        else:
+            check_memory(like.device, "posterior.rows", math.prod(shape) * like.element_size())
+            self.rows = nn.Parameter(torch.empty(shape, device=like.device, dtype=like.dtype))
+            self.reset_parameters()
 
     @property
     def latent_dim(self) -> int:
@@ -106,11 +131,27 @@ class RelayPosterior(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2."""
-        self.rows.zero_()
-        for columns in (*self.layout.group_slices, self.layout.deviation_slice):
-            self.rows[:, columns].normal_(std=0.01)
-        self.rows[:, self.layout.log_std_slice].fill_(-2.0)
+        self._draw_rows()
+        self._draw_relays()
+
+    @torch.no_grad()
+    def _draw_rows(self) -> None:
+        for start in range(0, self.num_data, _DRAWN):
+            part = self.rows[start : start + _DRAWN]
+            part.zero_()
+            for columns in (*self.layout.group_slices, self.layout.deviation_slice):
+                part[:, columns].normal_(std=0.01)
+            part[:, self.layout.log_std_slice].fill_(-2.0)
+            self.tables.release(start, start + len(part))
+
+    @torch.no_grad()
+    def _draw_relays(self) -> None:
         self.relays.normal_()
+
+    def _description(self) -> dict[str, Any]:
+        """What the files of a table must have been made for."""
+        layout = [int(number) for number in self.get_extra_state()]
+        return {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
 
     def forward(
         self,
@@ -280,13 +321,21 @@ class RelayPosterior(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
         # moved or converted rows can no longer be caught up: the moments stay where they are
         self._before_read(None)
+        if isinstance(self.tables, MappedTables):
+            moved = args[0](self.rows.detach()[:0])
+            if moved.dtype != self.rows.dtype or moved.device != self.rows.device:
+                raise ValueError(
+                    f"storage: the rows stay {self.rows.dtype} on {self.rows.device}, where their "
+                    f"files are; asked for {moved.dtype} on {moved.device}"
+                )
         return super()._apply(*args, **kwargs)
 
     # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
 
     def __getstate__(self) -> dict[str, Any]:
         self._before_read(None)
-        return {**self.__dict__, "_row_optimizer": None}
+        # a copy has its rows in memory
+        return {**self.__dict__, "_row_optimizer": None, "tables": Tables()}
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._before_read(None)

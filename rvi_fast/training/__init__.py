@@ -10,6 +10,7 @@ from .checkpoints import (
 from .fit import EarlyStopping, fit, load
 from .impute import impute
 from .infer import infer
+from .memory import MemoryEstimate, estimate_memory
 from .run import History
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "CheckpointWarning",
     "EarlyStopping",
     "History",
+    "MemoryEstimate",
     "RunDirectoryInUse",
+    "estimate_memory",
     "fit",
     "impute",
     "infer",

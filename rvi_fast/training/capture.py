@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..optim import RowAdam
 from .inputs import Inputs
+from .sources import HostInputs
 from .step import Step
 
 
@@ -21,7 +22,7 @@ class BatchStep:
     """
 
     def __init__(
-        self, step: Step, inputs: Inputs, device: torch.device, dtype: torch.dtype
+        self, step: Step, inputs: Inputs | HostInputs, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.step, self.inputs = step, inputs
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)

@@ -143,9 +143,9 @@ def save_checkpoint(
             manifest["files"][stem] = _write_tensors(_file(writing, stem), header, tensors[stem])
         # the seal brings its own opening brace: the whole is still JSON
         body = b'",' + json.dumps(manifest, indent=1).encode().removeprefix(b"{")
-        with _durable(writing / "manifest.json") as file:
+        with durable(writing / "manifest.json") as file:
             file.write(_SEAL + hashlib.sha256(body).hexdigest().encode() + body)
-        _sync_directory(writing)
+        sync_directory(writing)
         if final.exists():
             # no system renames over a full directory; this name too is loaded, should we die here
             os.rename(final, final.with_suffix(".replaced"))
@@ -153,11 +153,11 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
-    _sync_directory(folder)
-    _sync_directory(folder.parent)
+    sync_directory(folder)
+    sync_directory(folder.parent)
     _remove_leftovers(folder)
     for old in [path for other, path in _checkpoints(run_dir) if other <= epoch][keep:]:
-        _remove(old)
+        remove_directory(old)
     return final
 
 
@@ -241,7 +241,7 @@ def _write_tensors(
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with _durable(path) as file:
+    with durable(path) as file:
         for data in chain(
             [memoryview(len(text).to_bytes(8, "little") + text)],
             (_bytes_of(named[name]) for name in header),
@@ -326,7 +326,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _durable(path: Path) -> Iterator[IO[bytes]]:
+def durable(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing; past the with block its bytes are on disk."""
     with _naming(path), open(path, "wb") as file:
         yield file
@@ -334,7 +334,7 @@ def _durable(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     if os.name == "nt":  # which cannot open a directory, and orders its renames itself
         return
     with _naming(path):
@@ -350,10 +350,10 @@ def _remove_leftovers(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         superseded = path.suffix == ".replaced" and path.with_suffix("").exists()
         if superseded or path.name.startswith((".writing-", ".deleting-")):
-            _remove(path)
+            remove_directory(path)
 
 
-def _remove(path: Path) -> None:
+def remove_directory(path: Path) -> None:
     """Removes a directory so that a kill on the way leaves no half of it under a valid name."""
     doomed = path if path.name.startswith(".") else path.with_name(f".deleting-{path.name}")
     try:
@@ -465,13 +465,13 @@ def rewrite_metrics(run_dir: StrPath, records: Iterable[Mapping[str, Any]]) -> N
     path = _metrics(run_dir)
     writing = path.with_name(f".writing-{path.name}")
     try:
-        with _durable(writing) as file:
+        with durable(writing) as file:
             file.writelines(map(_line, records))
         os.replace(writing, path)
     except BaseException:
         writing.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def read_metrics(run_dir: StrPath) -> list[dict[str, Any]]:

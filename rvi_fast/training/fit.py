@@ -12,10 +12,13 @@ import torch
 
 from .. import _checks
 from ..models import LatentModel, build
-from ..optim import MODES
-from .checkpoints import RunDirectory, load_checkpoint
+from ..optim import MODES, RowAdam
+from ..storage import MappedTables
+from .blocks import default_block_rows
+from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
 from .inputs import prepare
-from .run import Callback, History, KLWeight, Run, device_of
+from .journal import Journal
+from .run import Callback, History, KLWeight, Run, device_of, restore_lagging
 
 
 class EarlyStopping:
@@ -64,6 +67,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: float = 30.0,
     capture: bool = True,
+    block_rows: int | None = None,
 ) -> History:
     """Trains a model on all rows of x.
 
@@ -75,7 +79,9 @@ def fit(
     Args:
         model: changed in place. Its posterior has one row for each row of x.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
-            which count as x / 255.
+            which count as x / 255. A memory map (`np.load(..., mmap_mode="r")`) is never read as a
+            whole: the rows of a batch are read ahead of its step. So are those of a map-style
+            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing.
         mask: bool [N, D], true = observed.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
@@ -96,6 +102,13 @@ def fit(
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
         capture: on CUDA, run whole steps from CUDA graphs; the result is the same.
+        block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
+            order and shuffles four of them together. What is in memory at a time is then a few
+            blocks, where the posterior's storage is a directory; that has blocks of 64 MB if not told
+            otherwise. The result does not depend on where the tables lie. None elsewhere: the order
+            is a permutation of all rows. In blocks, what "dense" rows have missed is applied when they
+            are next read, not at the end of each epoch, so that a callback that reads rows changes the
+            rounding of what follows.
 
     Returns:
         The `History`, that of the epochs before a resume included.
@@ -121,6 +134,14 @@ def fit(
     seed = _checks.check_seed(seed)
     if resume and run_dir is None:
         raise ValueError("run_dir: expected a directory to resume from, got None")
+    if block_rows is not None:
+        _checks.check_positive_int("block_rows", block_rows)
+        if model.amortized:
+            raise ValueError("block_rows: expected None for a model without rows of its own")
+    tables = None if model.amortized else model.posterior.tables
+    if block_rows is None and isinstance(tables, MappedTables):
+        rows = model.posterior.rows
+        block_rows = default_block_rows(3 * rows.shape[1] * rows.element_size() + 4)
     if device is not None:
         model.to(device)
     inputs = prepare(model, x, mask, num_data=model.num_data)
@@ -132,6 +153,7 @@ def fit(
         "kl_weight": "function" if callable(kl_weight) else kl_weight,
         "seed": seed,
         "eval_every": eval_every,
+        "block_rows": block_rows,
         "data": "" if run_dir is None else inputs.fingerprint(),
     }
     target = device_of(model)
@@ -140,9 +162,13 @@ def fit(
         stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_unchanged(model))
-        run = Run(model, inputs, settings, kl_weight, directory, checkpoint_every, capture)
+        if isinstance(tables, MappedTables) and (
+            directory is None or directory.resolve() != tables.directory.resolve()
+        ):  # two runs must not share them
+            stack.enter_context(RunDirectory(tables.directory))
+        run = Run(model, inputs, settings, kl_weight, directory, checkpoint_every, capture, resume)
         stack.callback(run.detach)
-        run.start(resume)
+        run.start()
         run.train(epochs, eval_every, callbacks, progress)
         return run.history
 
@@ -164,11 +190,29 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
             'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
         )
-    tensors = checkpoint.tensors["model"]
-    model = build(config)
-    name, _ = next(model.posterior.named_parameters())
-    model = model.to(device, tensors[f"posterior.{name}"].dtype)
-    model.load_state_dict(tensors)
+    tensors, storage = checkpoint.tensors["model"], config.get("storage")
+    if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
+        raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
+    with contextlib.ExitStack() as stack:
+        model = build(config)
+        name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
+        model = model.to(device, tensors[f"posterior.{name}"].dtype)
+        if model.amortized:
+            model.load_state_dict(tensors)
+            return model.eval()
+        tables, journal = model.posterior.tables, None
+        if isinstance(tables, MappedTables):
+            stack.enter_context(RunDirectory(tables.directory))
+            stack.enter_context(tables.kept())
+        model.load_state_dict(tensors, strict=not isinstance(tables, MappedTables))
+        block_rows = checkpoint.metadata["settings"].get("block_rows")
+        if block_rows is not None:  # rows lag behind
+            rows = RowAdam(model.posterior, mode=checkpoint.metadata["settings"]["optimizer"])
+            if isinstance(tables, MappedTables):
+                journal = Journal(tables.directory, rows.raw_tables(), block_rows)
+            restore_lagging(rows, journal, checkpoint)
+            rows.before_write = None if journal is None else journal.before_write
+            rows.detach()
     return model.eval()
 
 

@@ -51,9 +51,9 @@ def impute(
     inputs = prepare(model, x, mask)
     if posterior is None:
         posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
-    if len(inputs.x) != posterior.num_data:
+    if inputs.num_data != posterior.num_data:
         raise ValueError(
-            f"x: expected {posterior.num_data} rows, as the posterior has, got {len(inputs.x)}"
+            f"x: expected {posterior.num_data} rows, as the posterior has, got {inputs.num_data}"
             + ("; for new data pass posterior=infer(model, x)" if own else "")
         )
     modes = [(part, part.training) for part in model.modules()]
@@ -61,7 +61,7 @@ def impute(
     try:
         parts = [
             _filled(model, posterior, inputs.batch(index), index, num_draws)
-            for index in torch.arange(posterior.num_data, device=inputs.x.device).split(_CHUNK)
+            for index in torch.arange(posterior.num_data, device=inputs.device).split(_CHUNK)
         ]
     finally:
         for part, training in modes:

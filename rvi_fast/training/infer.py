@@ -64,10 +64,13 @@ def infer(
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
-    device, num_data = device_of(model), len(inputs.x)
+    device, num_data = device_of(model), inputs.num_data
     if model.amortized:
-        with _frozen(model.posterior):
-            return model.posterior.of(*inputs)
+        with _frozen(model.posterior), torch.no_grad():
+            parts = torch.arange(num_data, device=device).split(size)
+            return model.posterior.holding(
+                model.posterior.encode(*inputs.batch(index)) for index in parts
+            )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     with torch.no_grad():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .. import _checks
 from ..models import LatentModel
+from ..storage import check_memory
+from .sources import DatasetRows, HostInputs, MappedArray, Visit, chunks, convert, is_mapped
 
 # rows examined at once, so that no mask of the whole table is made
 _CHUNK = 8192
@@ -25,6 +30,24 @@ class Inputs(NamedTuple):
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """x and mask of rows `index`."""
         return self.x[index], None if self.mask is None else self.mask[index]
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return len(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.x.device
+
+    @contextmanager
+    def feed(self, visits: Iterable[Visit]) -> Iterator[Iterator[Visit]]:
+        """See `HostInputs.feed`: here there is nothing to read ahead."""
+        yield iter(visits)
+
+    def release(self, start: int, stop: int) -> None:
+        """See `HostInputs.release`."""
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, dtype and all entries: are two data sets the same?"""
@@ -42,12 +65,15 @@ def prepare(
     *,
     num_data: int | None = None,
     device: torch.device | None = None,
-) -> Inputs:
+) -> Inputs | HostInputs:
     """Checks x and mask and moves them to the device; the caller's arrays are left as they are.
+
+    Memory maps and data sets stay where they are, and their batches are read as they are needed.
 
     Args:
         model: gives D, and dtype and device where none is named.
-        x: tensor or numpy array [N, D], floating point (NaN = missing) or uint8 (pixels).
+        x: tensor or numpy array [N, D], floating point (NaN = missing) or uint8 (pixels); or a
+            map-style `torch.utils.data.Dataset` of rows.
         mask: bool [N, D], true = observed.
         num_data: N that x must have.
         device: where to.
@@ -56,31 +82,68 @@ def prepare(
         TypeError, ValueError: with row and column for infinities, and for NaN where the mask says
             observed.
     """
+    like = next(model.posterior.parameters())
+    device = like.device if device is None else device
+    if isinstance(x, Dataset):
+        if mask is not None:
+            raise ValueError("mask: expected None beside a Dataset, whose NaN marks missing")
+        data = DatasetRows(x, model.num_features)
+        _check_rows("x", (len(data), model.num_features), model.num_features, num_data)
+        return HostInputs(data, device, like.dtype)
+    if is_mapped(x):
+        return _prepare_mapped(model, x, mask, num_data, device)
     values = _as_tensor("x", x)
     if values.dtype not in _checks.DATA_DTYPES:
         raise TypeError(f"x: expected floating point or uint8, got {values.dtype}")
-    if values.dim() != 2 or values.shape[1] != model.num_features or len(values) == 0:
-        raise ValueError(
-            f"x: expected shape [N, {model.num_features}] with N >= 1, got {_checks.shape_of(values)}"
-        )
-    if num_data is not None and len(values) != num_data:
-        raise ValueError(f"x: expected {num_data} rows, one per datapoint, got {len(values)}")
+    _check_rows("x", tuple(values.shape), model.num_features, num_data)
     observed = None
     if mask is not None:
         observed = _as_tensor("mask", mask)
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
-    like = next(model.posterior.parameters())
     if values.dtype != torch.uint8:
         _check_finite(values, observed, like.dtype)
-    device = like.device if device is None else device
     if values.dtype == torch.uint8:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
+    if values.dtype != like.dtype or values.device.type != device.type:
+        advice = f"pass x as {like.dtype}, or as a memory map"
+        check_memory(device, "x", values.numel() * like.element_size(), advice)
     values = values.to(device, like.dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)
     return Inputs(values, None)
+
+
+def _prepare_mapped(
+    model: LatentModel, x: np.ndarray, mask: Any, num_data: int | None, device: torch.device
+) -> HostInputs:
+    _as_tensor("x", x[:0])  # a dtype that cannot be used
+    _check_rows("x", x.shape, model.num_features, num_data)
+    if mask is not None and not is_mapped(mask):
+        mask = _as_tensor("mask", mask).cpu().numpy()
+    if mask is not None:
+        if mask.dtype != np.bool_:
+            raise TypeError(f"mask: expected dtype bool (true = observed), got {mask.dtype}")
+        if mask.shape != x.shape:
+            raise ValueError(f"mask: expected shape {list(x.shape)}, got {list(mask.shape)}")
+    dtype, data = next(model.posterior.parameters()).dtype, MappedArray(x, mask)
+    if x.dtype == np.bool_:
+        raise TypeError("x: expected floating point or uint8, got torch.bool")
+    if x.dtype != np.uint8:
+        for rows in chunks(len(x)):
+            convert(*data.read(rows), dtype, rows)
+            data.release(rows[0], rows[-1] + 1)
+    return HostInputs(data, device, dtype)
+
+
+def _check_rows(name: str, shape: tuple[int, ...], num_features: int, num_data: int | None) -> None:
+    if len(shape) != 2 or shape[1] != num_features or shape[0] == 0:
+        raise ValueError(
+            f"{name}: expected shape [N, {num_features}] with N >= 1, got {list(shape)}"
+        )
+    if num_data is not None and shape[0] != num_data:
+        raise ValueError(f"{name}: expected {num_data} rows, one per datapoint, got {shape[0]}")
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

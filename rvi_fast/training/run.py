@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from tqdm import tqdm
 from ..data.metrics import elastic
 from ..models import LatentModel
 from ..optim import RowAdam
+from ..storage import MappedTables
+from .blocks import EpochOrder, Residence
 from .capture import BatchStep, CapturedStep
 from .checkpoints import (
     Checkpoint,
@@ -25,7 +29,9 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .inputs import Inputs
+from .journal import Journal, discard
 from .shared_adam import SharedAdam, shared_adam
+from .sources import HostInputs
 from .step import DirectStep, NoRows, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
@@ -104,12 +110,13 @@ class Run:
     def __init__(
         self,
         model: LatentModel,
-        inputs: Inputs,
+        inputs: Inputs | HostInputs,
         settings: dict[str, Any],
         kl_weight: KLWeight,
         run_dir: Path | None,
         checkpoint_every: float,
         capture: bool,
+        resume: bool,
     ) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
         self.steps_per_epoch = -(-model.num_data // settings["batch_size"])
@@ -118,12 +125,14 @@ class Run:
         self.history = History()
         self.stopped = False
         self.last_checkpoint: Path | None = None
+        # rows in a block where the epochs go block by block
+        self.block_rows: int | None = settings["block_rows"]
         self.rows: RowAdam | NoRows = NoRows()
+        self.journal: Journal | None = None
+        found = self._found(resume)
         if not model.amortized:
             model.posterior.sparse = True
-            self.rows = RowAdam(
-                model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
-            )
+            self._make_rows(found)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -141,9 +150,37 @@ class Run:
         self.step: BatchStep | CapturedStep = BatchStep(
             step, inputs, device_of(model), next(model.posterior.parameters()).dtype
         )
-        if capture and device_of(model).type == "cuda" and isinstance(step, DirectStep):
+        if (
+            capture
+            and isinstance(inputs, Inputs)
+            and device_of(model).type == "cuda"
+            and isinstance(step, DirectStep)
+        ):
             assert isinstance(self.rows, RowAdam)
-            self.step = CapturedStep(self.step, self.rows, self.steps_per_epoch)
+            # steps that rows can lag behind: those of an epoch, or of two where nothing is flushed
+            epochs = 1 if self.block_rows is None else 2
+            self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch)
+
+    def _make_rows(self, found: bool) -> None:
+        """The rows' optimiser, and the journal of tables in files."""
+        tables = self.model.posterior.tables
+        mapped = tables if isinstance(tables, MappedTables) else None
+        if mapped is not None and not found:
+            discard(mapped.directory)
+        with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
+            self.rows = RowAdam(
+                self.model.posterior,
+                lr=self.settings["posterior_lr"],
+                mode=self.settings["optimizer"],
+            )
+        if mapped is not None and self.run_dir is not None:
+            assert self.block_rows is not None
+            self.journal = Journal(mapped.directory, self._row_adam.raw_tables(), self.block_rows)
+
+    @property
+    def _row_adam(self) -> RowAdam:
+        assert isinstance(self.rows, RowAdam)  # a model without rows has no blocks either
+        return self.rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
@@ -151,17 +188,28 @@ class Run:
         if isinstance(self.shared, SharedAdam):
             self.shared.detach()
 
-    def start(self, resume: bool) -> None:
-        if self.run_dir is None:
-            return
-        epoch = latest_epoch(self.run_dir)
+    def _found(self, resume: bool) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        epoch = None if self.run_dir is None else latest_epoch(self.run_dir)
         if epoch is not None and not resume:
             raise ValueError(
                 f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
             )
-        if epoch is not None:
+        return epoch is not None
+
+    def start(self) -> None:
+        """Goes on from the last checkpoint if there is one."""
+        if self.run_dir is None:
+            return
+        if latest_epoch(self.run_dir) is not None:
             self._restore(load_checkpoint(self.run_dir, device=device_of(self.model)))
+        elif self.journal is not None:
+            # what a run that is killed in its first epoch goes back to
+            self.journal.begin(f"{secrets.token_hex(8)}-start")
+            self._save()
         rewrite_metrics(self.run_dir, self.history.records())
+        if self.journal is not None:
+            self._row_adam.before_write = self.journal.before_write
 
     def train(
         self, epochs: int, eval_every: int, callbacks: Sequence[Callback], progress: bool
@@ -179,7 +227,8 @@ class Run:
                 if eval_every and (epoch + 1) % eval_every == 0:
                     self.history["elastic"].append(self._evaluate())
                     self.history["evaluated"].append(epoch + 1)
-                self.rows.flush()
+                if self.block_rows is None:
+                    self.rows.flush()
                 self._check_parameters(epoch)
                 record = self.history.records()[-1]
                 bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
@@ -203,27 +252,63 @@ class Run:
         self.model.train()
         _seed_generators(stream(seed, GLOBAL, epoch), device)
         generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
-        order = torch.randperm(self.model.num_data, generator=generator, device=device)
+        num_data, size = self.model.num_data, self.settings["batch_size"]
+        order = EpochOrder(num_data, self.block_rows or num_data, generator)
         self.step.seed.fill_(stream(seed, NOISE, epoch))
         self.step.kl_weight.fill_(
             self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
         )
-        batches = order.split(self.settings["batch_size"])
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         unchecked: list[Tensor] = []
-        for step, index in enumerate(batches):
-            # in a short last batch every row keeps the weight it has in a full one, or Adam would
-            # remember its large gradients for a thousand steps
-            unchecked.append(self.step(index, len(batches[0])))
-            if len(unchecked) == _CHECK_EVERY or step + 1 == len(batches):
-                values = torch.stack(unchecked).to(torch.float64)
-                self._check_finite(values[:, 0], epoch, step + 1 - len(unchecked))
-                sizes = [len(part) for part in batches[step + 1 - len(unchecked) : step + 1]]
-                totals += torch.tensor(sizes, dtype=torch.float64, device=device) @ values
-                bar.update(len(unchecked))
-                unchecked.clear()
+        sizes: list[int] = []
+        first_step = 0 if self.block_rows is None else self._row_adam.num_steps
+        with self._resident(order, epoch) as residence, self.inputs.feed(order.visits(size)) as fed:
+            for step, (index, window) in enumerate(fed):
+                if residence is not None:
+                    residence.before(window)
+                # in a short last batch every row keeps the weight it has in a full one, or Adam would
+                # remember its large gradients for a thousand steps
+                unchecked.append(self.step(index, min(size, num_data)))
+                sizes.append(len(index))
+                if residence is not None:
+                    residence.after(window)
+                if len(unchecked) == _CHECK_EVERY or step + 1 == self.steps_per_epoch:
+                    values = torch.stack(unchecked).to(torch.float64)
+                    self._check_finite(values[:, 0], epoch, step + 1 - len(unchecked))
+                    totals += torch.tensor(sizes, dtype=torch.float64, device=device) @ values
+                    bar.update(len(unchecked))
+                    unchecked.clear()
+                    sizes.clear()
+        if self.block_rows is not None:  # each row has been visited
+            self._row_adam.forget_before(first_step)
         for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
-            self.history[name].append(total / self.model.num_data)
+            self.history[name].append(total / num_data)
+
+    @contextlib.contextmanager
+    def _resident(self, order: EpochOrder, epoch: int) -> Iterator[Residence | None]:
+        """Moves the blocks of an epoch in and out, where it has blocks."""
+        if self.block_rows is None:
+            yield None
+            return
+        rows, tables = self.model.posterior.rows.detach(), self.model.posterior.tables
+
+        def enter(start: int, stop: int) -> None:
+            if self.journal is not None:
+                self.journal.keep(start // order.block_rows)
+            tables.prefetch(start, stop)
+
+        def leave(start: int, stop: int) -> None:
+            self._check_table("posterior.rows", rows[start:stop], epoch)
+            tables.release(start, stop)
+            self.inputs.release(start, stop)
+
+        residence = Residence(order, enter, leave)
+        try:
+            yield residence
+        except BaseException:
+            residence.abandon()
+            raise
+        residence.close()
 
     def _check_finite(self, losses: Tensor, epoch: int, first_step: int) -> None:
         finite = torch.isfinite(losses)
@@ -239,11 +324,16 @@ class Run:
     def _check_parameters(self, epoch: int) -> None:
         """The last step of an epoch can break them after a finite loss."""
         named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
+        if self.block_rows is not None:  # the rows are looked at as they are put away
+            named = [(n, p) for n, p in named if n != "posterior.rows"]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
         if not bool(finite.all()):
-            name = named[int((~finite).to(torch.uint8).argmax())][0]
+            self._check_table(*named[int((~finite).to(torch.uint8).argmax())], epoch)
+
+    def _check_table(self, name: str, table: Tensor, epoch: int) -> None:
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(table))).all()):
             raise FloatingPointError(
                 f"{name} became nan or inf in epoch {epoch + 1}; {self._kept()}"
             )
@@ -268,6 +358,10 @@ class Run:
                 reconstruction = self.model.reconstruct(rows, posterior=encoded)
                 total += elastic(x, reconstruction, mask) * scored
             count += scored
+            if self.block_rows is not None:
+                ends = int(index[0]), int(index[-1]) + 1
+                self.model.posterior.tables.release(*ends)
+                self.inputs.release(*ends)
         self.model.train()
         return total / count if count else float("nan")
 
@@ -278,20 +372,40 @@ class Run:
 
     def _save(self) -> None:
         assert self.run_dir is not None
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": {
-                **_flatten("rows", self.rows.state_dict()),
-                **_flatten("shared", self.shared.state_dict()),
-            },
-        }
         metadata = {
             "config": self.model.config,
             "settings": self.settings,
             "history": dict(self.history),
             "stopped": self.stopped,
         }
-        self.last_checkpoint = save_checkpoint(self.run_dir, self.history.epochs, tensors, metadata)
+        if self.block_rows is None:
+            values, rows = self.model.state_dict(), _flatten("rows", self.rows.state_dict())
+        else:
+            values, rows = self._lagging()
+        tensors = {
+            "model": values,
+            "optimizer": {**rows, **_flatten("shared", self.shared.state_dict())},
+        }
+        epochs = self.history.epochs
+        if self.journal is None:
+            self.last_checkpoint = save_checkpoint(self.run_dir, epochs, tensors, metadata)
+            return
+        self.model.posterior.tables.sync()
+        token = f"{secrets.token_hex(8)}-{epochs}"
+        metadata["journal"] = {"token": token, "previous": self.journal.token}
+        self.last_checkpoint = save_checkpoint(self.run_dir, epochs, tensors, metadata)
+        self.journal.begin(token)
+
+    def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Model and row optimiser as they are: to bring rows up to date here would change the run."""
+        with self._row_adam.as_they_are():
+            values = self.model.state_dict()
+        rows = self._row_adam.raw_state()
+        if self.journal is None:
+            rows |= {name: t for name, t in self._row_adam.raw_tables().items() if name != "rows"}
+        else:
+            del values["posterior.rows"]
+        return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         stored = checkpoint.metadata.get("settings", {})
@@ -301,6 +415,8 @@ class Run:
                     f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
                 )
         own, held = self.model.state_dict(), checkpoint.tensors["model"]
+        if self.journal is not None:
+            del own["posterior.rows"]
         wrong = sorted(own.keys() ^ held.keys()) or [
             name
             for name, tensor in own.items()
@@ -310,15 +426,29 @@ class Run:
         if wrong:  # before anything of the model is changed
             raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
         try:
-            self.model.load_state_dict(checkpoint.tensors["model"])
+            self.model.load_state_dict(held, strict=self.journal is None)
             state = checkpoint.tensors["optimizer"]
-            self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            if self.block_rows is None:
+                self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            else:
+                restore_lagging(self._row_adam, self.journal, checkpoint)
             self.shared.load_state_dict(_unflatten("shared", state, self.shared))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
         self.history = History(checkpoint.metadata["history"])
         self.stopped = checkpoint.metadata["stopped"]
         self.last_checkpoint = checkpoint.path
+
+
+def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> None:
+    """Tables and row optimiser as they were at a checkpoint between two blocks."""
+    raw = _unflatten("raw", checkpoint.tensors["optimizer"], rows)["state"][0]
+    if journal is not None:
+        journal.roll_back(checkpoint.path, **checkpoint.metadata["journal"])
+    for name, table in rows.raw_tables().items():
+        if name in raw:
+            table.copy_(raw[name])
+    rows.load_raw_state(raw)
 
 
 def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:

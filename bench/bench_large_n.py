@@ -1,0 +1,225 @@
+"""Does a step of `fit` cost more as N grows? Time and peak memory over N, in a process for each.
+
+Data are a mapped uint8 table, as `fit` takes it. A size whose tables do not fit says so. With
+`--write-results` times, memory and a picture go to `bench/results/large_n.*`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rvi_fast
+
+T, D, GROUPS, BATCH = 64, 784, (25, 50, 100), 256
+SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
+STEPS = 1_000
+RESULTS = Path(__file__).parent / "results"
+LIMIT = 2.0  # a step at the largest N, in steps at the smallest
+RESIDENT = 4e9  # bytes of a process whose tables are in files
+
+
+def mapped_table(folder: Path, num_data: int) -> np.ndarray:
+    """Pixels in blobs, a tenth of them zero, written in chunks."""
+    path, random = folder / "x.npy", np.random.default_rng(0)
+    x = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num_data, D))
+    chunk = random.integers(0, 256, (10_000, D), dtype=np.uint8)
+    for start in range(0, num_data, len(chunk)):
+        x[start : start + len(chunk)] = np.roll(chunk, start // len(chunk), 1)[: num_data - start]
+    x.flush()
+    return np.load(path, mmap_mode="r")
+
+
+class Enough(Exception):
+    """The steps that are measured have been made."""
+
+
+class Clock:
+    """Times of steps, from a hook of the progress bar's kind: the model is not slowed by it."""
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self.times: list[float] = []
+        self.warmup, self.steps = warmup, steps
+
+    def around(self, step: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            if len(self.times) > self.warmup + self.steps:
+                raise Enough
+            result = step(*arguments)
+            if result.is_cuda:
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+            return result
+
+        return timed
+
+    def milliseconds(self) -> dict[str, float]:
+        """Mean with all that happens between steps (reading ahead, moving blocks), and median."""
+        times = self.times[self.warmup :]
+        gaps = [after - before for before, after in pairwise(times)]
+        return {"mean_ms": 1e3 * sum(gaps) / len(gaps), "median_ms": 1e3 * statistics.median(gaps)}
+
+
+def fitted(x: np.ndarray, storage: str, device: str, steps: int) -> dict[str, float]:
+    """An epoch of `fit`, broken off after some steps."""
+    from rvi_fast.training import capture
+
+    model = rvi_fast.models.rvi(len(x), D, latent_dim=T, groups=GROUPS, storage=storage)
+    clock = Clock(min(100, steps // 4), steps)
+    real = capture.BatchStep.__call__
+    seen = clock.around(real)
+    capture.BatchStep.__call__ = lambda self, *arguments: seen(self, *arguments)  # type: ignore
+    try:
+        rvi_fast.fit(
+            model, x, epochs=1000, batch_size=BATCH, eval_every=0, device=device, progress=False
+        )
+    except Enough:
+        pass
+    finally:
+        capture.BatchStep.__call__ = real  # type: ignore
+    return clock.milliseconds()
+
+
+def plain(x: np.ndarray, optimizer: str, device: str, steps: int) -> dict[str, float]:
+    """The same in plain torch."""
+    from bench_training_step import plain as training_step
+
+    torch.set_default_device(device)
+    run, clock = training_step(len(x), optimizer), Clock(3, steps)
+    order = np.random.default_rng(0).permutation(len(x))
+
+    def step(rows: np.ndarray) -> torch.Tensor:
+        batch = torch.from_numpy(x[rows]).to(device).float() / 255
+        index = torch.from_numpy(rows).to(device)
+        run(index, batch)
+        return batch
+
+    timed = clock.around(step)
+    try:
+        while True:
+            for start in range(0, len(order), BATCH):
+                timed(order[start : start + BATCH])
+    except Enough:
+        return clock.milliseconds()
+
+
+def measure(system: str, num_data: int, folder: str, device: str, steps: int) -> dict[str, float]:
+    """In a process of its own: peak memory is that of this system at this N."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = np.load(Path(folder) / "x.npy", mmap_mode="r")
+    if system in ("device", "host", "files"):
+        storage = str(Path(folder) / "tables") if system == "files" else system
+        result = fitted(x, storage, device, steps)
+    else:
+        result = plain(x, system, device, steps)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            result["peak_rss"] = int(line.split()[1]) * 1024
+    if device == "cuda":
+        result["peak_device"] = torch.cuda.max_memory_allocated()
+    tables = Path(folder) / "tables"
+    result["on_disk"] = sum(path.stat().st_size for path in tables.glob("*.bin"))
+    return result
+
+
+def in_process(*arguments: Any) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def room(system: str, num_data: int, folder: Path) -> bool:
+    """Whether tables, or those of plain torch with its dense gradient, fit."""
+    estimate = rvi_fast.estimate_memory(num_data, D, data_dtype=torch.uint8, data_in_memory=False)
+    needed = estimate.tables + estimate.moments
+    if system == "files":
+        return needed < shutil.disk_usage(folder).free
+    free = rvi_fast.storage.free_memory(torch.device("cpu"))
+    return free is None or needed * (4 / 3 if system in ("fused", "SparseAdam") else 1) < free
+
+
+@pytest.mark.parametrize("largest", [SIZES[-1]])
+def bench_large_n(request: pytest.FixtureRequest, device: str, largest: int) -> None:
+    systems = ("device", "fused", "SparseAdam")
+    if device == "cpu":
+        systems = ("files", *systems)
+    points: list[dict[str, Any]] = []
+    for num_data in SIZES:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            mapped_table(folder, num_data)
+            for system in systems:
+                point: dict[str, Any] = {"system": system, "num_data": num_data}
+                if not room(system, num_data, folder):
+                    points.append(point | {"error": "does not fit on this machine"})
+                    continue
+                # dense Adam at a large N takes seconds a step
+                steps = STEPS if system in ("files", "device") else 10
+                points.append(point | in_process(system, num_data, name, device, steps))
+                shutil.rmtree(folder / "tables", ignore_errors=True)
+    print("\n" + table(points))
+    if request.config.getoption("--write-results"):
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "large_n.json").write_text(json.dumps(points, indent=1) + "\n")
+        (RESULTS / "large_n.md").write_text(table(points))
+        picture(points, RESULTS / "large_n.png")
+    for system in {"files", "device"} & set(systems):
+        own = [p for p in points if p["system"] == system and "mean_ms" in p]
+        assert own[-1]["mean_ms"] < LIMIT * own[0]["mean_ms"], system
+        assert system != "files" or own[-1]["peak_rss"] < RESIDENT
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    lines = [
+        "| system | N | ms per step, mean | median | peak RSS | files |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in points:
+        start = f"| {point['system']} | {point['num_data']:,} |"
+        if "error" in point:
+            lines.append(f"{start} {point['error']} | | | |")
+            continue
+        lines.append(
+            f"{start} {point['mean_ms']:.2f} | {point['median_ms']:.2f} | "
+            f"{point['peak_rss'] / 1e9:.2f} GB | {point['on_disk'] / 1e9:.1f} GB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture(points: list[dict[str, Any]], path: Path) -> None:
+    """Step time over N, both on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for system in dict.fromkeys(point["system"] for point in points):
+        own = [p for p in points if p["system"] == system and "mean_ms" in p]
+        times = [p["mean_ms"] for p in own]
+        axes.loglog([p["num_data"] for p in own], times, "o-", label=system)
+    axes.set(xlabel="N", ylabel="ms per step", title=f"B = {BATCH}, T = {T}, D = {D}")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    what, size, place, where, number = sys.argv[1:]
+    print(json.dumps(measure(what, int(size), place, where, int(number))))

@@ -1,0 +1,313 @@
+"""Where the tables of a posterior lie: in memory, or in files that are mapped into it.
+
+Mapped tables are files in one directory, shared maps of which torch and the kernels see as tensors. The
+system writes dirty pages back when it likes; what `sync` has returned from is on disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+StrPath = str | os.PathLike[str]
+
+_FORMAT = 1
+_ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
+_PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
+_MS_SYNC = 4 if sys.platform == "linux" else 16
+_WILLNEED, _DONTNEED, _POPULATE_WRITE = 3, 4, 23
+
+
+class InsufficientMemory(ValueError, MemoryError):
+    """What was asked for does not fit in memory or on the disk: nothing was allocated."""
+
+
+class Tables:
+    """Tables in the memory of a device; every row of each belongs to one datapoint."""
+
+    def make(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """A table of zeros."""
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Rows [start, stop) of all tables will be needed soon."""
+
+    def release(self, start: int, stop: int) -> None:
+        """Rows [start, stop) of all tables are not needed for a while."""
+
+    def sync(self) -> None:
+        """Returns when everything is on disk that belongs there."""
+
+
+class MappedTables(Tables):
+    """Tables in the files of a directory.
+
+    Args:
+        directory: created where it is missing.
+
+    Raises:
+        InsufficientMemory: the disk has no room; asked for when a table is made, and reserved then, so
+            that a full disk is an error and not the end of the process.
+    """
+
+    def __init__(self, directory: StrPath) -> None:
+        self.directory = Path(directory).absolute()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"storage: expected a directory, got {directory}: a file") from error
+        self._tables: dict[str, Tensor] = {}
+        self._keep = False
+        self._drawn: dict[str, str] = {}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within it `make` opens the tables that are there as they are."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+
+    def make(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        path, size = self.directory / f"{name}.bin", dtype.itemsize
+        for length in shape:
+            size *= length
+        if not (self._keep and path.is_file() and path.stat().st_size == size):
+            if self._keep and path.is_file():
+                raise ValueError(
+                    f"storage: {path} has {path.stat().st_size} bytes, a table {list(shape)} of "
+                    f"{dtype} has {size}"
+                )
+            # a new file: whoever still reads the one before keeps its map of it
+            path.unlink(missing_ok=True)
+            _reserve(path, size)
+        flat = torch.from_file(str(path), shared=True, size=size // dtype.itemsize, dtype=dtype)
+        self._tables[name] = flat.view(tuple(shape))
+        return self._tables[name]
+
+    def holds(self, description: dict[str, Any]) -> bool:
+        """Whether the directory holds finished rows of a posterior of this description.
+
+        Raises:
+            ValueError: it holds those of another.
+        """
+        path = self.directory / "tables.json"
+        if not path.is_file():
+            return False
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"storage: {path} cannot be read: {error}") from error
+        self._drawn = found.pop("drawn", {})
+        if found != {"format": _FORMAT, **description}:
+            raise ValueError(
+                f"storage: {self.directory} holds the tables of another posterior: {found}, expected "
+                f"{description}"
+            )
+        return True
+
+    def skip_drawing(self) -> None:
+        """Leaves torch's generator as if the rows had been drawn, if it stands where it stood then.
+
+        A program that is killed and started again makes the same model, whether or not it had come
+        as far as to fill the rows.
+        """
+        if self._drawn.get("before") == _digest(torch.get_rng_state()):
+            after = bytearray.fromhex(self._drawn["after"])
+            torch.set_rng_state(torch.frombuffer(after, dtype=torch.uint8))
+
+    def finish(self, description: dict[str, Any], before: Tensor) -> None:
+        """Says that the rows have been filled: a directory without this is begun again.
+
+        Args:
+            description: of what, see `holds`.
+            before: state of torch's generator when the rows were drawn.
+        """
+        self.sync()
+        after = torch.get_rng_state().numpy().tobytes().hex()
+        drawn = {"before": _digest(before), "after": after}
+        writing = self.directory / ".tables.json"
+        with open(writing, "w", encoding="utf-8") as file:
+            json.dump({"format": _FORMAT, **description, "drawn": drawn}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(writing, self.directory / "tables.json")
+
+    def prefetch(self, start: int, stop: int) -> None:
+        for table in self._tables.values():
+            address, length = _pages(table, start, stop)
+            # faults in a step cost more than here; systems before Linux 5.14 read ahead only
+            if sys.platform != "linux" or _call("madvise", address, length, _POPULATE_WRITE):
+                _call("madvise", address, length, _WILLNEED)
+
+    def release(self, start: int, stop: int) -> None:
+        for name, table in self._tables.items():
+            address, length = _pages(table, start, stop)
+            self._sync(name, address, length)
+            _call("madvise", address, length, _DONTNEED)
+            if hasattr(os, "posix_fadvise"):
+                offset = address - table.data_ptr()
+                descriptor = os.open(self.directory / f"{name}.bin", os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
+
+    def sync(self) -> None:
+        for name, table in self._tables.items():
+            self._sync(name, *_pages(table, 0, len(table)))
+
+    def _sync(self, name: str, address: int, length: int) -> None:
+        if length and (error := _call("msync", address, length, _MS_SYNC)):
+            raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
+
+
+def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
+    """The tables that `RelayPosterior(storage=...)` asks for."""
+    if storage != "device":
+        wanted = torch.get_default_device() if device is None else torch.device(device)
+        if wanted.type != "cpu":
+            raise ValueError(
+                f"storage: expected 'device' for a posterior on {wanted}, got {os.fspath(storage)!r}: "
+                "tables outside device memory are trained on the CPU"
+            )
+    return Tables() if storage in ("device", "host") else MappedTables(storage)
+
+
+def forget_pages(address: int, length: int) -> None:
+    """Lets go of the whole pages of a shared map that lie there: nothing written is lost."""
+    first, last = -(-address // _PAGE) * _PAGE, (address + length) // _PAGE * _PAGE
+    _call("madvise", first, max(last - first, 0), _DONTNEED)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a device, as far as the system says."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    bounds = [bound for bound in (_available(), cgroup_room()) if bound is not None]
+    return min(bounds) if device.type == "cpu" and bounds else None
+
+
+def check_memory(device: torch.device, table: str, size: int, advice: str = _ADVICE) -> None:
+    """Refuses an allocation that cannot fit.
+
+    Raises:
+        InsufficientMemory: names the table, the bytes and what to do.
+    """
+    free = free_memory(device)
+    if free is not None and size > free:
+        raise InsufficientMemory(
+            f"{table}: needs {size} bytes ({size / 1e9:.1f} GB) on {device}, where {free} "
+            f"({free / 1e9:.1f} GB) are free; {advice}"
+        )
+
+
+def _digest(state: Tensor) -> str:
+    return hashlib.sha256(state.numpy().data).hexdigest()
+
+
+def free_disk(directory: Path) -> int | None:
+    """Bytes that can be written there, as far as the system says."""
+    status = os.statvfs(directory) if hasattr(os, "statvfs") else None
+    return None if status is None else status.f_bavail * status.f_frsize
+
+
+def _reserve(path: Path, size: int) -> None:
+    room = free_disk(path.parent)
+    free = size if room is None else room
+    refusal = (
+        f"storage: {path} needs {size} bytes ({size / 1e9:.1f} GB), its disk has {free} "
+        f"({free / 1e9:.1f} GB) free; use another directory, fewer or smaller groups, or a smaller "
+        "latent_dim"
+    )
+    if size > free:
+        raise InsufficientMemory(refusal)
+    with open(path, "wb") as file:
+        file.truncate(size)
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            raise InsufficientMemory(f"{refusal}: {error}") from error
+
+
+def _pages(table: Tensor, start: int, stop: int) -> tuple[int, int]:
+    """Address and length of the whole pages that hold some rows."""
+    width = table.stride(0) * table.element_size()
+    first = table.data_ptr() + start * width
+    last = table.data_ptr() + min(stop, len(table)) * width
+    address = first // _PAGE * _PAGE
+    return address, max(last - address, 0)
+
+
+def _call(name: str, address: int, length: int, option: int) -> int:
+    """msync or madvise: 0, or the error number."""
+    if sys.platform == "win32" or not length:
+        return 0
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    failed = function(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_int(option))
+    return ctypes.get_errno() if failed else 0
+
+
+def _available() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * _PAGE
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def cgroup_room(
+    listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """What the control groups of this process leave, file pages that can be dropped included."""
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    rooms = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root / controllers
+        files = ("memory.max", "memory.current")
+        if controllers:  # version 1
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        group = base / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(base):
+                break
+            try:
+                limit, used = ((folder / file).read_text().strip() for file in files)
+                numbers = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+            except (OSError, ValueError):  # the root has no limit, and a container sees less
+                continue
+            if limit != "max":
+                droppable = int(numbers.get("inactive_file", 0))
+                rooms.append(max(int(limit) - int(used) + droppable, 0))
+    return min(rooms, default=None)

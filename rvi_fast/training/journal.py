@@ -1,0 +1,137 @@
+"""What a resumed run needs to take tables in files back to its last checkpoint.
+
+Tables as large as a disk are not copied into checkpoints: the files are the checkpoint, and a journal
+remembers what has changed since. Before a block of rows is written to for the first time after a
+checkpoint, its rows, moments and steps are copied into a file of the journal, and that file is on disk
+under its name before the first write. A checkpoint
+
+    1. waits until the tables are on disk,
+    2. is written, by a rename, with its own token and that of the journal so far,
+    3. begins a journal of its own token, and removes the one so far.
+
+Whatever a kill leaves, the newest checkpoint H finds one of three states. A journal of H: every block
+that differs from H is in it, whole, and copying the blocks back gives H (again, if that was
+interrupted: nothing is removed by it). No journal of H, but one of the checkpoint before: the kill came
+between 2 and 3, nothing has been written since 1, and the tables are H as they are. Neither: something
+else has written to the tables since, and the resume is refused. That something is another `fit`, which
+discards the journal before it begins; what a program writes to `rows` by itself is not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..storage import InsufficientMemory, free_disk
+from .checkpoints import CheckpointError, durable, remove_directory, sync_directory
+
+_PREFIX = "undo-"
+
+
+class Journal:
+    """The journal of tables in one directory.
+
+    Args:
+        directory: where the tables lie.
+        tables: [N, ...] by name, on the CPU.
+        block_rows: rows in a block.
+    """
+
+    def __init__(self, directory: Path, tables: Mapping[str, Tensor], block_rows: int) -> None:
+        self.directory, self.tables, self.block_rows = directory, tables, block_rows
+        self.num_data = len(next(iter(tables.values())))
+        self.token = ""
+        self._check_room()
+        self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool)
+        self._lock = threading.Lock()
+
+    def begin(self, token: str) -> None:
+        """The tables are now, and on disk, what the checkpoint of that token says."""
+        self.token = token
+        self._folder().mkdir()
+        sync_directory(self.directory)
+        discard(self.directory, but=self._folder())
+        self._kept.zero_()
+
+    def roll_back(self, checkpoint: Path, token: str, previous: str) -> None:
+        """Takes the tables back to a checkpoint, and goes on with its journal.
+
+        Raises:
+            CheckpointError: the tables have been changed by something else, or a file is damaged.
+        """
+        self.token = previous
+        between = self._folder().is_dir()
+        self.token = token
+        if not self._folder().is_dir():
+            if not between:
+                reason = (
+                    f"cannot be resumed: the tables in {self.directory} have been changed since"
+                )
+                raise CheckpointError(checkpoint, reason)
+            self.begin(token)
+            return
+        for path in sorted(self._folder().glob("*.bin")):
+            block = int(path.stem)
+            parts = self._parts(block)
+            content = path.read_bytes()
+            if len(content) != sum(len(part) for part in parts):
+                raise CheckpointError(path, f"has {len(content)} bytes, not those of a block")
+            start = 0
+            for part in parts:
+                part[:] = content[start : start + len(part)]
+                start += len(part)
+            self._kept[block] = True
+        discard(self.directory, but=self._folder())
+
+    def before_write(self, index: Tensor) -> None:
+        """Keeps the blocks of rows `index` [B] as they are now, unless that has been done."""
+        blocks = index // self.block_rows
+        if not bool(self._kept[blocks].all()):
+            for block in blocks.unique().tolist():
+                self.keep(block)
+
+    def keep(self, block: int) -> None:
+        """Keeps a block as it is now, unless that has been done."""
+        with self._lock:
+            if self._kept[block]:
+                return
+            path = self._folder() / f"{block:09d}.bin"
+            writing = path.with_suffix(".writing")
+            with durable(writing) as file:
+                for part in self._parts(block):
+                    file.write(part)
+            os.replace(writing, path)
+            sync_directory(path.parent)
+            self._kept[block] = True
+
+    def _check_room(self) -> None:
+        size = sum(table.nbytes for table in self.tables.values())
+        held = sum(path.stat().st_size for path in self.directory.glob(f"{_PREFIX}*/*.bin"))
+        room = free_disk(self.directory)
+        if room is not None and size - held > room:
+            raise InsufficientMemory(
+                f"run_dir: the journal of the tables in {self.directory} needs up to {size - held} "
+                f"bytes ({size / 1e9:.1f} GB) more, its disk has {room} ({room / 1e9:.1f} GB) free; "
+                "make room, lower num_data, groups or latent_dim, or train without run_dir"
+            )
+
+    def _folder(self) -> Path:
+        return self.directory / f"{_PREFIX}{self.token}"
+
+    def _parts(self, block: int) -> list[memoryview]:
+        rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
+        return [t[rows].reshape(-1).view(torch.uint8).numpy().data for t in self.tables.values()]
+
+
+def discard(directory: Path, but: Path | None = None) -> None:
+    """Removes journals: they take nothing back from now on."""
+    for path in sorted(directory.glob(f"{_PREFIX}*")):
+        if path != but:
+            remove_directory(path)
+    for path in sorted(directory.glob(f".deleting-{_PREFIX}*")):
+        remove_directory(path)

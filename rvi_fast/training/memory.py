@@ -1,0 +1,125 @@
+"""What a training run needs, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from .. import _checks
+from ..layout import RowLayout
+from ..storage import StrPath
+from . import sources
+from .blocks import default_block_rows, rows_resident
+
+# rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
+_EVALUATED, _EVALUATION_TENSORS = 4096, 5
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that `fit` needs.
+
+    Attributes:
+        tables: the rows of the posterior.
+        moments: two of their size, and a step count for each row.
+        data: x, and its copy in the model's dtype where that is made.
+        shared: relays, decoder and scale, each with gradient and moments.
+        step: what steps and evaluations make and free, and the order of an epoch.
+        resident: of tables and moments in files, what is in memory at a time; 0 elsewhere. What the
+            system keeps of files in memory beyond that it gives up when asked.
+        journal: on disk, for a run directory with tables in files.
+        device: all that has to be in the memory of the device that trains.
+        disk: all that lies on the disk.
+    """
+
+    tables: int
+    moments: int
+    data: int
+    shared: int
+    step: int
+    resident: int
+    journal: int
+    device: int
+    disk: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in memory and on disk; what is in both counts once."""
+        return self.device + self.disk - self.resident
+
+    def __str__(self) -> str:
+        parts = ("tables", "moments", "data", "shared", "step", "device", "disk")
+        return ", ".join(f"{name} {getattr(self, name) / 1e9:.2f} GB" for name in parts)
+
+
+def estimate_memory(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    groups: Sequence[int] = (25, 50, 100),
+    hidden: Sequence[int] = (64, 64),
+    batch_size: int = 256,
+    storage: StrPath = "device",
+    block_rows: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    data_dtype: torch.dtype = torch.float32,
+    data_in_memory: bool = True,
+    run_dir: bool = False,
+) -> MemoryEstimate:
+    """What `fit` with a model of `models.rvi` needs, in bytes.
+
+    Args:
+        num_data: N.
+        num_features: D.
+        latent_dim, groups, hidden, storage: as in `models.rvi`.
+        batch_size, block_rows: as in `fit`.
+        dtype: of the model.
+        data_dtype: of x.
+        data_in_memory: false for memory maps and data sets.
+        run_dir: whether `fit` gets one: with tables in files it needs room for a journal.
+
+    Example:
+        >>> import rvi_fast
+        >>> small = rvi_fast.estimate_memory(60_000, 784)
+        >>> large = rvi_fast.estimate_memory(
+        ...     5_000_000, 784, storage="tables", data_dtype=torch.uint8, data_in_memory=False
+        ... )
+        >>> small.disk, large.disk > 18e9, large.device < 2e9
+        (0, True, True)
+    """
+    for name, value in (("num_data", num_data), ("num_features", num_features)):
+        _checks.check_positive_int(name, value)
+    _checks.check_positive_int("batch_size", batch_size)
+    layout = RowLayout.resolve(latent_dim, groups)
+    size, in_files = dtype.itemsize, storage not in ("device", "host")
+    tables = num_data * layout.width * size
+    moments = 2 * tables + 4 * num_data
+
+    copied = data_dtype not in (torch.uint8, dtype)
+    entry = dtype.itemsize if copied else 0
+    data = num_data * num_features * (data_dtype.itemsize + entry) if data_in_memory else 0
+
+    widths = [latent_dim, *hidden, num_features]
+    decoder = sum((a + 1) * b for a, b in pairwise(widths))
+    shared = 4 * size * (layout.num_relays * latent_dim + decoder + 1)
+
+    if in_files and block_rows is None:
+        block_rows = default_block_rows(3 * layout.width * size + 4)
+    held = num_data if block_rows is None else min(num_data, rows_resident(block_rows))
+    resident = (3 * layout.width * size + 4) * held if in_files else 0
+    ahead = 1 if data_in_memory else sources.AHEAD + 2
+    row = 4 * (layout.width + latent_dim + sum(hidden)) * size
+    batch = batch_size * (row + num_features * (data_dtype.itemsize * ahead + 2 * size))
+    evaluation = min(num_data, _EVALUATED) * num_features * size * _EVALUATION_TENSORS
+    step = 8 * held + max(batch, evaluation)
+
+    on_device = data + shared + step + (resident if in_files else tables + moments)
+    on_disk = tables + moments if in_files else 0
+    journal = on_disk if run_dir else 0
+    return MemoryEstimate(
+        tables, moments, data, shared, step, resident, journal, on_device, on_disk + journal
+    )
