@@ -102,7 +102,8 @@ def infer(
                 optimizer.step_batch(index, grad)
                 bar.update()
     optimizer.detach()
-    if not bool(torch.isfinite(posterior.rows).all()):
+    # the smallest and the largest are finite where all are, and no mask of the table is made
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(posterior.rows.detach()))).all()):
         row, column = _checks.first_entry(~torch.isfinite(posterior.rows))
         raise FloatingPointError(
             f"row {row} of the posterior became {posterior.rows[row, column].item()}; lr={lr} is too "

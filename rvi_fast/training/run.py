@@ -282,6 +282,7 @@ class Run:
             if self.journal is not None:
                 self.journal.keep(start // order.block_rows)
             tables.prefetch(start, stop)
+            self.inputs.prefetch(start, stop)
 
         def leave(start: int, stop: int) -> None:
             self._check_table("posterior.rows", rows[start:stop], epoch)
