@@ -170,9 +170,9 @@ class Run:
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
-        self.rows.detach()
         if isinstance(self.shared, SharedAdam):
             self.shared.detach()
+        self.rows.detach()
 
     def _found(self, resume: bool) -> bool:
         """Whether there is a checkpoint to go on from."""
