@@ -6,14 +6,20 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test budget check bench sanitize gpu format clean
+.PHONY: demo test test-compiled test-interpreted budget check bench sanitize gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
 
+# side by side: Triton's interpreter needs a process of its own
 test: $(INSTALLED)
+	$(MAKE) --jobs=2 --output-sync=target test-compiled test-interpreted
+
+test-compiled: $(INSTALLED)
 	$(RUN) pytest
-	TRITON_INTERPRET=1 $(RUN) pytest tests/interpreted
+
+test-interpreted: $(INSTALLED)
+	TRITON_INTERPRET=1 $(RUN) pytest -p no:cacheprovider tests/interpreted
 
 # the kernels compiled for every target: what tests/test_kernel_budget.py holds them to
 budget: $(INSTALLED)

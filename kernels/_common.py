@@ -17,8 +17,8 @@ from torch import Tensor
 # rows of the batch in one program: the least that a tensor core takes, and all that leaves enough
 # registers for the split operands of the products
 BLOCK_B = 16
-# elements and pieces that one program of the reduction reads at a time
-REDUCED_ELEMENTS, REDUCED_PIECES = 64, 32
+# numbers that one program of a reduction reads at a time, and the most elements among them
+REDUCED, REDUCED_ELEMENTS = 2048, 64
 # bits of infinity; every NaN is given the next number
 INFINITY_KEY = tl.constexpr(0x7F800000)
 
@@ -198,13 +198,14 @@ def _sum_pieces_kernel(
 def sum_pieces(pieces: Tensor, total: Tensor) -> None:
     """Writes the sum of pieces [P, ...] to `total`, always in the same order."""
     size = total.numel()
-    _sum_pieces_kernel[(triton.cdiv(size, REDUCED_ELEMENTS),)](
+    block = min(REDUCED_ELEMENTS, triton.next_power_of_2(size))
+    _sum_pieces_kernel[(triton.cdiv(size, block),)](
         pieces,
         total,
         num_pieces=len(pieces),
         size=size,
-        BLOCK_PIECES=REDUCED_PIECES,
-        BLOCK=REDUCED_ELEMENTS,
+        BLOCK_PIECES=REDUCED // block,
+        BLOCK=block,
         num_warps=4,
         enable_fp_fusion=True,
     )

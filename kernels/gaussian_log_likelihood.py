@@ -35,6 +35,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._common import sum_pieces
+
 # row chunks of the backward pass, each with its own partial sums: enough programs for the largest
 # GPUs, and 3 MB of partial sums for a thousand features
 PARTIALS = 1024
@@ -171,42 +173,6 @@ def _gaussian_log_likelihood_bwd_kernel(
         tl.store(grad_scale_ptr + program, tl.sum(tl.sum(total, axis=1), axis=0))
 
 
-@triton.jit(do_not_specialize=["num_partials"])
-def _sum_partials_kernel(
-    partials_ptr,
-    out_ptr,
-    num_partials,
-    width,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """out [width] = the sum of the rows of partials [num_partials, width], in a fixed order."""
-    columns = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    rows = tl.arange(0, BLOCK_N).to(tl.int64)
-    for _ in range(0, num_partials, BLOCK_N):
-        inside = (rows[:, None] < num_partials) & (columns[None, :] < width)
-        offsets = rows[:, None] * width + columns[None, :]
-        total += tl.load(partials_ptr + offsets, mask=inside, other=0)
-        rows += BLOCK_N
-    tl.store(out_ptr + columns, tl.sum(total, axis=0), mask=columns < width)
-
-
-def _sum_partials(partials: Tensor, out: Tensor) -> None:
-    num_partials, width = partials.shape
-    block_d = min(32, triton.next_power_of_2(width))
-    _sum_partials_kernel[(triton.cdiv(width, block_d),)](
-        partials_ptr=partials,
-        out_ptr=out,
-        num_partials=num_partials,
-        width=width,
-        BLOCK_N=2 * TILE // block_d,
-        BLOCK_D=block_d,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
-
-
 def _tile(num_features: int) -> tuple[int, int]:
     block_d = min(TILE, max(16, triton.next_power_of_2(num_features)))
     return TILE // block_d, block_d
@@ -310,5 +276,5 @@ def gaussian_log_likelihood_bwd(
             enable_fp_fusion=True,
         )
     if sums is not grad_scale and grad_scale.numel():
-        _sum_partials(sums, grad_scale)
+        sum_pieces(sums, grad_scale)
     return grad_mean, grad_scale

@@ -14,8 +14,7 @@ Shapes:
     entry d in bit d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone: the mean is computed again, which makes value and gradients four products of which
-    one is done twice.
+    The inputs alone. The mean is computed again by each kernel of the backward pass: four products.
 
 Traffic:
     Two kernels, each a walk as attention's: the first owns rows and walks over the features (log_prob,
@@ -56,8 +55,8 @@ HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 PIXEL_SCALE = tl.constexpr(1.0 / 255.0)
 
 
-# `first` is the first row of a tile as int64, `rows` count from there: what lies within a tile fits
-# int32, and pointers take half the registers.
+# `first` is the first row of a tile as int64, `rows` count from there: their offsets within the tile
+# fit int32, which takes half the registers
 
 
 @triton.jit
@@ -81,8 +80,9 @@ def _load_observed(
         return tl.load(mask_ptr + rows * num_features + columns, mask=inside, other=0) != 0
     else:
         num_words = (num_features + 31) // 32
-        words = mask_ptr + first * num_words + (rows * num_words + columns // 32)
-        return ((tl.load(words, mask=inside, other=0) >> (columns % 32)) & 1) != 0
+        words = mask_ptr + first * num_words + rows * num_words + columns // 32
+        bit = (columns % 32).to(tl.int32)
+        return ((tl.load(words, mask=inside, other=0) >> bit) & 1) != 0
 
 
 @triton.jit
@@ -94,8 +94,9 @@ def _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE: tl
         return tl.load(scale_ptr + columns, mask=columns < num_features, other=1.0).to(tl.float32)
     else:
         scale_ptr += first * num_features
-        offsets = rows * num_features + columns
-        return tl.load(scale_ptr + offsets, mask=inside, other=1.0).to(tl.float32)
+        return tl.load(scale_ptr + rows * num_features + columns, mask=inside, other=1.0).to(
+            tl.float32
+        )
 
 
 @triton.jit
@@ -139,7 +140,7 @@ def _load_bias(bias_ptr, column, num_features, HAS_BIAS: tl.constexpr):
         return tl.zeros(column.shape, tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["program_tiles", "outputs", "batch"])
 def _linear_gaussian_log_likelihood_rows_kernel(
     grad_log_prob_ptr,
     hidden_ptr,
@@ -170,7 +171,7 @@ def _linear_gaussian_log_likelihood_rows_kernel(
     It writes a piece of log_prob [S, B] and of grad_hidden [S, B, H]; pieces lie `outputs` = S * B rows
     apart.
     """
-    first, piece = tl.program_id(0).to(tl.int64) * BLOCK_B, tl.program_id(1)
+    first, piece = tl.program_id(0).to(tl.int64) * BLOCK_B, tl.program_id(1).to(tl.int64)
     row, unit = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_H)[None, :]
     rows, exists = row[:, None], first + row < batch
     position = tl.program_id(2).to(tl.int64) * batch + first
@@ -180,11 +181,10 @@ def _linear_gaussian_log_likelihood_rows_kernel(
         grad = grad.to(tl.float32)[:, None]
         grad_hidden = tl.zeros((BLOCK_B, BLOCK_H), dtype=tl.float32)
     for step in range(program_tiles):
-        tile = piece * program_tiles + step
-        column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
+        start = (piece * program_tiles + step) * BLOCK_D
+        column = (start + tl.arange(0, BLOCK_D)).to(tl.int32)
         columns, has_column = column[None, :], column < num_features
         inside = exists[:, None] & has_column[None, :]
-        start = tile.to(tl.int64) * BLOCK_D
         values = _load_values(x_ptr, first, rows, columns, inside, num_features)
         observed = _load_observed(
             mask_ptr, values, first, rows, columns, inside, num_features, MASK
@@ -209,14 +209,14 @@ def _linear_gaussian_log_likelihood_rows_kernel(
             grad_mean = tl.where(observed, scaled * grad / scale, 0.0)
             weight = _load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
             grad_hidden += tl.dot(grad_mean, weight, input_precision=PRECISION)
-    position += piece.to(tl.int64) * outputs
+    position += piece * outputs
     tl.store(log_prob_ptr + position + row, total, mask=exists)
     if NEED_HIDDEN:
         to = grad_hidden_ptr + position * HIDDEN_DIM + (rows * HIDDEN_DIM + unit)
         tl.store(to, grad_hidden, mask=exists[:, None] & (unit < HIDDEN_DIM))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["program_blocks", "num_samples", "batch"])
 def _linear_gaussian_log_likelihood_features_kernel(
     grad_log_prob_ptr,
     hidden_ptr,
@@ -254,7 +254,8 @@ def _linear_gaussian_log_likelihood_features_kernel(
     row, rows = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_B)[None, :]
     start = tl.program_id(0).to(tl.int64) * BLOCK_D
     feature, unit = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_H)[None, :]
-    column = tl.program_id(0) * BLOCK_D + feature
+    # features fit into 32 bits, which are half the registers
+    column = (start + feature).to(tl.int32)
     columns, has_column = column[:, None], column < num_features
     bias = _load_bias(bias_ptr, column, num_features, HAS_BIAS)[:, None]
 
@@ -300,7 +301,7 @@ def _linear_gaussian_log_likelihood_features_kernel(
                     grad_scale += tl.sum(terms, axis=1)
             position += batch
         if NEED_SCALE and SCALE == "entry":
-            to = grad_scale_ptr + first * num_features + (rows * num_features + columns)
+            to = grad_scale_ptr + first * num_features + rows * num_features + columns
             tl.store(to, entry_scale, mask=inside)
 
     if NEED_LINEAR:
@@ -321,7 +322,7 @@ _ROWS_TILES = {
     16: (32, 32, 4),
     32: (32, 32, 4),
     64: (32, 32, 4),
-    128: (16, 32, 4),
+    128: (16, 32, 8),
     256: (16, 32, 8),
 }
 _FEATURES_TILES = {
@@ -333,10 +334,13 @@ _FEATURES_TILES = {
 }
 
 
-def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int) -> dict[str, int]:
+def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: Any) -> dict[str, int]:
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
-    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": min(block, 32)}
+    chunk = min(block, 32)
+    if scale != "scalar" and tiles is _FEATURES_TILES:  # more numbers per row and feature to keep
+        rows, chunk = 16, min(block, 16)
+    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
     return blocks | {"num_warps": warps, "maxnreg": 255}
 
@@ -352,7 +356,7 @@ def _prepared(
     """Contiguous inputs by name and the constants of both kernels; None for what they leave out."""
     if hidden.dtype == torch.float64 or weight.dtype == torch.float64:
         return None
-    if hidden.shape[-1] > LARGEST_HIDDEN:
+    if hidden.shape[-1] > LARGEST_HIDDEN or x.shape[1] >= 2**25:  # rows within a tile fit 32 bits
         return None
     tensors = {
         "hidden_ptr": hidden.contiguous(),
@@ -433,7 +437,7 @@ def _over_features(
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=torch.float32)
     if log_prob.numel() == 0 or x.numel() == 0:
         return log_prob, grad_hidden
-    tile = _tile(_ROWS_TILES, hidden_dim)
+    tile = _tile(_ROWS_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
     program_tiles = triton.cdiv(tiles, triton.cdiv(PROGRAMS, blocks * num_samples))
     pieces = triton.cdiv(tiles, program_tiles)
@@ -478,9 +482,7 @@ def _over_rows(
     totals = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     if hidden.numel() == 0 or num_features == 0:
         return totals[0], totals[1], totals[2]
-    tile = _tile(_FEATURES_TILES, hidden_dim)
-    if constants["SCALE"] == "entry":  # two more numbers per entry to keep
-        tile["BLOCK_B"] = 16
+    tile = _tile(_FEATURES_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
     program_blocks = triton.cdiv(blocks, triton.cdiv(PROGRAMS, tiles))
     pieces = triton.cdiv(blocks, program_blocks)

@@ -286,7 +286,7 @@ def _keep_group(
     k = tl.arange(0, BLOCK)[None, :]
     word = tl.arange(0, BLOCK // 32)[None, :]
     for first in range(0, BLOCK_B, BLOCK_S):
-        position = start + first + tl.arange(0, BLOCK_S)[:, None]
+        position = start.to(tl.int64) + first + tl.arange(0, BLOCK_S)[:, None]
         row, valid = load_row_numbers(index, row_error, position, num_data, batch)
         kept = valid & (k < SIZE)
         value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=kept, other=0.0).to(tl.float32)
@@ -381,7 +381,8 @@ def _relay_sample_fwd_kernel(
     )
     t = tl.arange(0, BLOCK_T)[None, :]
     exists = valid & (t < T)
-    tl.store(saved_mean + position * T + t, tl.where(valid, mean, 0.0), mask=inside & (t < T))
+    mean = tl.where(exists, mean, 0.0)
+    tl.store(saved_mean + position.to(tl.int64) * T + t, mean, mask=inside & (t < T))
     log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0).to(tl.float32)
     log_std = clamp_log_std(log_std)
     std = tl.exp(log_std)

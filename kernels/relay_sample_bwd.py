@@ -124,7 +124,7 @@ def _relay_sample_bwd_kernel(
     t = tl.arange(0, BLOCK_T)[None, :]
     exists = valid & (t < T)
     grad_kl_b = tl.load(grad_kl + position, mask=valid, other=0.0).to(tl.float32)
-    mean = tl.load(saved_mean + position * T + t, mask=exists, other=0.0)
+    mean = tl.load(saved_mean + position.to(tl.int64) * T + t, mask=exists, other=0.0)
     grad_mu = tl.where(exists, grad_kl_b * mean, 0.0)
     grad_std = tl.zeros_like(grad_mu)
     for sample in range(num_samples):

@@ -9,6 +9,7 @@ from . import data, models, optim
 from ._info import info
 from ._version import __version__
 from .data import elastic
+from .encoder import EncoderPosterior
 from .functional import (
     RelaySample,
     gaussian_log_likelihood,
@@ -32,6 +33,7 @@ from .training import (
 
 __all__ = [
     "EarlyStopping",
+    "EncoderPosterior",
     "GaussianLikelihood",
     "History",
     "MemoryEstimate",

@@ -1,4 +1,4 @@
-"""The command line: `rvi-fast train | infer | impute | info | demo`."""
+"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from .training import fit, impute, infer, load
 from .training.checkpoints import RunDirectory, RunDirectoryInUse, latest_epoch
 
 _DATA_HELP = (
-    "digits (built into scikit-learn), mnist, fashion-mnist, mosi, or the path of a table: .npy, "
-    ".npz, .csv or .parquet with NaN (or an empty cell) for missing; uint8 arrays are pixels"
+    "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
+    "table: .npy, .npz, .csv or .parquet with NaN (or an empty cell) for missing; uint8 arrays are "
+    "pixels"
 )
 _RUN_FILE = "run.json"
+# options of one model alone
+_OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
 
 
 class _Table(NamedTuple):
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         choices=sorted(models.BUILDERS),
         default="rvi",
-        help="rvi: relays shared by all rows; vad: none (default: rvi)",
+        help="rvi: relays shared by all rows; vad: none; vae: an encoder (default: rvi)",
     )
     train.add_argument(
         "--epochs", type=int, default=250, help="passes over the data (default: 250)"
@@ -127,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
+    )
+    train.add_argument(
+        "--mask-input",
+        action="store_true",
+        default=None,
+        help="the encoder sees which entries are missing, vae only",
     )
     train.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     train.add_argument(
@@ -192,7 +201,32 @@ def _parser() -> argparse.ArgumentParser:
         help="where results go (default: runs/demo)",
     )
     demo.add_argument("--epochs", type=int, help="passes over the data (default: 300)")
-    for command in (train, new, fill, demo):
+
+    figures = _command(
+        commands,
+        "reproduce",
+        _reproduce,
+        "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
+    )
+    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "--scale",
+        choices=("quick", "paper"),
+        default="quick",
+        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+    )
+    figures.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
+    )
+    figures.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    figures.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where figures and runs go (default: results)",
+    )
+    for command in (train, new, fill, demo, figures):
         command.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -218,6 +252,12 @@ def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         default=0.0,
         metavar="RATE",
         help="hide this share of the entries from the model and score them at the end (default: 0)",
+    )
+    parser.add_argument(
+        "--missing-boxes",
+        type=int,
+        metavar="COUNT",
+        help="hide this many boxes of 4x4 pixels from each image, beside --missing",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
@@ -257,6 +297,7 @@ def _load_table(
     split: str | None,
     subset: int | None,
     missing: float,
+    boxes: int | None,
     seed: int,
     standardizer: data.Standardizer | None = None,
 ) -> tuple[_Table, data.Standardizer | None]:
@@ -271,6 +312,10 @@ def _load_table(
             raise ValueError(f"subset: expected 1 to {len(raw)} rows, got {subset}")
         raw = raw[np.sort(np.random.default_rng(seed).permutation(len(raw))[:subset])]
     mask = data.mcar(raw.shape, missing, seed=seed)
+    if boxes is not None:
+        if dataset.image_shape is None:
+            raise ValueError(f"missing-boxes: expected images, {name} holds none")
+        mask &= data.missing_boxes(len(raw), dataset.image_shape, boxes, seed=seed)
     if raw.dtype == np.uint8:
         return _Table(dataset, raw, mask, raw), None
     mask &= ~np.isnan(raw)
@@ -298,14 +343,16 @@ def _train(arguments: argparse.Namespace) -> int:
         "train",
         arguments.subset,
         arguments.missing,
+        arguments.missing_boxes,
         arguments.seed,
     )
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name in ("groups", "top", "form"):
+    for name, owner in _OPTIONS.items():
         value = getattr(arguments, name)
         if value is not None:
-            if arguments.model != "rvi":
-                raise ValueError(f"--{name}: expected with --model rvi only")
+            if arguments.model != owner:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: expected with --model {owner} only")
             options[name] = value
     torch.manual_seed(arguments.seed)
     model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
@@ -328,6 +375,7 @@ def _train(arguments: argparse.Namespace) -> int:
             "data": arguments.data if named else str(Path(arguments.data).resolve()),
             "subset": arguments.subset,
             "missing": arguments.missing,
+            "missing_boxes": arguments.missing_boxes,
             "seed": arguments.seed,
             "pixels": table.raw.dtype == np.uint8,
             "standardizer": standardizer.to_dict() if standardizer else None,
@@ -349,7 +397,8 @@ def _train(arguments: argparse.Namespace) -> int:
         run_dir=run_dir,
         resume=arguments.resume,
     )
-    _print_scores(table, model.reconstruct().cpu().numpy())
+    encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
+    _print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
     print(f"\nwritten to {run_dir}")
     return 0
 
@@ -363,11 +412,11 @@ def _open_run(
     standardizer = data.Standardizer.from_dict(stored) if stored else None
     if training_data:
         source = (run["data"], arguments.data_dir, "train", run["subset"], run["missing"])
-        table, _ = _load_table(*source, run["seed"], standardizer)
+        table, _ = _load_table(*source, run.get("missing_boxes"), run["seed"], standardizer)
     else:
         name = arguments.data or run["data"]
         source = (name, arguments.data_dir, arguments.split, arguments.subset, arguments.missing)
-        table, _ = _load_table(*source, arguments.seed, standardizer)
+        table, _ = _load_table(*source, arguments.missing_boxes, arguments.seed, standardizer)
     if (table.raw.dtype == np.uint8) != run["pixels"]:
         kinds = ("pixels (uint8)", "a table of numbers")
         expected, got = kinds if run["pixels"] else kinds[::-1]
@@ -402,7 +451,8 @@ def _infer(arguments: argparse.Namespace) -> int:
 def _impute(arguments: argparse.Namespace) -> int:
     own = arguments.data is None and arguments.split is None
     model, table, standardizer = _open_run(arguments, training_data=own)
-    posterior = None if own else _posterior(arguments, model, table)
+    known = own and not model.amortized
+    posterior = None if known else _posterior(arguments, model, table)
     torch.manual_seed(arguments.seed)
     filled = impute(
         model, table.x, mask=table.mask, posterior=posterior, num_draws=arguments.draws
@@ -435,6 +485,26 @@ def _demo(arguments: argparse.Namespace) -> int:
     for path in sorted(arguments.run_dir.iterdir()):
         if not path.name.startswith("."):
             print(f"  {path.name}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from .experiments import registry, sweep
+
+    try:
+        written = registry.reproduce(
+            arguments.figures,
+            arguments.out,
+            scale=arguments.scale,
+            data_dir=arguments.data_dir,
+            jobs=arguments.jobs,
+            progress=not arguments.quiet,
+        )
+    except sweep.SweepError as error:
+        print(f"rvi-fast: error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
     return 0
 
 

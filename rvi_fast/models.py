@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks
+from .encoder import EncoderPosterior
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
 from .storage import StrPath
 
+# where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
+# the price of a matrix product more, which on the CPU is more than the means cost
+_ONE_OP = ("cuda",)
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
 
@@ -34,7 +38,8 @@ class LatentModel(nn.Module):
     With kl_weight = 1 the loss is the negative evidence lower bound.
 
     Args:
-        posterior: gives z and kl for row numbers, a `RelayPosterior`.
+        posterior: gives z and kl for row numbers, a `RelayPosterior`; or for row numbers and data, an
+            `EncoderPosterior`.
         decoder: any module from z [..., T] to means [..., D].
         likelihood: gives log p(x | z) from x and the decoder's output.
         config: what `rvi_fast.load` needs to build the model again: {"builder": name, ...
@@ -53,14 +58,14 @@ class LatentModel(nn.Module):
 
     def __init__(
         self,
-        posterior: RelayPosterior,
+        posterior: RelayPosterior | EncoderPosterior,
         decoder: nn.Module,
         likelihood: GaussianLikelihood,
         *,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.posterior: Any = posterior
         self.decoder = decoder
         self.likelihood = likelihood
         self.config = config
@@ -74,6 +79,11 @@ class LatentModel(nn.Module):
     def num_features(self) -> int:
         """D."""
         return self.likelihood.num_features
+
+    @property
+    def amortized(self) -> bool:
+        """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
+        return getattr(self.posterior, "amortized", False)
 
     def forward(
         self,
@@ -93,15 +103,16 @@ class LatentModel(nn.Module):
             kl_weight: factor of the KL divergence.
             seed: key of the noise, see `RelayPosterior.forward`.
         """
-        z, kl = self.posterior(index, seed=seed)
+        given = (x, mask) if self.amortized else ()
+        z, kl = self.posterior(index, *given, seed=seed)
         kl, log_prob = kl.mean(), self.log_prob(x, z, mask).mean()
         return Objective(kl_weight * kl - log_prob, kl, log_prob)
 
     def log_prob(self, x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """log p(x | z) of the observed entries in nats, [B] or [S, B].
 
-        On a GPU, where the decoder is an `nn.Sequential` that ends in an `nn.Linear` and nothing looks at
-        that layer's output, likelihood and layer are one op and the means are not written down.
+        On a GPU, where the decoder is an `nn.Sequential` that ends in an `nn.Linear` and nothing looks
+        at that layer's output, likelihood and layer are one op and the means are not written down.
 
         Args:
             x: data [B, D], NaN = missing.
@@ -109,13 +120,8 @@ class LatentModel(nn.Module):
             mask: bool [B, D], true = observed.
         """
         before, last = _split(self.decoder)
-        # autograd calls forward and backward apart, which means a matrix product more: on the CPU it
-        # costs more than the means
-        if (
-            x.device.type == "cpu"
-            or last is None
-            or not _plain(self.likelihood, GaussianLikelihood)
-        ):
+        alone = x.device.type not in _ONE_OP or not _plain(self.likelihood, GaussianLikelihood)
+        if last is None or alone:
             return self.likelihood(x, self.decoder(z), mask)
         for layer in before:
             z = layer(z)
@@ -130,8 +136,12 @@ class LatentModel(nn.Module):
         Args:
             index: rows [B]; all rows if not given.
             posterior: of which datapoints, for instance the result of `infer`; the model's own
-                (the training data's) if not given.
+                (the training data's) if not given, which an encoder has not.
         """
+        if posterior is None and self.amortized:
+            raise ValueError(
+                "posterior: expected infer(model, x), got None: an encoder keeps no datapoints"
+            )
         means = (self.posterior if posterior is None else posterior).mean(index)
         return torch.cat([self.decoder(part) for part in means.split(_CHUNK)])
 
@@ -220,7 +230,39 @@ def vad(
     return _gaussian_model(posterior, num_features, hidden, config)
 
 
-BUILDERS = {"rvi": rvi, "vad": vad}
+def vae(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    mask_input: bool = False,
+) -> LatentModel:
+    """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
+
+    Args:
+        num_data: N, rows of the training data.
+        num_features: D.
+        latent_dim: T.
+        hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
+        mask_input: the encoder sees the mask as well, as D more inputs.
+    """
+    config = {
+        "builder": "vae",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+        "mask_input": mask_input,
+    }
+    for name, size in (("num_features", num_features), ("latent_dim", latent_dim)):
+        _checks.check_positive_int(name, size)
+    encoder = _layers(num_features * (2 if mask_input else 1), hidden[::-1], 2 * latent_dim)
+    posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
+    return _gaussian_model(posterior, num_features, hidden, config)
+
+
+BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
 
 
 def build(config: dict[str, Any]) -> LatentModel:
@@ -238,16 +280,20 @@ def _stored(storage: StrPath) -> dict[str, str]:
 
 
 def _gaussian_model(
-    posterior: RelayPosterior, num_features: int, hidden: Sequence[int], config: dict[str, Any]
+    posterior: RelayPosterior | EncoderPosterior,
+    num_features: int,
+    hidden: Sequence[int],
+    config: dict[str, Any],
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
-    widths = [posterior.latent_dim]
+    decoder = _layers(posterior.latent_dim, hidden, num_features)
+    return LatentModel(posterior, decoder, GaussianLikelihood(num_features), config=config)
+
+
+def _layers(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
         _checks.check_positive_int("hidden", width)
-        layers += [nn.Linear(widths[-1], width), nn.ReLU()]
-        widths.append(width)
-    layers.append(nn.Linear(widths[-1], num_features))
-    return LatentModel(
-        posterior, nn.Sequential(*layers), GaussianLikelihood(num_features), config=config
-    )
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))

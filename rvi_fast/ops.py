@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +44,9 @@ _SCHEMAS = {
 }
 # position of `index` among the arguments; `rows` is the first
 _INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
+
+
+_HERE = nullcontext()
 
 
 class FallbackWarning(UserWarning):
@@ -98,7 +102,10 @@ def check_rows_read(device: torch.device) -> None:
 def _run(device_type: str, name: str, *args: Any) -> Any:
     chosen = implementation(device_type)
     if chosen is not reference:
-        result = getattr(chosen, name)(*args)
+        # a kernel is launched on the device that is current
+        on_device = torch.cuda.device(args[0].device) if device_type == "cuda" else _HERE
+        with on_device:
+            result = getattr(chosen, name)(*args)
         if result is not NotImplemented:
             return result
     if name in _INDEX_ARGUMENT:

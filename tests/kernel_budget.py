@@ -23,6 +23,15 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_suffix(".json")
+README = FILE.parent.parent / "kernels" / "README.md"
+MARK = "<!-- make budget -->"
+# rows of the batch that a program takes, where it takes nothing else
+ROWS = {
+    "_relay_sample_fwd_kernel": 16,
+    "_relay_sample_bwd_kernel": 16,
+    "_row_adam_catch_up_kernel": 1,
+    "_row_adam_step_kernel": 1,
+}
 TARGETS = (80, 90, 100, 120)
 # bytes a block may have, by target
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -94,6 +103,7 @@ def measure(kernel: Any) -> dict[str, int]:
         "shared": kernel.metadata.shared,
         "instructions": len(names) - names.count("NOP"),
         "bytes": int(instructions[-1][0], 16) + 16,
+        "warps": kernel.metadata.num_warps,
     }
 
 
@@ -158,12 +168,36 @@ def budget(compiled: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"triton": triton.__version__, "kernels": rows}
 
 
+def table(written: dict[str, Any]) -> str:
+    """The lines of kernels/README.md: each kernel in the first case of its function."""
+    lines = [
+        f"Triton {written['triton']}; registers / bytes of shared memory / instructions.",
+        "",
+        "| kernel | case | " + " | ".join(f"sm_{target}" for target in TARGETS) + " | per row |",
+        "|---|---|" + "---|" * (len(TARGETS) + 1),
+    ]
+    seen = set()
+    for key, row in written["kernels"].items():
+        _, case, kernel, _ = key.split("/")
+        if kernel in seen:
+            continue
+        seen.add(kernel)
+        rows = [written["kernels"][f"{key.rpartition('_')[0]}_{target}"] for target in TARGETS]
+        cells = [f"{r['registers']} / {r['shared']} / {r['instructions']}" for r in rows]
+        per_row = round(row["instructions"] * row["warps"] / ROWS[kernel]) if kernel in ROWS else ""
+        name = kernel.removeprefix("_").removesuffix("_kernel")
+        lines.append(f"| `{name}` | {case} | {' | '.join(cells)} | {per_row} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Writes kernel_budget.json, a line for each kernel."""
+    """Writes kernel_budget.json, a line for each kernel, and the table in kernels/README.md."""
     cache = FILE.parent.parent / ".pytest_cache" / "d" / "triton"
     written = budget(compile_all(cache))
     rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in written["kernels"].items())
     FILE.write_text(f'{{"triton": "{written["triton"]}", "kernels": {{\n{rows}\n}}}}\n')
+    before, _, rest = README.read_text().partition(MARK)
+    README.write_text(f"{before}{MARK}\n{table(written)}\n{MARK}{rest.partition(MARK)[2]}")
     print(f"{FILE}: {len(written['kernels'])} kernels")
 
 

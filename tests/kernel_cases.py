@@ -7,9 +7,30 @@ other machine code somewhere among them.
 import torch
 
 from rvi_fast import testing
-from rvi_fast.testing import AdamStepCase, GaussianLogLikelihoodCase, RowAdamCase
+from rvi_fast.testing import (
+    AdamStepCase,
+    GaussianLogLikelihoodCase,
+    LinearGaussianLogLikelihoodCase,
+    RelaySampleCase,
+    RowAdamCase,
+)
 
 LAUNCHES = {
+    testing.RelaySampleContract: (
+        RelaySampleCase(512, 256, 64, (25, 50, 100)),
+        RelaySampleCase(
+            512, 256, 64, (25, 50, 100), 0.3, "mixture", num_samples=2, given_noise=True
+        ),
+        RelaySampleCase(512, 256, 20, (10,)),
+        RelaySampleCase(512, 256, 256, (1024,)),
+        RelaySampleCase(512, 256, 64, ()),
+    ),
+    testing.LinearGaussianLogLikelihoodContract: (
+        LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=64),
+        LinearGaussianLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
+        LinearGaussianLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
+        LinearGaussianLogLikelihoodCase(256, 273, hidden_dim=256),
+    ),
     testing.GaussianLogLikelihoodContract: (
         GaussianLogLikelihoodCase(256, 784),
         GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),

@@ -117,6 +117,38 @@ def test_a_run_is_resumed_but_never_overwritten_or_mixed(table, tmp_path, capsys
     assert json.loads(lines[-1])["epoch"] == 125
 
 
+def test_an_encoder_is_trained_inferred_and_imputed(table, tmp_path, capsys):
+    r = tmp_path / "r"
+    run("train", "--data", table, "--missing", 0.1, "--run-dir", r, "--quiet", *SMALL, "--model",
+        "vae", "--mask-input", capsys=capsys)  # fmt: skip
+    run("infer", "--run-dir", r, "--data", table, "--out", tmp_path / "z.npy", "--quiet",
+        capsys=capsys)  # fmt: skip
+    assert np.load(tmp_path / "z.npy").shape == (120, 8)
+    out = run("impute", "--run-dir", r, "--out", tmp_path / "f.csv", "--quiet", capsys=capsys)
+    assert "hidden entries" in out
+    assert np.isfinite(data.load_data(tmp_path / "f.csv").train).all()
+
+
+def test_missing_boxes_are_hidden_and_filled(tmp_path, capsys):
+    arguments = ("--data", "digits", "--subset", 100, "--missing-boxes", 2, "--run-dir")
+    out = run("train", *arguments, tmp_path / "r", "--epochs", 1, "--quiet", capsys=capsys)
+    mask = data.missing_boxes(100, (8, 8), 2, seed=0)
+    assert f"{1 - mask.mean():.1%} missing" in out
+    run("impute", "--run-dir", tmp_path / "r", "--out", tmp_path / "f.npy", "--quiet",
+        capsys=capsys)  # fmt: skip
+    rows = np.sort(np.random.default_rng(0).permutation(1797)[:100])
+    original = data.load_data("digits").train[rows]
+    filled = np.load(tmp_path / "f.npy")
+    np.testing.assert_array_equal(filled[mask], original[mask])
+    assert (filled != original)[~mask].any()
+
+
+def test_the_artificial_set_needs_no_file(tmp_path, capsys):
+    out = run("train", "--data", "artificial", "--subset", 50, "--run-dir", tmp_path / "r",
+              "--epochs", 1, "--quiet", capsys=capsys)  # fmt: skip
+    assert "50 rows, 300 features" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,6 +159,8 @@ def test_a_run_is_resumed_but_never_overwritten_or_mixed(table, tmp_path, capsys
         (("train", "--data", "digits", "--run-dir", "r", "--epochs", 0), "epochs: expected"),
         (("train", "--data", "digits", "--run-dir", "r", "--top", 2.5), "top: expected"),
         (("train", "--data", "digits", "--run-dir", "r", "--model", "vad", "--top", 2), "--top"),
+        (("train", "--data", "digits", "--run-dir", "r", "--mask-input"), "--mask-input: expected"),
+        (("train", "--data", "artificial", "--run-dir", "r", "--missing-boxes", 1), "boxes"),
         (("train", "--data", "mosi", "--run-dir", "r", "--data-dir", "r"), "mosi"),
         (("impute", "--run-dir", "r", "--out", "f.csv"), "run.json not found"),
     ],
@@ -160,7 +194,7 @@ def test_a_damaged_run_file_is_named(trained, tmp_path, capsys):
     assert "run.json is damaged" in text
 
 
-@pytest.mark.parametrize("command", ["train", "infer", "impute", "info", "demo"])
+@pytest.mark.parametrize("command", ["train", "infer", "impute", "info", "demo", "reproduce"])
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

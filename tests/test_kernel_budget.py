@@ -55,6 +55,11 @@ def test_machine_code_keeps_the_written_budget(compiled):
             assert row == written["kernels"][key], f"{key}: make budget, and look at the difference"
 
 
+def test_the_table_shows_the_budget():
+    written = json.loads(kernel_budget.FILE.read_text())
+    assert kernel_budget.table(written) in kernel_budget.README.read_text()
+
+
 def test_addresses_of_every_kernel_are_64_bit(compiled):
     for key, row in compiled.items():
         assert not narrow_address_arithmetic(row["ttir"]), key
@@ -78,7 +83,10 @@ def test_another_size_of_the_batch_compiles_nothing(contract, function, case, re
         with kernel_budget.recorded(90) as launched:
             getattr(kernels, function)(*map(kernel_budget.without_memory, inputs))
         compiled.append(launched)
-    assert compiled[0] == compiled[1] == compiled[2]
+    # a sum made in one piece needs no reduction
+    first, *others = compiled
+    assert first
+    assert all(kernel in first for other in others for kernel in other)
 
 
 @triton.jit
@@ -132,6 +140,12 @@ def _address_of_64_bits(x_ptr, index_ptr, width):
         row += 1
 
 
+@triton.jit
+def _row_of_a_tile(x_ptr, width):
+    first = tl.program_id(0).to(tl.int64) * 16
+    tl.store(x_ptr + first * width + tl.arange(0, 16) * width, 1)
+
+
 @pytest.mark.parametrize(
     ("kernel", "tensors", "culprit"),
     [
@@ -142,6 +156,7 @@ def _address_of_64_bits(x_ptr, index_ptr, width):
         (_step_of_32_bits_in_a_while, 1, "scf.while"),
         (_branch_of_32_bits, 1, "arith.muli"),
         (_address_of_64_bits, 2, None),
+        (_row_of_a_tile, 1, None),
     ],
 )
 def test_a_missing_cast_to_64_bits_is_found(kernel, tensors, culprit, tmp_path, monkeypatch):

@@ -234,6 +234,7 @@ def test_last_layer_and_likelihood_in_one_equal_the_two_parts(scale, bias, depth
     likelihood = GaussianLikelihood(D, scale=scale)
     model = models.LatentModel(RelayPosterior(N, T), decoder, likelihood).double()
     _, x = make_data()
+    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
     called, forward = [], nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda *a: called.append(a[0]) or forward(*a))
     for z in (torch.randn(7, T).double(), torch.randn(3, 7, T).double()):
@@ -251,7 +252,8 @@ class OwnLinear(nn.Linear):
         return super().forward(hidden).sigmoid()
 
 
-def test_layer_that_is_more_than_linear_is_called_as_it_is():
+def test_layer_that_is_more_than_linear_is_called_as_it_is(monkeypatch):
+    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
     torch.manual_seed(0)
     z, (_, x) = torch.randn(7, T), make_data(torch.float32)
     for decoder in (
@@ -266,7 +268,8 @@ def test_layer_that_is_more_than_linear_is_called_as_it_is():
         assert torch.equal(model.log_prob(x, z), expected)
 
 
-def test_hooks_see_what_they_ask_for():
+def test_hooks_see_what_they_ask_for(monkeypatch):
+    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
     z, (_, x) = torch.randn(7, T), make_data(torch.float32)
     for hooked in (lambda m: m.decoder[-1], lambda m: m.decoder, lambda m: m.likelihood):
         model = make_model(dtype=torch.float32)

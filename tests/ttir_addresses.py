@@ -8,7 +8,8 @@ to what memory holds. On the way these overflow in a table large enough, and are
 - a 32-bit number carried around a loop.
 
 Small are constants, ranges of lanes, and what is computed of these alone. The counter of a loop is
-bounded by a size, so that a small number can be added to it.
+bounded by a size, so that a small number can be added to it. A lane times an argument is a row within a
+tile, of which launchers refuse those that do not fit 32 bits.
 """
 
 from __future__ import annotations
@@ -177,6 +178,19 @@ def _small(name: str, values: dict[str, Value]) -> bool:
     return False
 
 
+def _row_of_tile(value: Value, values: dict[str, Value]) -> bool:
+    small = [_small(operand, values) for operand in value.operands]
+    return value.operation == "arith.muli" and any(
+        small[n] and _argument(value.operands[1 - n], values) for n in range(2)
+    )
+
+
+def _argument(name: str, values: dict[str, Value]) -> bool:
+    while name in values and values[name].operation in SAME:
+        name = values[name].operands[0]
+    return name not in values
+
+
 def _counter(name: str, values: dict[str, Value]) -> bool:
     value = values.get(name)
     while value is not None and value.operation in SAME:
@@ -200,7 +214,7 @@ def narrow_address_arithmetic(ttir: str) -> list[str]:
         if value.operation in MEMORY:
             continue
         if value.narrow and value.operation in ("arith.muli", "arith.shli"):
-            if not _small(name, values):
+            if not _small(name, values) and not _row_of_tile(value, values):
                 found.append(value.line)
         elif value.narrow and value.operation in ("arith.addi", "arith.subi"):
             if not any(_small(operand, values) for operand in value.operands):

@@ -4,9 +4,10 @@ A table is [N, D]: uint8 for pixels, else float32 with NaN for missing entries. 
 True = observed.
 """
 
+from .artificial import artificial
 from .imputers import column_mean, knn
 from .metrics import Standardizer, elastic
-from .missingness import mcar
+from .missingness import mcar, missing_boxes
 from .readers import DATASETS, DataError, Dataset, load_data, save_table
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "DataError",
     "Dataset",
     "Standardizer",
+    "artificial",
     "column_mean",
     "elastic",
     "knn",
     "load_data",
     "mcar",
+    "missing_boxes",
     "save_table",
 ]

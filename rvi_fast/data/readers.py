@@ -30,7 +30,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "mosi")
+from .artificial import artificial
+
+DATASETS = ("digits", "artificial", "mnist", "fashion-mnist", "mosi")
 
 _IDX_NAME = re.compile(r"[.-]idx\d-ubyte(\.gz)?$")
 _IDX_SHAPES: dict[str, tuple[int, ...]] = {
@@ -111,11 +113,12 @@ def load_data(
     to the cache and checked by MD5. CMU-MOSI is looked for likewise and never downloaded.
 
     Args:
-        name: "digits" (8x8, needs scikit-learn, no file), "mnist", "fashion-mnist", "mosi", or the
-            path of a table: .npy; .npz (the array `x`, or the only 2-D array); .csv (an empty cell,
-            NA or nan is missing; a first line of names, none of them a number, is the header);
-            .parquet; .idx?-ubyte, plain or .gz. uint8 arrays are pixels, and [N, H, W] of them
-            images; all other numbers become float32.
+        name: "digits" (8x8, needs scikit-learn, no file), "artificial" (10,000 + 2,000 rows, made
+            by `artificial`), "mnist", "fashion-mnist", "mosi", or the path of a table: .npy; .npz
+            (the array `x`, or the only 2-D array); .csv (an empty cell, NA or nan is missing; a
+            first line of names, none of them a number, is the header); .parquet; .idx?-ubyte, plain
+            or .gz. uint8 arrays are pixels, and [N, H, W] of them images; all other numbers become
+            float32.
         data_dir: the first directory to look in for a data set by name.
 
     Returns:
@@ -130,6 +133,8 @@ def load_data(
     """
     if name == "digits":
         return _load_digits()
+    if name == "artificial":
+        return Dataset("artificial", artificial(10_000), artificial(2_000, first=10_000))
     if name in _IDX_MD5:
         return _load_published(str(name), data_dir)
     if name == "mosi":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 
 from ..training import History
 
+# by title and label of the y axis, by curve: x, mean, std and median
+Panels = dict[Any, dict[str, list[tuple[float, float, float, float]]]]
+
+_MOST_COLUMNS = 3
 _MISSING_COLOUR = (0.86, 0.80, 0.69)
 
 
@@ -68,6 +73,64 @@ def save_imputations(
         for column in range(count):
             axes = grid[row, column]
             axes.imshow(images[column].reshape(*image_shape, 3), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    figure.savefig(path)
+
+
+def check_matplotlib() -> None:
+    """Raises the ImportError of a picture before the work for it is done."""
+    _figure(1.0, 1.0)
+
+
+def save_panels(path: Path, panels: Panels, label: str, title: str, *, log: bool = False) -> None:
+    """Curves with their spread: mean (line), mean +- std (band), median (dots).
+
+    Args:
+        path: where to.
+        panels: by (title, label of the y axis), by curve, points (x, mean, std, median).
+        label: of the x axis.
+        title: of the whole.
+        log: logarithmic x axis.
+    """
+    columns = min(len(panels), _MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = _figure(4.2 * columns, 3.2 * rows + 0.4)
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, ((name, quantity), curves) in zip(grid.flat, panels.items(), strict=False):
+        for curve, points in curves.items():
+            x, mean, std, median = np.array(sorted(points), np.float64).T
+            marker = "o" if len(x) < 30 else None
+            (line,) = axes.plot(x, mean, label=curve, marker=marker, markersize=3)
+            axes.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.15)
+            axes.plot(x, median, ":", color=line.get_color())
+        axes.set(xlabel=label, ylabel=quantity, title=name)
+        if log:
+            axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def save_image_rows(
+    path: Path, images: np.ndarray, names: Sequence[str], image_shape: tuple[int, int]
+) -> None:
+    """Rows of grey images [rows, n, D] in [0, 1], each with a name."""
+    rows, count, _ = images.shape
+    figure = _figure(0.72 * count + 1.6, 0.76 * rows + 0.2)
+    grid = figure.subplots(rows, count, squeeze=False)
+    for row, name in enumerate(names):
+        grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for column in range(count):
+            axes = grid[row, column]
+            axes.imshow(
+                images[row, column].reshape(image_shape), cmap="gray", vmin=0, vmax=1,
+                interpolation="nearest",
+            )  # fmt: skip
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
     figure.savefig(path)

@@ -86,9 +86,10 @@ def fit(
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
         lr: learning rate of decoder and scale.
-        posterior_lr: learning rate of rows and relays; `lr` if not given (paper section 6.4).
+        posterior_lr: learning rate of rows and relays, or of an encoder; `lr` if not given (paper
+            section 6.4).
         optimizer: mode of `RowAdam` for the rows: "dense", "lazy" or "row". Everything else is
-            driven by `torch.optim.Adam`.
+            driven by Adam, and an encoder has no rows.
         kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it.
         seed: of order and noise.
         device: where to train; where the model is if not given.
@@ -135,7 +136,9 @@ def fit(
         raise ValueError("run_dir: expected a directory to resume from, got None")
     if block_rows is not None:
         _checks.check_positive_int("block_rows", block_rows)
-    tables = model.posterior.tables
+        if model.amortized:
+            raise ValueError("block_rows: expected None for an encoder, which has no rows")
+    tables = None if model.amortized else model.posterior.tables
     if block_rows is None and isinstance(tables, MappedTables):
         rows = model.posterior.rows
         block_rows = default_block_rows(3 * rows.shape[1] * rows.element_size() + 4)
@@ -173,7 +176,7 @@ def fit(
 def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
     """The model of the last good checkpoint in a run directory.
 
-    Only models made by a builder (`models.rvi`, `models.vad`) know how to be built again; load any
+    Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
 
     Raises:
@@ -191,8 +194,10 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
     with contextlib.ExitStack() as stack:
-        model = build(config).to(device, tensors["posterior.relays"].dtype)
-        tables, journal = model.posterior.tables, None
+        model = build(config)
+        name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
+        model = model.to(device, tensors[f"posterior.{name}"].dtype)
+        tables, journal = getattr(model.posterior, "tables", None), None
         if isinstance(tables, MappedTables):
             stack.enter_context(RunDirectory(tables.directory))
             stack.enter_context(tables.kept())
@@ -211,14 +216,15 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
 @contextlib.contextmanager
 def _unchanged(model: LatentModel) -> Iterator[None]:
     """Afterwards modes, gradients and `posterior.sparse` are as they were."""
-    sparse = model.posterior.sparse
+    sparse = getattr(model.posterior, "sparse", None)
     modes = [(part, part.training) for part in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     model.zero_grad(set_to_none=True)
     try:
         yield
     finally:
-        model.posterior.sparse = sparse
+        if sparse is not None:
+            model.posterior.sparse = sparse
         for part, training in modes:
             part.training = training
         for parameter, gradient in gradients:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _checks
 from ..models import LatentModel
 from ..posterior import RelayPosterior
+from .infer import infer
 from .inputs import prepare
 
 # rows decoded at once
@@ -31,7 +32,8 @@ def impute(
         model: a trained model.
         x: data [N, D] as in `fit`.
         mask: bool [N, D], true = observed.
-        posterior: the posteriors of these rows, from `infer`. Not needed for the training data.
+        posterior: the posteriors of these rows, from `infer`. Not needed for the training data, nor
+            where the model has an encoder.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
             around the decoded z with the model's scale; for multiple imputation. Without it each
             missing entry gets the reconstruction from the posterior mean. Draws follow
@@ -44,10 +46,11 @@ def impute(
         ValueError, TypeError: as `fit`; x and posterior differ in their number of rows.
     """
     own = posterior is None
-    posterior = model.posterior if posterior is None else posterior
     if num_draws is not None:
         _checks.check_positive_int("num_draws", num_draws)
     inputs = prepare(model, x, mask)
+    if posterior is None:
+        posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
     if inputs.num_data != posterior.num_data:
         raise ValueError(
             f"x: expected {posterior.num_data} rows, as the posterior has, got {inputs.num_data}"

@@ -15,8 +15,9 @@ from ..models import LatentModel
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .inputs import prepare
+from .inputs import Inputs, prepare
 from .run import device_of, stream
+from .sources import HostInputs
 from .step import decoder_step
 
 # rows optimised together if not told otherwise
@@ -38,7 +39,7 @@ def infer(
 
     Rows start at the mean of the training rows. Three quarters of the steps decode the posterior
     mean, which finds the means faster than samples do; the rest decode samples, which fits the
-    standard deviations.
+    standard deviations. A model with an encoder computes the posteriors in one pass instead.
 
     Args:
         model: a trained model.
@@ -65,6 +66,9 @@ def infer(
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
     device, num_data = device_of(model), inputs.num_data
+    if model.amortized:
+        with _frozen(model.posterior):
+            return _encoded(model, inputs)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     with torch.no_grad():
@@ -109,6 +113,17 @@ def infer(
             f"row {row} of the posterior became {posterior.rows[row, column].item()}; lr={lr} is too "
             "large, or the model is not finite"
         )
+    return posterior
+
+
+def _encoded(model: LatentModel, inputs: Inputs | HostInputs) -> RelayPosterior:
+    if isinstance(inputs, Inputs):
+        return model.posterior.of(*inputs)
+    parts = torch.arange(inputs.num_data, device=inputs.device).split(_BATCH)
+    encoded = [model.posterior.of(*inputs.batch(index)) for index in parts]
+    posterior = encoded[0]
+    posterior.num_data = inputs.num_data
+    posterior.rows = nn.Parameter(torch.cat([part.rows.detach() for part in encoded]))
     return posterior
 
 

@@ -85,14 +85,14 @@ def prepare(
         TypeError, ValueError: with row and column for infinities, and for NaN where the mask says
             observed.
     """
-    rows = model.posterior.rows
-    device = rows.device if device is None else device
+    like = next(model.posterior.parameters())
+    device = like.device if device is None else device
     if isinstance(x, Dataset):
         if mask is not None:
             raise ValueError("mask: expected None beside a Dataset, whose NaN marks missing")
         data = DatasetRows(x, model.num_features)
         _check_rows("x", (len(data), model.num_features), model.num_features, num_data)
-        return HostInputs(data, device, rows.dtype)
+        return HostInputs(data, device, like.dtype)
     if is_mapped(x):
         return _prepare_mapped(model, x, mask, num_data, device)
     values = _as_tensor("x", x)
@@ -106,13 +106,13 @@ def prepare(
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
     if values.dtype != torch.uint8:
-        _check_finite(values, observed, rows.dtype)
+        _check_finite(values, observed, like.dtype)
     if values.dtype == torch.uint8:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
-    if values.dtype != rows.dtype or values.device.type != device.type:
-        advice = f"pass x as {rows.dtype}, or as a memory map"
-        check_memory(device, "x", values.numel() * rows.element_size(), advice)
-    values = values.to(device, rows.dtype)
+    if values.dtype != like.dtype or values.device.type != device.type:
+        advice = f"pass x as {like.dtype}, or as a memory map"
+        check_memory(device, "x", values.numel() * like.element_size(), advice)
+    values = values.to(device, like.dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)
     return Inputs(values, None)
@@ -130,7 +130,7 @@ def _prepare_mapped(
             raise TypeError(f"mask: expected dtype bool (true = observed), got {mask.dtype}")
         if mask.shape != x.shape:
             raise ValueError(f"mask: expected shape {list(x.shape)}, got {list(mask.shape)}")
-    dtype, data = model.posterior.rows.dtype, MappedArray(x, mask)
+    dtype, data = next(model.posterior.parameters()).dtype, MappedArray(x, mask)
     if x.dtype == np.bool_:
         raise TypeError("x: expected floating point or uint8, got torch.bool")
     if x.dtype != np.uint8:

@@ -32,7 +32,7 @@ from .inputs import Inputs
 from .journal import Journal, discard
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs
-from .step import DirectStep, make_step
+from .step import DirectStep, NoRows, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64
@@ -82,7 +82,7 @@ Callback = Callable[[LatentModel, History], bool | None]
 
 def device_of(model: LatentModel) -> torch.device:
     """Where the model's posterior lies."""
-    return model.posterior.rows.device
+    return next(model.posterior.parameters()).device
 
 
 def stream(seed: int, *counters: int) -> int:
@@ -127,46 +127,52 @@ class Run:
         self.last_checkpoint: Path | None = None
         # rows in a block where the epochs go block by block
         self.block_rows: int | None = settings["block_rows"]
-        found = self._found(resume)
-        model.posterior.sparse = True
-        tables = model.posterior.tables
-        mapped = tables if isinstance(tables, MappedTables) else None
-        if mapped is not None and not found:
-            discard(mapped.directory)
-        with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            self.rows = RowAdam(
-                model.posterior, lr=settings["posterior_lr"], mode=settings["optimizer"]
-            )
+        self.rows: RowAdam | NoRows = NoRows()
         self.journal: Journal | None = None
-        if mapped is not None and run_dir is not None:
-            assert self.block_rows is not None
-            self.journal = Journal(mapped.directory, self.rows.raw_tables(), self.block_rows)
-        relays = [model.posterior.relays]
+        found = self._found(resume)
+        if not model.amortized:
+            model.posterior.sparse = True
+            self.rows = self._row_optimizer(found)
+        # the relays, or an encoder
+        inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
             parameter
             for name, parameter in model.named_parameters()
-            if name not in ("posterior.rows", "posterior.relays") and parameter.requires_grad
+            if not name.startswith("posterior.") and parameter.requires_grad
         ]
         self.shared = shared_adam(
             [
-                {"params": relays, "lr": settings["posterior_lr"]},
+                {"params": inference, "lr": settings["posterior_lr"]},
                 {"params": others, "lr": settings["lr"]},
             ]
         )
         step = make_step(model, self.rows, self.shared)
         self.step: BatchStep | CapturedStep = BatchStep(
-            step, inputs, device_of(model), model.posterior.rows.dtype
+            step, inputs, device_of(model), next(model.posterior.parameters()).dtype
         )
-        in_memory = isinstance(inputs, Inputs)
         if (
             capture
-            and in_memory
+            and isinstance(inputs, Inputs)
             and device_of(model).type == "cuda"
             and isinstance(step, DirectStep)
         ):
+            assert isinstance(self.rows, RowAdam)
             # steps that rows can lag behind: those of an epoch, or of two where nothing is flushed
             epochs = 1 if self.block_rows is None else 2
             self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch)
+
+    def _row_optimizer(self, found: bool) -> RowAdam:
+        """A new one, or that of the tables in files that the run to go on with has left."""
+        posterior, settings = self.model.posterior, self.settings
+        mapped = posterior.tables if isinstance(posterior.tables, MappedTables) else None
+        if mapped is not None and not found:
+            discard(mapped.directory)
+        with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
+            rows = RowAdam(posterior, lr=settings["posterior_lr"], mode=settings["optimizer"])
+        if mapped is not None and self.run_dir is not None:
+            assert self.block_rows is not None
+            self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
+        return rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
@@ -194,7 +200,7 @@ class Run:
             self.journal.begin(f"{secrets.token_hex(8)}-start")
             self._save()
         rewrite_metrics(self.run_dir, self.history.records())
-        if self.journal is not None:
+        if self.journal is not None and isinstance(self.rows, RowAdam):
             self.rows.before_write = self.journal.before_write
 
     def train(
@@ -247,7 +253,7 @@ class Run:
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         unchecked: list[Tensor] = []
         sizes: list[int] = []
-        first_step = self.rows.num_steps
+        first_step = self.rows.num_steps if isinstance(self.rows, RowAdam) else 0
         with self._resident(order, epoch) as residence, self.inputs.feed(order.visits(size)) as fed:
             for step, (index, window) in enumerate(fed):
                 if residence is not None:
@@ -265,7 +271,7 @@ class Run:
                     bar.update(len(unchecked))
                     unchecked.clear()
                     sizes.clear()
-        if self.block_rows is not None:  # each row has been visited
+        if self.block_rows is not None and isinstance(self.rows, RowAdam):  # all have been visited
             self.rows.forget_before(first_step)
         for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
             self.history[name].append(total / num_data)
@@ -339,7 +345,11 @@ class Run:
             observed = ~torch.isnan(x) if x.is_floating_point() else mask
             scored = x.numel() if observed is None else int(observed.sum())
             if scored:
-                total += elastic(x, self.model.reconstruct(index), mask) * scored
+                # an encoder keeps no rows: those of the batch are encoded anew
+                encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
+                rows = index if encoded is None else None
+                reconstruction = self.model.reconstruct(rows, posterior=encoded)
+                total += elastic(x, reconstruction, mask) * scored
             count += scored
             if self.block_rows is not None:
                 ends = int(index[0]), int(index[-1]) + 1
@@ -381,6 +391,7 @@ class Run:
 
     def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Model and row optimiser as they are: to bring rows up to date here would change the run."""
+        assert isinstance(self.rows, RowAdam)
         with self.rows.as_they_are():
             values = self.model.state_dict()
         rows = self.rows.raw_state()
@@ -411,7 +422,7 @@ class Run:
         try:
             self.model.load_state_dict(held, strict=self.journal is None)
             state = checkpoint.tensors["optimizer"]
-            if self.block_rows is None:
+            if self.block_rows is None or not isinstance(self.rows, RowAdam):
                 self.rows.load_state_dict(_unflatten("rows", state, self.rows))
             else:
                 restore_lagging(self.rows, self.journal, checkpoint)
@@ -443,7 +454,7 @@ def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _unflatten(
-    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer | NoRows
 ) -> dict[str, Any]:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -9,6 +9,7 @@ likelihood in one pass. Nothing in a step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,41 @@ Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, int], Objective]
 DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 
 
-def make_step(model: LatentModel, rows: RowAdam, shared: torch.optim.Optimizer) -> Step:
+class NoRows:
+    """Stands where `RowAdam` stands, for a posterior that owns no rows."""
+
+    def zero_grad(self) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def detach(self) -> None:
+        """Nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of an optimiser without parameters."""
+        return {"state": {}, "param_groups": []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def make_step(model: LatentModel, rows: RowAdam | NoRows, shared: torch.optim.Optimizer) -> Step:
     """The fastest step that does for this model what autograd would do, to rounding."""
     posterior = model.posterior
     plain = type(posterior) is RelayPosterior and all(
         getattr(type(model), name) is getattr(LatentModel, name) for name in ("forward", "log_prob")
     )
-    if plain and posterior.rows.requires_grad and not _hooked(model, posterior):
+    if (
+        plain
+        and isinstance(rows, RowAdam)
+        and posterior.rows.requires_grad
+        and not _hooked(model, posterior)
+    ):
         return DirectStep(posterior, rows, shared, decoder_step(model))
     return AutogradStep(model, rows, shared)
 
@@ -81,7 +110,9 @@ def _others(hooks: dict[int, Callable[..., None]] | None) -> bool:
 class AutogradStep:
     """A step of any model: what `loss.backward()` and two optimisers do."""
 
-    def __init__(self, model: LatentModel, rows: RowAdam, shared: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, model: LatentModel, rows: RowAdam | NoRows, shared: torch.optim.Optimizer
+    ) -> None:
         self.model, self.rows, self.shared = model, rows, shared
 
     def __call__(

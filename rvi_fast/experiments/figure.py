@@ -1,0 +1,127 @@
+"""What a figure is: configurations, and how their results become a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .experiment import Experiment
+from .pictures import Panels, save_panels
+from .scales import Scale
+
+Results = Sequence[tuple[Experiment, dict[str, Any]]]
+
+LABELS = {
+    "elastic": "elastic error, training",
+    "train_observed": "elastic error, training",
+    "test_observed": "elastic error, test",
+    "test_missing": "elastic error, imputed (test)",
+    "train_missing": "elastic error, imputed (training)",
+    "cross_entropy": "cross-entropy (nats)",
+    "accuracy": "accuracy",
+    "stages": "elastic error",
+    "missing": "missing rate",
+    "posterior_lr": "learning rate of the posterior",
+    "top": "ratio m/K",
+    "boxes": "missing boxes",
+    "stage": "relay groups used; last: deviation as well",
+}
+MODELS = ("rvi", "vad", "vae")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper.
+
+    Args:
+        title: in words.
+        configurations: the runs of a scale.
+        quantities: entries of a run's result; numbers, or lists by epoch or stage.
+        over: the x axis: "epoch", "stage", or a field of `Experiment`.
+        curves: fields whose values are told apart within a panel.
+        panels: fields that get a panel each; what is in neither, seeds above all, is averaged over.
+        log: logarithmic x axis.
+        extra: writes further pictures from results and the directories of the runs.
+    """
+
+    title: str
+    configurations: Callable[[Scale], list[Experiment]]
+    quantities: tuple[str, ...]
+    over: str = "epoch"
+    curves: tuple[str, ...] = ("model",)
+    panels: tuple[str, ...] = ("data",)
+    log: bool = False
+    extra: Callable[[Path, Results, Sequence[Path]], None] | None = None
+
+    def table(self, results: Results) -> list[dict[str, Any]]:
+        """Mean, population standard deviation and median over the runs of each point."""
+        points: dict[tuple[Any, ...], list[float]] = {}
+        keys = (*self.panels, *self.curves)
+        for experiment, result in results:
+            named = tuple(_text(getattr(experiment, key)) for key in keys)
+            for quantity in self.quantities:
+                for x, value in self._values(experiment, result[quantity]):
+                    points.setdefault((quantity, *named, x), []).append(value)
+        rows = []
+        for (quantity, *names, x), values in points.items():
+            finite = np.array(values, np.float64)
+            rows.append(
+                {
+                    "quantity": quantity,
+                    **dict(zip(keys, names, strict=True)),
+                    self.over: x,
+                    "mean": float(finite.mean()),
+                    "std": float(finite.std()),
+                    "median": float(np.median(finite)),
+                    "runs": len(values),
+                }
+            )
+        return rows
+
+    def _values(self, experiment: Experiment, value: Any) -> list[tuple[float, float]]:
+        if value is None:  # nothing was missing, so nothing was imputed
+            return []
+        if isinstance(value, list):
+            first = 0 if self.over == "stage" else 1
+            return [(first + position, entry) for position, entry in enumerate(value)]
+        return [(getattr(experiment, self.over), value)]
+
+    def save(self, stem: Path, results: Results, directories: Sequence[Path]) -> None:
+        """Writes `stem`.csv, `stem`.png, and what `extra` adds."""
+        rows = self.table(results)
+        with stem.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        panels: Panels = {}
+        for row in rows:
+            panel = (row["quantity"], *(row[key] for key in self.panels))
+            curve = ", ".join(_shown(key, row[key]) for key in self.curves)
+            points = panels.setdefault(panel, {}).setdefault(curve, [])
+            points.append((row[self.over], row["mean"], row["std"], row["median"]))
+        titled = {
+            (", ".join(map(_shown, self.panels, panel[1:])), LABELS[panel[0]]): curves
+            for panel, curves in panels.items()
+        }
+        label = LABELS.get(self.over, self.over)
+        save_panels(stem.with_suffix(".png"), titled, label, self.title, log=self.log)
+        if self.extra is not None:
+            self.extra(stem, results, directories)
+
+
+def _text(value: Any) -> Any:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _shown(key: str, value: Any) -> str:
+    if key in ("model", "data"):
+        return str(value).upper() if key == "model" else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        value = f"{value:g}"
+    return f"{LABELS.get(key, key)} {value}"

@@ -1,0 +1,157 @@
+"""`rvi-fast reproduce`: every figure from runs that figures share; tables say what the runs say."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rvi_fast import cli
+from rvi_fast.experiments import registry, scales
+from rvi_fast.experiments.experiment import Experiment
+from rvi_fast.experiments.figure import Figure
+from rvi_fast.experiments.sweep import directory_of
+
+pytest.importorskip("matplotlib")
+
+NAMES = [f"fig{number}" for number in range(1, 12)]
+TINY = replace(
+    scales.SCALES["quick"],
+    common={
+        "rows": 40, "test_rows": 20, "epochs": 2, "batch_size": 20, "infer_steps": 2,
+        "latent_dim": 4, "hidden": (8,),
+    },
+    seeds=2, lrs=(1e-3,), decoders=((8,),), grid_missing=(0.5,), curve_missing=(0.0, 0.5),
+    missing=(0.0, 0.5), posterior_lrs=(1e-3, 1e-2), ratios=(0.1, 0.9), boxes=(1,),
+    classifier_epochs=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The sizes of the test; Figure 1 sets its decoders itself."""
+    common = {name: value for name, value in TINY.common.items() if name != "hidden"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scales.SCALES, "quick", replace(TINY, common=common))
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("results")
+    assert cli.main(["reproduce", "all", "--out", str(directory), "--quiet"]) == 0
+    return directory
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs(out, name):
+    """Configurations and results of a figure, read from the disk."""
+    found = registry.FIGURES[name].configurations(scales.SCALES["quick"])
+    return [
+        (run, json.loads((directory_of(out / "runs", run) / "result.json").read_text()))
+        for run in found
+    ]
+
+
+def test_every_figure_has_a_table_and_a_picture(out):
+    assert list(registry.FIGURES) == NAMES
+    for name in NAMES:
+        rows = table(out / f"{name}.csv")
+        assert rows
+        assert {"quantity", "mean", "std", "median", "runs"} < rows[0].keys()
+        assert np.isfinite([float(row[key]) for row in rows for key in ("mean", "std")]).all()
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "fig7-digits-25-50-100.png").exists()
+    assert len([*out.glob("fig9-digits-*.png")]) == 3
+
+
+def test_a_point_of_a_curve_is_over_all_runs_that_share_it(out):
+    found = runs(out, "fig2")
+    for row in table(out / "fig2.csv"):
+        values = [
+            result["elastic"][int(row["epoch"]) - 1]
+            for run, result in found
+            if run.model == row["model"] and run.missing == float(row["missing"])
+        ]
+        assert len(values) == int(row["runs"]) == TINY.seeds
+        expected = np.mean(values), np.std(values), np.median(values)
+        got = [float(row[name]) for name in ("mean", "std", "median")]
+        np.testing.assert_allclose(got, expected)
+
+
+def test_axes_are_what_the_figure_is_over(out):
+    assert {row["missing"] for row in table(out / "fig3.csv")} == {"0.0", "0.5"}
+    # where nothing is missing there is nothing to impute
+    assert {row["missing"] for row in table(out / "fig4.csv")} == {"0.5"}
+    assert {row["data"] for row in table(out / "fig4.csv")} == {"digits", "artificial"}
+    assert {row["posterior_lr"] for row in table(out / "fig6.csv")} == {"0.001", "0.01"}
+    assert {row["quantity"] for row in table(out / "fig5.csv")} == {"cross_entropy", "accuracy"}
+    assert {row["stage"] for row in table(out / "fig7.csv")} == set("01234")
+    assert {row["boxes"] for row in table(out / "fig11.csv")} == {"1"}
+    assert {row["top"] for row in table(out / "fig10.csv")} == {"0.1", "0.9"}
+
+
+def test_figures_share_runs_and_nothing_is_run_again(out, tmp_path, monkeypatch):
+    every = [run for name in NAMES for run, _ in runs(out, name)]
+    results = [*out.glob("runs/*/result.json")]
+    assert len(results) == len(set(every)) < len(every)
+    before = {path: path.stat().st_mtime_ns for path in results}
+    monkeypatch.setattr("rvi_fast.experiments.sweep._Worker", None)  # starts no process
+    written = (out / "fig3.csv").read_bytes()
+    (out / "fig3.csv").unlink()
+    assert cli.main(["reproduce", "fig3", "fig4", "--out", str(out), "--quiet"]) == 0
+    assert (out / "fig3.csv").read_bytes() == written
+    assert {path: path.stat().st_mtime_ns for path in results} == before
+
+
+def test_the_paper_scale_has_the_sizes_of_the_paper():
+    scale = scales.SCALES["paper"]
+    assert scale.images == ("mnist", "fashion-mnist")
+    for name, figure in registry.FIGURES.items():
+        found = figure.configurations(scale)
+        assert len(set(found)) == len(found), name
+        assert {run.epochs for run in found} == {250}, name
+        assert {run.rows for run in found} == {None}, name
+    assert {run.boxes for run in registry.FIGURES["fig11"].configurations(scale)} == {10, 20}
+    classifiers = registry.FIGURES["fig5"].configurations(scale)
+    assert {run.classifier_epochs for run in classifiers} == {250}
+    assert len({run.posterior_lr for run in registry.FIGURES["fig6"].configurations(scale)}) == 7
+
+
+def test_runs_of_other_seeds_and_scores_that_are_not_there_are_told_apart():
+    figure = Figure("", lambda _: [], ("test_missing",), over="missing")
+    results = [
+        (Experiment(missing=0.0, seed=0), {"test_missing": None}),
+        (Experiment(missing=0.5, seed=0), {"test_missing": 1.0}),
+        (Experiment(missing=0.5, seed=1), {"test_missing": 4.0}),
+    ]
+    (row,) = figure.table(results)
+    assert (row["missing"], row["mean"], row["std"], row["runs"]) == (0.5, 2.5, 1.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fig12"], "figures: expected all, fig1"),
+        (["fig3", "--jobs", "0"], "jobs: expected"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_any_run(arguments, words, tmp_path, capsys):
+    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    assert words in capsys.readouterr().err
+    assert not [*tmp_path.glob("o/runs/*/")]
+
+
+def test_runs_that_fail_are_named(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(
+        scales.SCALES, "quick", replace(scales.SCALES["quick"], images=(str(tmp_path / "no.npy"),))
+    )
+    assert cli.main(["reproduce", "fig8", "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    text = capsys.readouterr().err
+    assert "4 of 4 runs failed" in text
+    assert "no.npy: no such file" in text

@@ -1,0 +1,209 @@
+"""Sweeps: every run once, whatever is killed in between; what fails does not stop the others."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rvi_fast import data
+from rvi_fast.experiments import experiment
+from rvi_fast.experiments.experiment import Experiment
+from rvi_fast.experiments.sweep import SweepError, sweep
+from rvi_fast.training import RunDirectoryInUse
+from rvi_fast.training.checkpoints import RunDirectory, latest_epoch
+
+ROOT = Path(__file__).parent.parent
+FIRST = Experiment(
+    rows=120, test_rows=30, epochs=8, batch_size=32, latent_dim=4, hidden=(8,), groups=(3, 5),
+    infer_steps=4, lr=0.01, classifier_epochs=2, progression=True,
+)  # fmt: skip
+OTHERS = [
+    replace(FIRST, model=model, progression=False, seed=seed)
+    for model in ("vad", "vae")
+    for seed in (0, 1)
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `work` does: a number, an error, or the end of its process."""
+
+    number: int
+    do: str = "count"
+
+
+def work(job, directory):
+    with (directory.parent / "calls").open("a") as file:
+        file.write(f"{job.number}\n")
+    if job.do == "raise":
+        raise ValueError(f"no luck with {job.number}")
+    if job.do == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.do == "nan":
+        return {"value": float("nan")}
+    return {"number": job.number, "threads": torch.get_num_threads(), "pid": os.getpid()}
+
+
+def calls(out):
+    return sorted(map(int, (out / "calls").read_text().split()))
+
+
+def test_results_come_in_order_and_no_run_is_done_twice(tmp_path):
+    jobs = [Job(3), Job(1), Job(2), Job(1)]
+    results = sweep(jobs, work, tmp_path, jobs=2, progress=False)
+    assert [result["number"] for result in results] == [3, 1, 2, 1]
+    assert {result["threads"] for result in results} == {1}
+    assert os.getpid() not in {result["pid"] for result in results}
+    assert sweep([*jobs, Job(4)], work, tmp_path, progress=False)[:4] == results
+    assert calls(tmp_path) == [1, 2, 3, 4]
+
+
+def test_failures_are_named_at_the_end_and_repeated_alone(tmp_path):
+    kinds = ("raise", "count", "die", "count", "nan", "count")
+    jobs = [Job(number, do) for number, do in enumerate(kinds)]
+    with pytest.raises(SweepError, match="3 of 6 runs failed") as caught:
+        sweep(jobs, work, tmp_path, jobs=2, progress=False)
+    assert "ValueError: no luck with 0 (test_sweep.py:" in str(caught.value)
+    assert "the process died, exit code -9" in str(caught.value)
+    assert calls(tmp_path) == list(range(6))
+    with pytest.raises(SweepError, match="3 of 6"):
+        sweep(jobs, work, tmp_path, jobs=1, progress=False)
+    assert calls(tmp_path) == [0, 0, 1, 2, 2, 3, 4, 4, 5]
+
+
+def test_a_directory_says_what_it_holds_and_a_damaged_result_is_made_again(tmp_path):
+    sweep([Job(7)], work, tmp_path, progress=False)
+    (result,) = tmp_path.glob("*/result.json")
+    assert json.loads((result.parent / "config.json").read_text()) == asdict(Job(7))
+    result.write_text('{"number":')
+    assert sweep([Job(7)], work, tmp_path, progress=False)[0]["number"] == 7
+    assert calls(tmp_path) == [7, 7]
+
+
+def test_nothing_to_run_and_a_second_sweep_are_handled(tmp_path):
+    assert sweep([], work, tmp_path, progress=False) == []
+    with RunDirectory(tmp_path), pytest.raises(RunDirectoryInUse):
+        sweep([Job(1)], work, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="jobs: expected"):
+        sweep([Job(1)], work, tmp_path, jobs=0)
+
+
+SCRIPT = """
+import functools, sys
+sys.path.insert(0, {tests!r})
+from test_sweep import FIRST, OTHERS, slowly
+from rvi_fast.experiments.sweep import sweep
+if __name__ == "__main__":
+    sweep([FIRST, *OTHERS], slowly, {out!r}, jobs=2, progress=False)
+"""
+
+
+def slowly(configuration, directory):
+    """Checkpoints after every epoch; an epoch takes long enough to be killed in."""
+    fit = experiment.fit
+    experiment.fit = functools.partial(fit, callbacks=[lambda *_: time.sleep(0.05)])
+    try:
+        return experiment.run(configuration, directory, checkpoint_every=0)
+    finally:
+        experiment.fit = fit
+
+
+def test_a_sweep_killed_at_any_moment_repeats_nothing_and_loses_nothing(tmp_path):
+    out, script = tmp_path / "out", tmp_path / "start.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), out=str(out)))
+    chance, seen, progress, kills = random.Random(1), {}, {}, 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    while True:
+        process = subprocess.Popen([sys.executable, str(script)], env=environment)
+        # until something new was done, then at a random moment
+        began, before = time.monotonic(), sum(progress.values())
+        while process.poll() is None and time.monotonic() - began < 120 and kills < 3:
+            if sum(epochs_of(out).values()) > before:
+                time.sleep(chance.uniform(0.0, 0.3))
+                break
+            time.sleep(0.01)
+        if kills < 3 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if process.wait() == 0:
+            break
+        # what was done is as it was
+        for path, state in seen.items():
+            assert (path.stat().st_mtime_ns, path.read_bytes()) == state
+        seen = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*/result.json")}
+        now = epochs_of(out)
+        assert all(now[run] >= epochs for run, epochs in progress.items())
+        progress = now
+    assert kills >= 2
+    for path, state in seen.items():
+        assert (path.stat().st_mtime_ns, path.read_bytes()) == state
+    assert not [*out.glob("*/checkpoints")]
+    # a run that nothing interrupted, in this process
+    results = sweep([FIRST, *OTHERS], work, out, progress=False)
+    for number, configuration in enumerate([FIRST, OTHERS[3]]):
+        single = tmp_path / f"single{number}"
+        single.mkdir()
+        expected = experiment.run(configuration, single)
+        assert results[[0, 4][number]] == json.loads(json.dumps(expected))
+
+
+def epochs_of(out):
+    """The epoch that each run would go on from; one that is done is at its end."""
+    runs = {path.parent: latest_epoch(path.parent) or 0 for path in out.glob("*/config.json")}
+    return {run: FIRST.epochs if (run / "result.json").exists() else runs[run] for run in runs}
+
+
+def test_an_experiment_scores_what_it_says(tmp_path):
+    result = experiment.run(FIRST, tmp_path)
+    assert len(result["elastic"]) == FIRST.epochs
+    assert result["elastic"][-1] == pytest.approx(result["train_observed"])
+    assert 0 < result["train_observed"] < 2
+    assert len(result["accuracy"]) == len(result["cross_entropy"]) == 2
+    assert len(result["stages"]) == 4
+    images = np.load(tmp_path / "progression.npy")
+    assert images.shape == (5, 8, 64)
+    # no relay and no deviation: one image for all rows
+    np.testing.assert_allclose(images[0], images[0, :1].repeat(8, 0), atol=1e-6)
+    assert np.abs(images[3] - images[3, :1]).max() > 1e-3
+    complete = experiment.run(replace(OTHERS[0], missing=0.0), tmp_path / "complete")
+    assert complete["train_missing"] is None
+    assert complete["test_missing"] is None
+
+
+def test_tables_with_gaps_are_standardised_on_what_is_shown(tmp_path):
+    x = np.random.default_rng(0).normal(50, 9, (80, 5)).astype(np.float32)
+    x[::7, 2], x[:, 4] = np.nan, 3.0
+    data.save_table(tmp_path / "t.csv", x)
+    options = {"data": str(tmp_path / "t.csv"), "rows": 50, "test_rows": 10, "missing": 0.3}
+    train, test = experiment._parts(replace(FIRST, **options), None)
+    shown = np.where(train.mask, train.x, np.nan)
+    np.testing.assert_allclose(np.nanmean(shown, 0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.nanstd(shown, 0), [1, 1, 1, 1, 0], atol=1e-5)
+    assert len(test.x) == 10
+    assert not (train.mask & np.isnan(train.x)).any()
+    assert np.isfinite(list(train.scores("train", np.zeros_like(train.x)).values())).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"rows": 10**6}, "rows"),
+        ({"test_rows": 0}, "test_rows"),
+        ({"data": "artificial", "boxes": 1}, "boxes"),
+        ({"data": "artificial"}, "classifier_epochs"),
+    ],
+)
+def test_experiments_that_cannot_be_are_refused(changes, name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}: "):
+        experiment.run(replace(FIRST, **{"epochs": 1} | changes), tmp_path)
