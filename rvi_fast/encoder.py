@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -152,12 +150,7 @@ class EncoderPosterior(nn.Module):
             mask: bool [N, D], true = observed.
         """
         parts = [slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK)]
-        return self.holding([self.encode(x[p], None if mask is None else mask[p]) for p in parts])
-
-    @torch.no_grad()
-    def holding(self, parts: Iterable[Tensor]) -> RelayPosterior:
-        """The posteriors that `encode` has given, part by part."""
-        rows = torch.cat([part.detach() for part in parts])
+        rows = torch.cat([self.encode(x[p], None if mask is None else mask[p]) for p in parts])
         # nothing is drawn for a table without memory, which the encoded rows then replace
         posterior = RelayPosterior(len(rows), self.latent_dim, groups=(), device="meta")
         posterior.rows = nn.Parameter(rows)

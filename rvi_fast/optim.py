@@ -342,11 +342,13 @@ class RowAdam(torch.optim.Optimizer):
 
     def detach(self) -> None:
         """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""
-        self.flush()
-        if self._hook is not None:
-            self._hook.remove()
-        if self.posterior._row_optimizer is self:
-            self.posterior._row_optimizer = None
+        try:
+            self.flush()
+        finally:  # a disk that is full must not leave the posterior in our hands
+            if self._hook is not None:
+                self._hook.remove()
+            if self.posterior._row_optimizer is self:
+                self.posterior._row_optimizer = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused beyond the first: a RowAdam drives the rows of one posterior."""

@@ -260,7 +260,13 @@ class RelayPosterior(nn.Module):
 
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
-        return self._read(None).detach().mean(0)
+        rows = self._read(None).detach()
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for start in range(0, len(rows), _DRAWN):
+            part = rows[start : start + _DRAWN]
+            total += part.sum(0, dtype=torch.float64)
+            self.tables.release(start, start + len(part))
+        return (total / len(rows)).to(rows.dtype)
 
     def for_new_data(self, num_data: int) -> RelayPosterior:
         """A posterior for new datapoints: fresh rows and a frozen copy of the relays.
@@ -311,6 +317,7 @@ class RelayPosterior(nn.Module):
         for start in range(0, self.num_data, _CHUNK):
             end = min(start + _CHUNK, self.num_data)
             yield torch.arange(start, end, device=self.rows.device)
+            self.tables.release(start, end)
 
     def _before_read(self, index: Tensor | None) -> None:
         if self._row_optimizer is not None:

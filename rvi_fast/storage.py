@@ -26,6 +26,7 @@ _ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
 _PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
 _MS_SYNC = 4 if sys.platform == "linux" else 16
 _WILLNEED, _DONTNEED, _POPULATE_WRITE = 3, 4, 23
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 class InsufficientMemory(ValueError, MemoryError):
@@ -158,23 +159,15 @@ class MappedTables(Tables):
     def release(self, start: int, stop: int) -> None:
         for name, table in self._tables.items():
             address, length = _pages(table, start, stop)
-            self._sync(name, address, length)
+            # the map lets go of pages at once, the system when they are on disk: to wait for that here
+            # would hold up the block to come
+            _start_writing(self.directory / f"{name}.bin", address - table.data_ptr(), length)
             _call("madvise", address, length, _DONTNEED)
-            if hasattr(os, "posix_fadvise"):
-                offset = address - table.data_ptr()
-                descriptor = os.open(self.directory / f"{name}.bin", os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-                finally:
-                    os.close(descriptor)
 
     def sync(self) -> None:
         for name, table in self._tables.items():
-            self._sync(name, *_pages(table, 0, len(table)))
-
-    def _sync(self, name: str, address: int, length: int) -> None:
-        if length and (error := _call("msync", address, length, _MS_SYNC)):
-            raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
+            if error := _call("msync", *_pages(table, 0, len(table)), _MS_SYNC):
+                raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
 
 
 def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
@@ -193,6 +186,12 @@ def forget_pages(address: int, length: int) -> None:
     """Lets go of the whole pages of a shared map that lie there: nothing written is lost."""
     first, last = -(-address // _PAGE) * _PAGE, (address + length) // _PAGE * _PAGE
     _call("madvise", first, max(last - first, 0), _DONTNEED)
+
+
+def want_pages(address: int, length: int) -> None:
+    """Asks for the pages that lie there to be read ahead."""
+    first = address // _PAGE * _PAGE
+    _call("madvise", first, address + length - first if length else 0, _WILLNEED)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -256,6 +255,23 @@ def _pages(table: Tensor, start: int, stop: int) -> tuple[int, int]:
     last = table.data_ptr() + min(stop, len(table)) * width
     address = first // _PAGE * _PAGE
     return address, max(last - address, 0)
+
+
+def _start_writing(path: Path, offset: int, length: int) -> None:
+    """Has the system write dirty pages of a file, and does not wait; it would do so by itself later."""
+    if sys.platform != "linux" or not length:
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # only a hint: what fails here is reported by `sync`
+        ctypes.CDLL(None).sync_file_range(
+            ctypes.c_int(descriptor),
+            ctypes.c_int64(offset),
+            ctypes.c_int64(length),
+            ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
+        )
+    finally:
+        os.close(descriptor)
 
 
 def _call(name: str, address: int, length: int, option: int) -> int:

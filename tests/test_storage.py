@@ -16,7 +16,7 @@ import torch
 import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, models, storage
 from rvi_fast.optim import RowAdam
-from rvi_fast.training import CheckpointError, RunDirectoryInUse
+from rvi_fast.training import CheckpointError, RunDirectoryInUse, journal
 from rvi_fast.training.blocks import EpochOrder
 
 N, D, BLOCK = 61, 4, 7
@@ -314,6 +314,54 @@ def test_a_model_broken_off_by_an_exception_is_taken_back(tmp_path):
         run(model, run_dir=tmp_path / "run", callbacks=[stop], checkpoint_every=1000)
     history = run(model, run_dir=tmp_path / "run", resume=True)
     assert_same(model, history, expected, run(expected))
+
+
+@pytest.mark.parametrize("call", [0, 1, 5, 30])
+def test_a_full_disk_under_the_journal_is_an_error_and_the_run_goes_on_later(
+    tmp_path, monkeypatch, call
+):
+    expected, model, calls = make(), make(tmp_path / "tables"), []
+    durable = journal.durable
+
+    def full(path):
+        calls.append(path)
+        if len(calls) > call:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return durable(path)
+
+    monkeypatch.setattr(journal, "durable", full)
+    with pytest.raises(OSError, match=r"No space left .*undo-"):
+        run(model, run_dir=tmp_path / "run", checkpoint_every=0)
+    assert model.posterior._row_optimizer is None
+    monkeypatch.undo()
+    model = make(tmp_path / "tables")
+    history = run(model, run_dir=tmp_path / "run", resume=True)
+    assert_same(model, history, expected, run(expected))
+
+
+def test_an_error_of_the_thread_that_moves_blocks_ends_the_run(tmp_path, monkeypatch):
+    model, calls = make(tmp_path), []
+
+    def fail(*_):
+        calls.append(1 / (len(calls) != 6))
+
+    for name in ("prefetch", "release"):
+        calls.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.MappedTables, name, fail)
+            with pytest.raises(ZeroDivisionError):
+                run(model, eval_every=0)
+    assert run(model).epochs == 4
+
+
+def test_rows_that_become_infinite_are_noticed_as_their_block_is_put_away(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss became|posterior\.rows became"):
+        run(make(tmp_path), lr=1e30, posterior_lr=1e30)
+    model = make(tmp_path / "other")
+    with torch.no_grad():
+        model.posterior.rows[-1, 3] = torch.inf  # between two parts, where no loss looks
+    with pytest.raises(FloatingPointError, match=r"posterior\.rows became nan or inf in epoch 1"):
+        run(model)
 
 
 def test_tables_that_something_else_has_trained_are_not_resumed(tmp_path):

@@ -137,7 +137,7 @@ def fit(
     if block_rows is not None:
         _checks.check_positive_int("block_rows", block_rows)
         if model.amortized:
-            raise ValueError("block_rows: expected None for a model without rows of its own")
+            raise ValueError("block_rows: expected None for an encoder, which has no rows")
     tables = None if model.amortized else model.posterior.tables
     if block_rows is None and isinstance(tables, MappedTables):
         rows = model.posterior.rows
@@ -197,10 +197,7 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
         model = build(config)
         name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
         model = model.to(device, tensors[f"posterior.{name}"].dtype)
-        if model.amortized:
-            model.load_state_dict(tensors)
-            return model.eval()
-        tables, journal = model.posterior.tables, None
+        tables, journal = getattr(model.posterior, "tables", None), None
         if isinstance(tables, MappedTables):
             stack.enter_context(RunDirectory(tables.directory))
             stack.enter_context(tables.kept())

@@ -15,8 +15,9 @@ from ..models import LatentModel
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .inputs import prepare
+from .inputs import Inputs, prepare
 from .run import device_of, stream
+from .sources import HostInputs
 from .step import decoder_step
 
 # rows optimised together if not told otherwise
@@ -66,11 +67,8 @@ def infer(
     inputs = prepare(model, x_new, mask)
     device, num_data = device_of(model), inputs.num_data
     if model.amortized:
-        with _frozen(model.posterior), torch.no_grad():
-            parts = torch.arange(num_data, device=device).split(size)
-            return model.posterior.holding(
-                model.posterior.encode(*inputs.batch(index)) for index in parts
-            )
+        with _frozen(model.posterior):
+            return _encoded(model, inputs)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     with torch.no_grad():
@@ -108,12 +106,24 @@ def infer(
                 optimizer.step_batch(index, grad)
                 bar.update()
     optimizer.detach()
-    if not bool(torch.isfinite(posterior.rows).all()):
+    # the smallest and the largest are finite where all are, and no mask of the table is made
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(posterior.rows.detach()))).all()):
         row, column = _checks.first_entry(~torch.isfinite(posterior.rows))
         raise FloatingPointError(
             f"row {row} of the posterior became {posterior.rows[row, column].item()}; lr={lr} is too "
             "large, or the model is not finite"
         )
+    return posterior
+
+
+def _encoded(model: LatentModel, inputs: Inputs | HostInputs) -> RelayPosterior:
+    if isinstance(inputs, Inputs):
+        return model.posterior.of(*inputs)
+    parts = torch.arange(inputs.num_data, device=inputs.device).split(_BATCH)
+    encoded = [model.posterior.of(*inputs.batch(index)) for index in parts]
+    posterior = encoded[0]
+    posterior.num_data = inputs.num_data
+    posterior.rows = nn.Parameter(torch.cat([part.rows.detach() for part in encoded]))
     return posterior
 
 

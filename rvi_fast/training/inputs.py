@@ -46,6 +46,9 @@ class Inputs(NamedTuple):
         """See `HostInputs.feed`: here there is nothing to read ahead."""
         yield iter(visits)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """See `HostInputs.prefetch`."""
+
     def release(self, start: int, stop: int) -> None:
         """See `HostInputs.release`."""
 

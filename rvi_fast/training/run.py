@@ -132,7 +132,7 @@ class Run:
         found = self._found(resume)
         if not model.amortized:
             model.posterior.sparse = True
-            self._make_rows(found)
+            self.rows = self._row_optimizer(found)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -161,32 +161,24 @@ class Run:
             epochs = 1 if self.block_rows is None else 2
             self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch)
 
-    def _make_rows(self, found: bool) -> None:
-        """The rows' optimiser, and the journal of tables in files."""
-        tables = self.model.posterior.tables
-        mapped = tables if isinstance(tables, MappedTables) else None
+    def _row_optimizer(self, found: bool) -> RowAdam:
+        """A new one, or that of the tables in files that the run to go on with has left."""
+        posterior, settings = self.model.posterior, self.settings
+        mapped = posterior.tables if isinstance(posterior.tables, MappedTables) else None
         if mapped is not None and not found:
             discard(mapped.directory)
         with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            self.rows = RowAdam(
-                self.model.posterior,
-                lr=self.settings["posterior_lr"],
-                mode=self.settings["optimizer"],
-            )
+            rows = RowAdam(posterior, lr=settings["posterior_lr"], mode=settings["optimizer"])
         if mapped is not None and self.run_dir is not None:
             assert self.block_rows is not None
-            self.journal = Journal(mapped.directory, self._row_adam.raw_tables(), self.block_rows)
-
-    @property
-    def _row_adam(self) -> RowAdam:
-        assert isinstance(self.rows, RowAdam)  # a model without rows has no blocks either
-        return self.rows
+            self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
+        return rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
-        self.rows.detach()
         if isinstance(self.shared, SharedAdam):
             self.shared.detach()
+        self.rows.detach()
 
     def _found(self, resume: bool) -> bool:
         """Whether there is a checkpoint to go on from."""
@@ -208,8 +200,8 @@ class Run:
             self.journal.begin(f"{secrets.token_hex(8)}-start")
             self._save()
         rewrite_metrics(self.run_dir, self.history.records())
-        if self.journal is not None:
-            self._row_adam.before_write = self.journal.before_write
+        if self.journal is not None and isinstance(self.rows, RowAdam):
+            self.rows.before_write = self.journal.before_write
 
     def train(
         self, epochs: int, eval_every: int, callbacks: Sequence[Callback], progress: bool
@@ -261,7 +253,7 @@ class Run:
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         unchecked: list[Tensor] = []
         sizes: list[int] = []
-        first_step = 0 if self.block_rows is None else self._row_adam.num_steps
+        first_step = self.rows.num_steps if isinstance(self.rows, RowAdam) else 0
         with self._resident(order, epoch) as residence, self.inputs.feed(order.visits(size)) as fed:
             for step, (index, window) in enumerate(fed):
                 if residence is not None:
@@ -279,8 +271,8 @@ class Run:
                     bar.update(len(unchecked))
                     unchecked.clear()
                     sizes.clear()
-        if self.block_rows is not None:  # each row has been visited
-            self._row_adam.forget_before(first_step)
+        if self.block_rows is not None and isinstance(self.rows, RowAdam):  # all have been visited
+            self.rows.forget_before(first_step)
         for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
             self.history[name].append(total / num_data)
 
@@ -296,6 +288,7 @@ class Run:
             if self.journal is not None:
                 self.journal.keep(start // order.block_rows)
             tables.prefetch(start, stop)
+            self.inputs.prefetch(start, stop)
 
         def leave(start: int, stop: int) -> None:
             self._check_table("posterior.rows", rows[start:stop], epoch)
@@ -398,11 +391,12 @@ class Run:
 
     def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Model and row optimiser as they are: to bring rows up to date here would change the run."""
-        with self._row_adam.as_they_are():
+        assert isinstance(self.rows, RowAdam)
+        with self.rows.as_they_are():
             values = self.model.state_dict()
-        rows = self._row_adam.raw_state()
+        rows = self.rows.raw_state()
         if self.journal is None:
-            rows |= {name: t for name, t in self._row_adam.raw_tables().items() if name != "rows"}
+            rows |= {name: t for name, t in self.rows.raw_tables().items() if name != "rows"}
         else:
             del values["posterior.rows"]
         return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
@@ -428,10 +422,10 @@ class Run:
         try:
             self.model.load_state_dict(held, strict=self.journal is None)
             state = checkpoint.tensors["optimizer"]
-            if self.block_rows is None:
+            if self.block_rows is None or not isinstance(self.rows, RowAdam):
                 self.rows.load_state_dict(_unflatten("rows", state, self.rows))
             else:
-                restore_lagging(self._row_adam, self.journal, checkpoint)
+                restore_lagging(self.rows, self.journal, checkpoint)
             self.shared.load_state_dict(_unflatten("shared", state, self.shared))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .. import _checks
-from ..storage import forget_pages
+from ..storage import forget_pages, want_pages
 
 # rows examined at once
 _CHUNK = 8192
@@ -40,6 +40,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """x [B, D] and mask of some rows, on the host."""
+        ...
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Rows [start, stop) will be needed soon."""
         ...
 
     def fingerprint(self, dtype: torch.dtype) -> str:
@@ -86,10 +90,16 @@ class MappedArray:
                 self.release(rows[0], rows[-1] + 1)
         return digest.hexdigest()
 
+    def prefetch(self, start: int, stop: int) -> None:
+        for array in self._mapped():
+            want_pages(*_extent(array[start:stop]))
+
     def release(self, start: int, stop: int) -> None:
-        for array in (self.x, self.mask):
-            if array is not None:
-                _forget(array, start, stop)
+        for array in self._mapped():
+            forget_pages(*_extent(array[start:stop]))
+
+    def _mapped(self) -> list[np.ndarray]:
+        return [array for array in (self.x, self.mask) if array is not None and _shared(array)]
 
 
 class DatasetRows:
@@ -140,6 +150,9 @@ class DatasetRows:
         digest.update(str(x.dtype).encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def prefetch(self, start: int, stop: int) -> None:
+        pass
+
     def release(self, start: int, stop: int) -> None:
         pass
 
@@ -168,6 +181,10 @@ class HostInputs:
     def fingerprint(self) -> str:
         """SHA-256 that tells two data sets apart."""
         return self.source.fingerprint(self.dtype)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Rows [start, stop) will be needed soon."""
+        self.source.prefetch(start, stop)
 
     def release(self, start: int, stop: int) -> None:
         """Rows [start, stop) are not needed for a while."""
@@ -247,12 +264,17 @@ def _native(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
-def _forget(array: np.ndarray, start: int, stop: int) -> None:
-    """Lets go of the pages of some rows; they are read again when needed."""
+def _shared(array: np.ndarray) -> bool:
+    """Whether it lies in a map that can let go of its pages: a private one ("c") would lose them."""
     base: Any = array
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
-    # a private map ("c") holds what was written to it nowhere else
-    if isinstance(base, np.memmap) and base.mode != "c" and array.strides[0] > 0:
-        part = array[start:stop]
-        forget_pages(part.ctypes.data, part.strides[0] * len(part))
+    return isinstance(base, np.memmap) and base.mode != "c"
+
+
+def _extent(rows: np.ndarray) -> tuple[int, int]:
+    """Address and length of some rows, whichever way they run."""
+    if not len(rows):
+        return 0, 0
+    reach = rows.strides[0] * (len(rows) - 1)
+    return rows.ctypes.data + min(reach, 0), abs(reach) + rows.shape[1] * rows.itemsize

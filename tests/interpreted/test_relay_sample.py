@@ -42,7 +42,7 @@ def inputs_of(case, **changes):
     contract = testing.RelaySampleContract()
     inputs = contract.inputs("relay_sample_bwd", case, torch.float32) | changes
     names = testing._arguments("relay_sample_fwd")
-    inputs["bits"] = kernels.relay_sample_fwd(*[inputs[name] for name in names])[2]
+    inputs["bits"], inputs["mean"] = kernels.relay_sample_fwd(*[inputs[n] for n in names])[2:]
     return inputs
 
 
@@ -81,7 +81,8 @@ def test_special_numbers_are_selected_as_defined(form):
             names = testing._arguments(function)
             expected = getattr(reference, function)(*[inputs[name] for name in names])
             got = getattr(kernels, function)(*[inputs[name] for name in names])
-            inputs["bits"] = expected[-1] if function.endswith("fwd") else inputs["bits"]
+            if function.endswith("fwd"):
+                inputs["bits"], inputs["mean"] = expected[2:]
             for left, right in zip(got, expected, strict=True):
                 assert torch.equal(left.isnan(), right.isnan())
                 torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -164,7 +165,7 @@ def test_rows_outside_the_table_give_zeros_and_raise_the_flag(form, dtype):
             got[name].index_select(rows, where), expected[name].index_select(rows, where)
         )
         assert not got[name].index_select(rows, bad).any()
-    some = {n: inputs[n][good] for n in ("index", "grad_kl", "bits")}
+    some = {n: inputs[n][good] for n in ("index", "grad_kl", "bits", "mean")}
     some["grad_z"] = inputs["grad_z"][:, good]
     without = both(inputs | some)["grad_relays"]
     torch.testing.assert_close(got["grad_relays"], without, rtol=1e-5, atol=1e-5)
