@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test test-compiled test-interpreted budget check bench sanitize gpu format clean
+.PHONY: demo test test-compiled test-interpreted budget check bench bench-large sanitize gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -32,7 +32,11 @@ check: $(INSTALLED)
 	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)
 
 bench: $(INSTALLED)
-	$(RUN) pytest bench/ --write-results
+	$(RUN) pytest bench/ --ignore bench/bench_large_n.py --write-results
+
+# up to five million rows, which take 22 GB of disk while it runs
+bench-large: $(INSTALLED)
+	$(RUN) pytest bench/bench_large_n.py --write-results
 
 # the C++ part built with AddressSanitizer and UBSan, in a copy of its own, and its tests run on it;
 # left out are those that start processes or need the ordinary build
@@ -47,7 +51,8 @@ sanitize: $(INSTALLED)
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) \
 	    $$(gcc -print-file-name=libstdc++.so)" \
 	    $(RUN) pytest -q -p no:cacheprovider -c /dev/null --rootdir=tests tests/test_cpp.py \
-	    -k "not fork and not environment and not stale and not missing and not gradcheck"
+	    tests/test_linear_gaussian_log_likelihood.py tests/test_adam_step.py \
+	    -k "not fork and not environment and not stale and not missing and not gradcheck and not compile"
 
 # everything a GPU is needed for, in parts of a few minutes each; from a checkout, without a virtual
 # environment or a network: make gpu PYTHON=python3 PART=tests|ops|step|large
@@ -65,6 +70,7 @@ gpu-step:
 	$(GPU_BENCH) bench/bench_training_step.py bench/bench_paper_run.py -k "not 1000000"
 gpu-large:
 	$(GPU_BENCH) bench/bench_row_adam.py bench/bench_training_step.py -k 1000000
+	$(GPU_BENCH) bench/bench_large_n.py
 
 format: $(INSTALLED)
 	$(RUN) ruff check --fix .
