@@ -16,6 +16,7 @@ from ..optim import MODES, RowAdam
 from ..storage import MappedTables
 from .blocks import default_block_rows
 from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
+from .distributed import ranks_of
 from .inputs import prepare
 from .journal import Journal
 from .run import Callback, History, KLWeight, Run, device_of, restore_lagging
@@ -144,7 +145,10 @@ def fit(
         block_rows = default_block_rows(3 * rows.shape[1] * rows.element_size() + 4)
     if device is not None:
         model.to(device)
-    inputs = prepare(model, x, mask, num_data=model.num_data)
+    ranks = ranks_of(model)
+    if not ranks.alone and block_rows is not None:
+        raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
+    inputs = prepare(model, *ranks.own(x, mask), num_data=model.num_data)
     settings = {
         "batch_size": batch_size,
         "lr": lr,
@@ -154,11 +158,15 @@ def fit(
         "seed": seed,
         "eval_every": eval_every,
         "block_rows": block_rows,
-        "data": "" if run_dir is None else inputs.fingerprint(),
+        "data": "" if run_dir is None else ranks.fingerprint(inputs),
     }
+    ranks.begin(model, settings)
     target = device_of(model)
     with contextlib.ExitStack() as stack:
-        directory = None if run_dir is None else Path(stack.enter_context(RunDirectory(run_dir)))
+        directory = None if run_dir is None else Path(run_dir)
+        if directory is not None:
+            held = RunDirectory(directory)
+            ranks.first(lambda: stack.enter_context(held) and None)
         stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_unchanged(model))
@@ -166,7 +174,9 @@ def fit(
             directory is None or directory.resolve() != tables.directory.resolve()
         ):  # two runs must not share them
             stack.enter_context(RunDirectory(tables.directory))
-        run = Run(model, inputs, settings, kl_weight, directory, checkpoint_every, capture, resume)
+        run = Run(
+            model, inputs, ranks, settings, kl_weight, directory, checkpoint_every, capture, resume
+        )
         stack.callback(run.detach)
         run.start()
         run.train(epochs, eval_every, callbacks, progress)
