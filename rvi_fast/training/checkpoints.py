@@ -299,7 +299,7 @@ def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
         verify_file(path, manifest, stem)
     tensors = {}
     for stem in manifest["files"]:
-        with _reading(file_of(path, stem)):
+        with reading(file_of(path, stem)):
             tensors[stem] = load_file(file_of(path, stem), device=str(device))
     if manifest["format"] == SHARDED:
         tensors = _joined(path / "manifest.json", manifest["tensors"], tensors)
@@ -309,7 +309,7 @@ def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
 def read_manifest(path: Path, epoch: int) -> dict[str, Any]:
     """The manifest of a checkpoint, whose files have not been looked at."""
     source = path / "manifest.json"
-    with _reading(source):
+    with reading(source):
         text = source.read_bytes()
         end = len(_SEAL) + 64
         if text[:end] != _SEAL + hashlib.sha256(text[end:]).hexdigest().encode():
@@ -378,7 +378,7 @@ def verify_file(path: Path, manifest: dict[str, Any], stem: str) -> None:
 
 
 def _verify(path: Path, entry: Any) -> None:
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         match entry:
             case {"size": int(due), "sha256": str(sha256)}:
@@ -391,7 +391,7 @@ def _verify(path: Path, entry: Any) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong in reading a file from elsewhere is a `CheckpointError` that names it."""
     try:
         if not path.is_file():  # a pipe, from a hostile archive, would block

@@ -44,6 +44,7 @@ from .sources import HostInputs, Visit, fingerprint_of
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
 _TOGETHER = 64
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _DIGEST = 1 << 256
 
 T = TypeVar("T")
@@ -68,8 +69,8 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         ValueError: `torchrun` has not started this process.
     """
     _checks.check_positive_float("timeout", timeout)
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
-    if missing:
+    if not launched():
+        missing = [name for name in _TORCHRUN if name not in os.environ]
         raise ValueError(
             f"init: expected to be started by torchrun, which sets {', '.join(missing)}"
         )
@@ -79,12 +80,59 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
     if kind.type == "cuda":
         torch.cuda.set_device(kind)
     backend = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
-    with _exchange(timeout):
+    with _exchange():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         seed = [torch.initial_seed()]
         dist.broadcast_object_list(seed, src=0)
     torch.manual_seed(seed[0])
     return kind
+
+
+def launched() -> bool:
+    """Whether `torchrun` has started this process."""
+    return all(name in os.environ for name in _TORCHRUN)
+
+
+def leave() -> None:
+    """Waits for the others, and ends what `init` has begun."""
+    with _exchange():
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def first(action: Callable[[], T]) -> T:
+    """What the first process finds, which alone acts; without a process group it is this one.
+
+    Raises what the action raises, and `RankError` in the others then.
+    """
+    if not _joined():
+        return action()
+    answer: list[Any] = [None, None]
+    raised: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = action()
+        except BaseException as error:
+            answer[1], raised = f"{type(error).__name__}: {error}", error
+    with _exchange():
+        dist.broadcast_object_list(answer, src=0)
+    if raised is not None:
+        raise raised
+    if answer[1] is not None:
+        raise RankError(f"the first process has failed: {answer[1]}")
+    return answer[0]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes, in place; without a process group that of this one."""
+    if _joined():
+        with _exchange():
+            dist.all_reduce(values)
+    return values
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def rows_of_rank(num_data: int, *, rank: int | None = None, size: int | None = None) -> range:
@@ -127,16 +175,16 @@ def leave_rows(module: nn.Module) -> None:
 
 def ranks_of(model: LatentModel) -> Alone | Ranks:
     """Who trains a model: this process, or all of the process group where it holds a shard."""
-    total = getattr(model.posterior, "table_size", model.num_data)
-    first = getattr(model.posterior, "first_row", 0)
     if not getattr(model.posterior, "sharded", False):
         return Alone(model.num_data)
-    if not (dist.is_available() and dist.is_initialized()):
+    posterior = model.posterior
+    if not _joined():
         raise ValueError(
-            f"model: expected all {total} rows in a process of its own, got a shard; "
-            "call training.distributed.init() first"
+            f"model: expected all {posterior.table_size} rows in a process of its own, got a shard of "
+            f"{posterior.num_data}; call training.distributed.init() first"
         )
-    return Ranks(range(first, first + model.num_data), total)
+    end = posterior.first_row + posterior.num_data
+    return Ranks(range(posterior.first_row, end), posterior.table_size)
 
 
 class Alone:
@@ -255,8 +303,7 @@ class Ranks(Alone):
         shared.reduce = self._reduce
 
     def _reduce(self, gradients: Tensor) -> None:
-        with _exchange():
-            dist.all_reduce(gradients)
+        total(gradients)
 
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         while group := list(islice(visits, _TOGETHER)):
@@ -269,26 +316,10 @@ class Ranks(Alone):
                 yield Visit(part, visit.window)
 
     def sum(self, values: Tensor) -> Tensor:
-        with _exchange():
-            dist.all_reduce(values)
-        return values
+        return total(values)
 
     def first(self, action: Callable[[], T]) -> T:
-        """Raises what the action raises, and `RankError` in the others then."""
-        answer: list[Any] = [None, None]
-        raised: BaseException | None = None
-        if self.leads:
-            try:
-                answer[0] = action()
-            except BaseException as error:
-                answer[1], raised = f"{type(error).__name__}: {error}", error
-        with _exchange():
-            dist.broadcast_object_list(answer, src=0)
-        if raised is not None:
-            raise raised
-        if answer[1] is not None:
-            raise RankError(f"the first process has failed: {answer[1]}")
-        return answer[0]
+        return first(action)
 
     def save(self, run_dir: Path, epoch: int, tensors: Any, metadata: Mapping[str, Any]) -> Path:
         from .sharded_checkpoints import save_sharded
@@ -320,11 +351,11 @@ def _shapes(model: LatentModel) -> dict[str, list[int]]:
 
 
 @contextmanager
-def _exchange(timeout: float | None = None) -> Iterator[None]:
+def _exchange() -> Iterator[None]:
     """What the other processes have to answer in time."""
     try:
         yield
-    except RankError:
+    except (RankError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
         rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK")

@@ -17,6 +17,7 @@ from ..storage import MappedTables
 from .blocks import default_block_rows
 from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
 from .distributed import ranks_of
+from .export import load_export
 from .inputs import prepare
 from .journal import Journal
 from .run import Callback, History, KLWeight, Run, device_of, restore_lagging
@@ -77,12 +78,16 @@ def fit(
     result depends on the model's parameters, the data and the arguments alone: neither does it
     depend on torch's global random state nor change it.
 
+    Several processes train one model where each of them calls this with a shard of it, see
+    `training.distributed`.
+
     Args:
         model: changed in place. Its posterior has one row for each row of x.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
             which count as x / 255. A memory map (`np.load(..., mmap_mode="r")`) is never read as a
             whole: the rows of a batch are read ahead of its step. So are those of a map-style
-            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing.
+            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing. Of all rows
+            or, for a shard, of its own.
         mask: bool [N, D], true = observed.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
@@ -184,7 +189,9 @@ def fit(
 
 
 def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
-    """The model of the last good checkpoint in a run directory.
+    """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
+
+    One process reads all rows, however many have written the checkpoint.
 
     Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
@@ -193,6 +200,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
         CheckpointError: there is none that can be read.
         ValueError: the model was not made by a builder.
     """
+    if Path(run_dir).is_file():
+        return load_export(Path(run_dir), device)
     checkpoint = load_checkpoint(run_dir, device=device)
     config = checkpoint.metadata.get("config")
     if config is None:
