@@ -9,7 +9,6 @@ import socket
 import traceback
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -57,7 +56,6 @@ def train(
 ):
     """State of the model and history."""
     x = table(num_data, dtype) if x is None else x
-    x = np.load(x, mmap_mode="r") if isinstance(x, str) else x
     shard = distributed.rows_of_rank(num_data)
     keywords = {} if make_model is built else {"kind": kind, "dtype": dtype, "num_data": num_data}
     model = make_model(shard, **keywords)

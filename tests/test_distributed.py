@@ -1,7 +1,10 @@
 """Several processes train what one trains, and go on in whatever number after a checkpoint."""
 
+import hashlib
+import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +12,12 @@ import time
 from pathlib import Path
 
 import distributed_worker as worker
+import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 import rvi_fast
+from rvi_fast import cli
 from rvi_fast import posterior as posterior_module
 from rvi_fast.training import CheckpointError, distributed
 from rvi_fast.training.checkpoints import CheckpointWarning, load_checkpoint, read_metrics
@@ -136,40 +140,42 @@ def test_every_mode_counts_steps_that_bring_no_row(tmp_path, optimizer):
     assert_close(got, alone(optimizer=optimizer))
 
 
-def from_three_sources(rank, size, folder):
-    """The same from all rows, from own rows, and from a map of all rows."""
-    shard, x = distributed.rows_of_rank(worker.N), worker.table().numpy()
-    if rank == 0:
-        import numpy as np
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return worker.N
 
-        np.save(Path(folder) / "x.npy", x)
-    dist.barrier()
-    return [
-        worker.train(rank, size, x=source)
-        for source in (x, x[shard.start : shard.stop], str(Path(folder) / "x.npy"))
-    ]
+    def __getitem__(self, row):
+        return worker.table()[row]
 
 
-def test_own_rows_all_rows_and_a_map_of_them_are_the_same_data(tmp_path):
-    for first, second, third in worker.run(2, from_three_sources, tmp_path, folder=str(tmp_path)):
-        assert_equal(second, first)
-        assert_equal(third, first)
+def from_many_sources(rank, size, path):
+    """The same from all rows, from own rows, from a map of all rows, and from a data set of them."""
+    shard, x = distributed.rows_of_rank(worker.N), worker.table()
+    sources = (x, x[shard.start : shard.stop], np.load(path, mmap_mode="r"), Items())
+    return [worker.train(rank, size, x=source, epochs=1) for source in sources]
 
 
-def stopping(rank, size, folder):
+def test_own_rows_all_rows_a_map_and_a_data_set_are_the_same(tmp_path):
+    np.save(tmp_path / "x.npy", worker.table().numpy())
+    for first, *others in worker.run(2, from_many_sources, tmp_path, path=tmp_path / "x.npy"):
+        for other in others:
+            assert_equal(other, first)
+
+
+def stopping(rank, size, run_dir):
     calls = []
 
     def callback(model, history):
         calls.append(history.epochs)
         return history.epochs == 2
 
-    state = worker.train(rank, size, epochs=5, callbacks=[callback], run_dir=folder)
+    state = worker.train(rank, size, epochs=5, callbacks=[callback], run_dir=run_dir)
     return calls, state["history"]
 
 
 def test_the_first_process_calls_callbacks_and_writes_metrics_for_all(tmp_path):
     run_dir = tmp_path / "run"
-    (calls, history), (none, other) = worker.run(2, stopping, tmp_path, folder=str(run_dir))
+    (calls, history), (none, other) = worker.run(2, stopping, tmp_path, run_dir=run_dir)
     assert (calls, none) == ([1, 2], [])
     assert history == other
     assert [record["epoch"] for record in read_metrics(run_dir)] == [1, 2]
@@ -211,10 +217,21 @@ def test_a_checkpoint_of_four_opens_with_one_two_and_three(tmp_path):
     assert len(list((run_dir / "checkpoints").iterdir())) == 2
 
 
-def test_nothing_of_a_sharded_checkpoint_is_a_pickle(tmp_path, monkeypatch):
-    got = trained(2, tmp_path / "2", tmp_path / "run", epochs=1)
-    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
-    names = {file.name for file in path.iterdir()}
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """A run directory that two processes have written, and what they came to."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder / "run", trained(2, folder / "2", folder / "run")
+
+
+@pytest.fixture
+def run_dir(two_epochs, tmp_path):
+    return shutil.copytree(two_epochs[0], tmp_path / "run")
+
+
+def test_nothing_of_a_sharded_checkpoint_is_a_pickle(two_epochs, monkeypatch):
+    run_dir, trained_rows = two_epochs[0], two_epochs[1]["posterior.rows"]
+    names = {file.name for file in (run_dir / "checkpoints" / "epoch-000002").iterdir()}
     assert names == {"manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"}
 
     def refuse(*_, **__):
@@ -223,36 +240,61 @@ def test_nothing_of_a_sharded_checkpoint_is_a_pickle(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "loads", refuse)
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    checkpoint = load_checkpoint(tmp_path / "run")
-    assert torch.equal(checkpoint.tensors["model"]["posterior.rows"], got["posterior.rows"])
+    checkpoint = load_checkpoint(run_dir)
+    assert torch.equal(checkpoint.tensors["model"]["posterior.rows"], trained_rows)
     assert len(checkpoint.tensors["optimizer"]["rows.0.exp_avg"]) == worker.N
 
 
-@pytest.mark.parametrize(
-    "file", ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"]
-)
-def test_a_damaged_part_falls_back_to_the_checkpoint_before(tmp_path, file):
-    run_dir = tmp_path / "run"
-    trained(2, tmp_path / "2", run_dir, epochs=2)
-    path = run_dir / "checkpoints" / "epoch-000002" / file
+def spoil(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.warns(CheckpointWarning, match=file):
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"]
+)
+def test_a_damaged_part_falls_back_to_the_checkpoint_before(run_dir, name):
+    spoil(run_dir / "checkpoints" / "epoch-000002" / name)
+    with pytest.warns(CheckpointWarning, match=name):
         assert load_checkpoint(run_dir).epoch == 1
-    got = trained(3, tmp_path / "3", run_dir, epochs=2)
-    assert_close(got, alone(make=worker.built))
 
 
-def test_a_part_that_is_missing_is_named(tmp_path):
-    run_dir = tmp_path / "run"
-    trained(2, tmp_path / "2", run_dir, epochs=1)
-    path = run_dir / "checkpoints" / "epoch-000001" / "rank-00001.safetensors"
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors: is missing"):
+def test_all_processes_pass_over_what_one_of_them_finds_damaged(run_dir, two_epochs, tmp_path):
+    spoil(run_dir / "checkpoints" / "epoch-000002" / "rank-00001.safetensors")
+    assert_close(trained(3, tmp_path / "3", run_dir), two_epochs[1])
+
+
+def test_a_part_that_is_missing_is_named(run_dir, tmp_path):
+    for epoch in (1, 2):
+        (run_dir / "checkpoints" / f"epoch-00000{epoch}" / "rank-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"000001.rank-00001\.safetensors: is missing"):
         rvi_fast.load(run_dir)
-    with pytest.raises(AssertionError, match=r"rank-00001\.safetensors: is missing"):
-        trained(2, tmp_path / "3", run_dir, epochs=1)
+    with pytest.raises(AssertionError, match=r"000001.rank-00001\.safetensors: is missing"):
+        trained(2, tmp_path / "2", run_dir)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [[0, 37, "rank-00009"]],
+        [[0, 36, "rank-00000"]],
+        [[0, 19, "rank-00000"], [18, 19, "rank-00001"]],
+        [[0, 19, "rank-00000"], [19, 18, "rank-00000"]],
+        [[0, 19, "rank-00000"], [19, 18, 1]],
+        "rank-00000",
+    ],
+)
+def test_a_sealed_manifest_that_misplaces_rows_falls_back(run_dir, parts):
+    path = run_dir / "checkpoints" / "epoch-000002" / "manifest.json"
+    content = json.loads(path.read_bytes())
+    del content["sha256"]
+    content["tensors"]["model/posterior.rows"]["parts"] = parts
+    body = b'",' + json.dumps(content).encode()[1:]
+    path.write_bytes(b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + body)
+    with pytest.warns(CheckpointWarning, match=r"manifest\.json: does not"):
+        assert load_checkpoint(run_dir).epoch == 1
 
 
 # what goes wrong
@@ -373,18 +415,17 @@ def command(*arguments, **options):
 
 
 def test_torchrun_trains_and_any_process_reads_the_run(tmp_path, monkeypatch):
-    import numpy as np
-
     monkeypatch.chdir(tmp_path)
     np.save("table.npy", worker.table(60).numpy())
     train = ("rvi_fast.cli", "train", "--data", "table.npy", "--run-dir", "run", "--device", "cpu")
-    small = ("--latent-dim", 4, "--groups", 3, 5, "--batch-size", 16, "--epochs", 2, "--quiet")
-    done = command("torch.distributed.run", "--nproc-per-node=2", "-m", *train, *small)
+    small = ("--latent-dim", "4", "--groups", "3", "5", "--batch-size", "16", "--quiet")
+    torchrun = ("torch.distributed.run", "--nproc-per-node=2", "-m")
+    done = command(*torchrun, *train, *small, "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("table.npy: 60 rows, 6 features") == 1
     assert done.stdout.count("observed entries") == 1
-    from rvi_fast import cli
-
+    assert cli.main([*train[1:], *small, "--epochs", "2", "--resume"]) == 0
+    assert [record["epoch"] for record in read_metrics(tmp_path / "run")] == [1, 2]
     assert cli.main(["export", "--run-dir", "run", "--out", "model.safetensors"]) == 0
     exported, held = rvi_fast.load("model.safetensors"), rvi_fast.load("run")
     for name, value in held.state_dict().items():

@@ -271,7 +271,9 @@ class Ranks(Alone):
         Raises:
             ValueError: arguments differ, or the shards do not make up a table.
         """
-        own = {**settings, "num_data": self.num_data, "shape": _shapes(model)}
+        order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
+        own = {**settings, "num_data": self.num_data, "order of rows": order}
+        own["shapes of parameters"] = _shapes(model)
         held = self._gather((own, self.rows))
         end = 0
         for rank, (theirs, rows) in enumerate(held):
@@ -340,6 +342,13 @@ class Ranks(Alone):
         with _exchange():
             dist.all_gather_object(values, value)
         return values
+
+
+def _order_mark(num_data: int, device: torch.device) -> int:
+    """Tells apart devices that draw different orders from one seed, as GPUs of two kinds may."""
+    generator = torch.Generator(device).manual_seed(0)
+    order = torch.randperm(num_data, generator=generator, device=device)
+    return int((order * (torch.arange(num_data, device=device) % 8191 + 1)).sum())
 
 
 def _shapes(model: LatentModel) -> dict[str, list[int]]:
