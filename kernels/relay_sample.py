@@ -27,7 +27,7 @@ Traffic:
     Per row, in float32: forward reads 4 W + 8 and writes 4 (S T + T + 1) + 4 words bytes; backward
     reads 4 T + 8 + 4 (S T + T + 1) + 4 words (a mixture its coefficients as well) and writes 4 W;
     grad_relays reads its 4 K + 4 T + 4 words once more, from the second-level cache for batches of up
-    to about 16 thousand rows.
+    to about 16 thousand rows. A noise_index of its own is 8 bytes more.
 
 Limits:
     Ties go to the lowest index, -0 equals 0, NaN ranks above every number and goes where the formulas
