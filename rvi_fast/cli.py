@@ -151,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     train.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time between checkpoints, which follow an epoch; 0: after each (default: 30)",
+    )
+    train.add_argument(
         "--timeout",
         type=float,
         default=60.0,
@@ -433,6 +440,7 @@ def _train(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         run_dir=run_dir,
         resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
     )
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
     _print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())

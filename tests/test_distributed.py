@@ -1,5 +1,6 @@
 """Several processes train what one trains, and go on in whatever number after a checkpoint."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,11 +16,12 @@ import distributed_worker as worker
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import rvi_fast
 from rvi_fast import cli
 from rvi_fast import posterior as posterior_module
-from rvi_fast.training import CheckpointError, distributed
+from rvi_fast.training import CheckpointError, distributed, export
 from rvi_fast.training.checkpoints import CheckpointWarning, load_checkpoint, read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +162,45 @@ def test_own_rows_all_rows_a_map_and_a_data_set_are_the_same(tmp_path):
     for first, *others in worker.run(2, from_many_sources, tmp_path, path=tmp_path / "x.npy"):
         for other in others:
             assert_equal(other, first)
+
+
+def with_masks(rank, size):
+    """Pixels with a mask, whole and cut."""
+    shard, x = distributed.rows_of_rank(worker.N), worker.table()
+    pixels, mask = (x.nan_to_num() * 40 + 128).clamp(0, 255).to(torch.uint8), ~torch.isnan(x)
+    own = slice(shard.start, shard.stop)
+    sources = (pixels, mask), (pixels[own], mask[own]), (pixels, mask[own])
+    return [worker.train(rank, size, x=x, mask=mask, epochs=1) for x, mask in sources]
+
+
+def test_masks_are_cut_as_the_data_are(tmp_path):
+    for first, *others in worker.run(2, with_masks, tmp_path):
+        for other in others:
+            assert_equal(other, first)
+
+
+def counting(rank, size):
+    """How many numbers each sum over all processes had."""
+    sums, reduce = [], dist.all_reduce
+
+    def counted(tensor, *arguments, **keywords):
+        sums.append(tensor.numel())
+        return reduce(tensor, *arguments, **keywords)
+
+    dist.all_reduce = counted
+    model = worker.make(distributed.rows_of_rank(worker.N))
+    rvi_fast.fit(model, worker.table(), **worker.options(epochs=1))
+    shared = [p.numel() for name, p in model.named_parameters() if name != "posterior.rows"]
+    return sums, shared
+
+
+def test_a_step_costs_one_sum_of_what_is_shared(tmp_path):
+    for sums, shared in worker.run(2, counting, tmp_path):
+        steps = -(-worker.N // worker.BATCH)
+        padded = sum(-(-size // 32) * 32 for size in shared)
+        assert sums[:steps] == [padded] * steps
+        # losses of all steps, elastic error, whether parameters are finite
+        assert sums[steps:] == [3 * steps, 2, 1]
 
 
 def stopping(rank, size, run_dir):
@@ -323,12 +364,54 @@ def test_a_shard_does_not_train_without_the_others():
     model = worker.make(range(10))
     with pytest.raises(ValueError, match=r"model: expected all 37 rows .* got a shard of 10"):
         rvi_fast.fit(model, worker.table(), **worker.options())
+    with pytest.raises(ValueError, match=r"model: expected all 37 rows, got a shard of 10"):
+        export(model, "model.safetensors")
 
 
 def test_a_process_that_torchrun_has_not_started_cannot_join(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="init: expected to be started by torchrun"):
         distributed.init()
+
+
+def diverging(rank, size):
+    x = worker.table()
+    x[30] = 1e30  # a row of the last process
+    worker.train(rank, size, x=x)
+
+
+def test_a_loss_that_is_not_finite_stops_all_at_the_same_step(tmp_path):
+    for process in worker.start(2, diverging, tmp_path):
+        process.join(60)
+        assert process.exitcode == 1
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("FloatingPointError: the loss became inf at step")
+
+
+def on_a_full_disk(rank, size, run_dir):
+    from rvi_fast.training import sharded_checkpoints
+
+    write = sharded_checkpoints.write_tensors
+
+    def fails_later(path, *arguments):
+        if rank == 1 and "epoch-000002" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *arguments)
+
+    sharded_checkpoints.write_tensors = fails_later
+    worker.train(rank, size, make_model=worker.built, run_dir=run_dir, checkpoint_every=0.0)
+
+
+def test_a_disk_that_is_full_for_one_stops_all_and_keeps_the_checkpoint_before(tmp_path):
+    run_dir = tmp_path / "run"
+    for process in worker.start(2, on_a_full_disk, tmp_path, run_dir=run_dir):
+        process.join(60)
+        assert process.exitcode == 1
+    for rank in range(2):
+        assert "OSError: [Errno 28] No space left" in (tmp_path / f"{rank}.txt").read_text()
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["epoch-000001"]
+    assert load_checkpoint(run_dir).epoch == 1
 
 
 def failing(rank, size):

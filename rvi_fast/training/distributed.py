@@ -66,7 +66,8 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         The device of this process, with CUDA that of its local rank.
 
     Raises:
-        ValueError: `torchrun` has not started this process.
+        ValueError: `torchrun` has not started this process, or it has joined already.
+        RankError: the others did not come in time.
     """
     _checks.check_positive_float("timeout", timeout)
     if not launched():
@@ -74,6 +75,8 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         raise ValueError(
             f"init: expected to be started by torchrun, which sets {', '.join(missing)}"
         )
+    if _joined():
+        raise ValueError("init: expected no process group, this process is in one already")
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda" and kind.index is None:
         kind = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -254,12 +257,12 @@ class Ranks(Alone):
         return self._own(x), None if mask is None else self._own(mask)
 
     def _own(self, table: Any) -> Any:
-        # whoever passes its own rows alone has cut them already
-        if not hasattr(table, "__len__") or len(table) != self.num_data:
-            return table
+        # whoever passes its own rows alone has cut them already; what is no table is refused later
         if isinstance(table, Dataset):
-            return Subset(table, self.rows)
-        return table[self.rows.start : self.rows.stop]
+            whole = hasattr(table, "__len__") and len(table) == self.num_data
+            return Subset(table, self.rows) if whole else table
+        whole = tuple(getattr(table, "shape", ()))[:1] == (self.num_data,)
+        return table[self.rows.start : self.rows.stop] if whole else table
 
     def fingerprint(self, inputs: Inputs | HostInputs) -> str:
         digest = sum(self._gather(inputs.digest(self.rows.start, self.num_data))) % _DIGEST

@@ -107,7 +107,8 @@ def fit(
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
-        capture: on CUDA, run whole steps from CUDA graphs; the result is the same.
+        capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
+            processes train: a graph cannot hold what they exchange.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
             order and shuffles four of them together. What is in memory at a time is then a few
             blocks, where the posterior's storage is a directory; that has blocks of 64 MB if not told
@@ -123,6 +124,7 @@ def fit(
         ValueError, TypeError: an argument is out of its range; x or mask hold what they should not.
         FloatingPointError: the loss became NaN or infinite; names step and last good checkpoint.
         RunDirectoryInUse: another process trains in `run_dir`.
+        RankError: another process of those that train this model has failed, died or hangs.
         CheckpointError: no checkpoint in `run_dir` can be read.
     """
     _checks.check_positive_int("epochs", epochs)
