@@ -81,6 +81,8 @@ def test_every_row_has_one_owner(num_data, size):
 def test_more_processes_than_rows_are_refused():
     with pytest.raises(ValueError, match=r"num_data: expected a row for each of 4 .* got 3"):
         distributed.rows_of_rank(3, rank=0, size=4)
+    with pytest.raises(ValueError, match=r"rank, size: expected numbers before init"):
+        distributed.rows_of_rank(3)
 
 
 @pytest.mark.parametrize("drawn", [1, 5, 37, 65536])
@@ -349,6 +351,9 @@ def different(rank, size, **changes):
     [
         ({"lr": (1e-3, 2e-3)}, "ValueError: lr: expected 0.001 in all processes, got 0.002 in 1"),
         ({"num_data": (37, 38)}, "ValueError: num_data: expected 37 in all"),
+        ({"epochs": (1, 2)}, "ValueError: epochs: expected 1 in all processes, got 2 in 1"),
+        ({"run_dir": (None, "run")}, "ValueError: run_dir given: expected False in all"),
+        ({"dtype": (torch.float32, torch.float64)}, "ValueError: x: expected '6 torch.float32'"),
         ({"block_rows": (4, 4)}, "ValueError: block_rows: expected None for a shard, got 4"),
     ],
 )

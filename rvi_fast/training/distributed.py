@@ -4,6 +4,7 @@
     x = np.load("table.npy", mmap_mode="r")
     model = rvi_fast.models.rvi(*x.shape, shard=distributed.rows_of_rank(len(x)))
     rvi_fast.fit(model, x, run_dir="runs/table", device=device, resume=True)
+    distributed.leave()
 
 Every process owns some rows: their posteriors, their moments, their data. Rows are never sent
 anywhere. Relays, decoder and scale are the same in all processes, and in each step one sum over all
@@ -37,6 +38,7 @@ from torch.utils.data import Dataset, Subset
 
 from .. import _checks
 from ..models import LatentModel
+from ..posterior import RelayPosterior
 from .checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .inputs import Inputs
 from .shared_adam import SharedAdam
@@ -117,10 +119,12 @@ def first(action: Callable[[], T]) -> T:
             answer[0] = action()
         except BaseException as error:
             answer[1], raised = f"{type(error).__name__}: {error}", error
-    with _exchange():
-        dist.broadcast_object_list(answer, src=0)
-    if raised is not None:
-        raise raised
+    try:
+        with _exchange():
+            dist.broadcast_object_list(answer, src=0)
+    finally:
+        if raised is not None:  # also where nobody is left to be told
+            raise raised
     if answer[1] is not None:
         raise RankError(f"the first process has failed: {answer[1]}")
     return answer[0]
@@ -151,6 +155,8 @@ def rows_of_rank(num_data: int, *, rank: int | None = None, size: int | None = N
         [3, 3, 2, 2]
     """
     _checks.check_positive_int("num_data", num_data)
+    if (rank is None or size is None) and not _joined():
+        raise ValueError("rank, size: expected numbers before init() is called, got None")
     rank = dist.get_rank() if rank is None else rank
     size = dist.get_world_size() if size is None else size
     if num_data < size:
@@ -165,8 +171,6 @@ def leave_rows(module: nn.Module) -> None:
 
     To be called before it is wrapped. Relays, decoder and scale are synchronised as ever.
     """
-    from ..posterior import RelayPosterior
-
     rows = [
         f"{name}.rows" if name else "rows"
         for name, part in module.named_modules()
@@ -209,7 +213,9 @@ class Alone:
         """That of the data of all processes."""
         return inputs.fingerprint()
 
-    def begin(self, model: LatentModel, settings: Mapping[str, Any]) -> None:
+    def begin(
+        self, model: LatentModel, inputs: Inputs | HostInputs, settings: Mapping[str, Any]
+    ) -> None:
         """To be called before anything else is exchanged."""
 
     def attach(self, shared: torch.optim.Optimizer) -> None:
@@ -268,7 +274,9 @@ class Ranks(Alone):
         digest = sum(self._gather(inputs.digest(self.rows.start, self.num_data))) % _DIGEST
         return fingerprint_of(inputs.kind, self.num_data, digest)
 
-    def begin(self, model: LatentModel, settings: Mapping[str, Any]) -> None:
+    def begin(
+        self, model: LatentModel, inputs: Inputs | HostInputs, settings: Mapping[str, Any]
+    ) -> None:
         """Makes sure that all were called alike, and gives all what the first shares.
 
         Raises:
@@ -276,7 +284,7 @@ class Ranks(Alone):
         """
         order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
         own = {**settings, "num_data": self.num_data, "order of rows": order}
-        own["shapes of parameters"] = _shapes(model)
+        own |= {"shapes of parameters": _shapes(model), "x": inputs.kind}
         held = self._gather((own, self.rows))
         end = 0
         for rank, (theirs, rows) in enumerate(held):

@@ -165,9 +165,12 @@ def fit(
         "seed": seed,
         "eval_every": eval_every,
         "block_rows": block_rows,
-        "data": "" if run_dir is None else ranks.fingerprint(inputs),
+        "data": "",
     }
-    ranks.begin(model, settings)
+    called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
+    ranks.begin(model, inputs, called)
+    if run_dir is not None:
+        settings["data"] = ranks.fingerprint(inputs)
     target = device_of(model)
     with contextlib.ExitStack() as stack:
         directory = None if run_dir is None else Path(run_dir)
