@@ -208,12 +208,18 @@ def _parser() -> argparse.ArgumentParser:
         _reproduce,
         "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
     )
-    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "figures",
+        nargs="+",
+        metavar="FIGURE",
+        help="fig1 to fig11, interpolation, latent, map, or all",
+    )
     figures.add_argument(
         "--scale",
-        choices=("quick", "paper"),
+        choices=("quick", "reduced", "paper"),
         default="quick",
-        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, about an hour on two "
+        "cores; paper: full data and epochs, days (default: quick)",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"

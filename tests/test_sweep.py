@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import rvi_fast
 from rvi_fast import data
 from rvi_fast.experiments import experiment
 from rvi_fast.experiments.experiment import Experiment
@@ -85,8 +86,12 @@ def test_a_directory_says_what_it_holds_and_a_damaged_result_is_made_again(tmp_p
     sweep([Job(7)], work, tmp_path, progress=False)
     (result,) = tmp_path.glob("*/result.json")
     assert json.loads((result.parent / "config.json").read_text()) == asdict(Job(7))
+    made = json.loads(result.read_text())["made"]
+    assert (made["version"], made["resumed"]) == (rvi_fast.__version__, False)
+    assert 0 <= made["seconds"] < 60
     result.write_text('{"number":')
     assert sweep([Job(7)], work, tmp_path, progress=False)[0]["number"] == 7
+    assert json.loads(result.read_text())["made"]["resumed"]
     assert calls(tmp_path) == [7, 7]
 
 

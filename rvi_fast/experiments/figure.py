@@ -26,10 +26,16 @@ LABELS = {
     "cross_entropy": "cross-entropy (nats)",
     "accuracy": "accuracy",
     "stages": "elastic error",
+    "off_data": "decoded: distance to the data",
+    "off_data_pixels": "pixels blended: distance to the data",
+    "agreement": "nearest neighbour has the same label",
     "missing": "missing rate",
     "posterior_lr": "learning rate of the posterior",
     "top": "ratio m/K",
     "boxes": "missing boxes",
+    "point": "point of the line, first and last are its ends",
+    "component": "principal components of the latent means",
+    "latent_dim": "latent dimensions",
     "stage": "relay groups used; last: deviation as well",
 }
 MODELS = ("rvi", "vad", "vae")
@@ -43,7 +49,8 @@ class Figure:
         title: in words.
         configurations: the runs of a scale.
         quantities: entries of a run's result; numbers, or lists by epoch or stage.
-        over: the x axis: "epoch", "stage", or a field of `Experiment`.
+        over: the x axis: a field of `Experiment`, or "epoch", "stage", "point", "component" for
+            the position in a list.
         curves: fields whose values are told apart within a panel.
         panels: fields that get a panel each; what is in neither, seeds above all, is averaged over.
         log: logarithmic x axis.
