@@ -72,6 +72,8 @@ class Picture:
     caption: str
 
 
+_WIDE = 900  # pixels of a picture that scrolls on a narrow screen
+
 Block = Heading | Paragraph | Links | Command | Table | Picture
 
 _STYLE = """
@@ -91,7 +93,7 @@ body {
   margin: 0; background: var(--page); color: var(--text);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
-main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1, h2, h3 { line-height: 1.25; text-wrap: balance; }
 h1 { font-size: 1.8rem; margin: 0 0 .75rem; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
@@ -101,16 +103,18 @@ a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 1rem 0; padding: 0; }
 nav ul, td ul { list-style: none; }
 pre {
-  overflow-x: auto; margin: .75rem 0; padding: .6rem .8rem; background: var(--raised);
-  border: 1px solid var(--line); border-radius: .4rem; font-size: .875rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: .75rem 0; padding: .6rem .8rem;
+  background: var(--raised); border: 1px solid var(--line); border-radius: .4rem;
+  font-size: .875rem;
 }
 figure { margin: 1rem 0; }
 figure img {
   display: block; max-width: 100%; height: auto; padding: .25rem; background: #fff;
   border: 1px solid var(--line); border-radius: .4rem;
 }
-figcaption, caption { padding: .35rem 0; color: var(--soft); font-size: .875rem; text-align: left; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
+figcaption, .caption { padding: .35rem 0; color: var(--soft); font-size: .875rem; }
+.caption { margin: 1rem 0 0; }
+.scroll { overflow-x: auto; margin: 0 0 .75rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .75rem .35rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid var(--line); }
@@ -127,9 +131,12 @@ td ul { margin: 0; padding: 0; }
 .mark[data-is="no results"] { color: var(--none); }
 @media (max-width: 48rem) {
   .cards thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  .cards table, .cards caption, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
+  .cards table, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
   .cards tr { padding: .6rem 0; }
   .cards th, .cards td { padding: .15rem 0; overflow-wrap: anywhere; }
+  /* panels side by side would be too small to read */
+  figure { overflow-x: auto; }
+  figure img.wide { max-width: none; width: 46rem; }
   .cards td::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 @media print {
@@ -142,9 +149,8 @@ td ul { margin: 0; padding: 0; }
   body { font-size: 10pt; }
   .scroll { overflow: visible; }
   .numbers td, .numbers tbody th { white-space: normal; }
-  pre { white-space: pre-wrap; }
   figure, tr { break-inside: avoid; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, .caption { break-after: avoid; }
 }
 """
 
@@ -173,13 +179,14 @@ def _html(block: Block) -> str:
             )
             return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
         case Command(text):
-            return f'<pre tabindex="0"><code>{html.escape(text)}</code></pre>'
+            return f"<pre><code>{html.escape(text)}</code></pre>"
         case Picture(path, alt, caption):
             content = path.read_bytes()
             width, height = png_size(content)
             source = base64.b64encode(content).decode("ascii")
+            wide = ' class="wide"' if width > _WIDE else ""
             return (
-                f'<figure><img src="data:image/png;base64,{source}" width="{width}" '
+                f'<figure><img{wide} src="data:image/png;base64,{source}" width="{width}" '
                 f'height="{height}" alt="{html.escape(alt)}">'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             )
@@ -203,8 +210,9 @@ def _html_table(table: Table) -> str:
     caption = html.escape(table.caption)
     # a wide table scrolls on its own, by keyboard too, and not the page
     return (
+        f'<p class="caption">{caption}</p>\n'
         f'<div class="scroll {kind}" role="region" aria-label="{caption}" tabindex="0">\n'
-        f"<table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f'<table aria-label="{caption}">\n<thead><tr>{head}</tr></thead>\n'
         "<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )
 

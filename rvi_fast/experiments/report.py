@@ -300,7 +300,8 @@ def _numbers(figure: Figure, quantity: str, rows: Iterable[dict[str, Any]]) -> T
     lines: dict[tuple[Any, ...], dict[Any, str]] = {}
     for row in own:
         line = lines.setdefault(tuple(row[key] for key in keys), {})
-        line[row[figure.over]] = f"{row['mean']:.4f} ± {row['std']:.4f}"
+        spread = f" ± {row['std']:.4f}" if row["runs"] > 1 else ""
+        line[row[figure.over]] = f"{row['mean']:.4f}{spread}"
     over = LABELS.get(figure.over, figure.over)
     body = [
         [", ".join(map(named, keys, at)), *(line.get(column, "") for column in columns)]

