@@ -218,8 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         "--scale",
         choices=("quick", "reduced", "paper"),
         default="quick",
-        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, about an hour on two "
-        "cores; paper: full data and epochs, days (default: quick)",
+        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, an hour or so on "
+        "two cores; paper: full data and epochs, days (default: quick)",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"

@@ -207,6 +207,7 @@ def test_tables_with_gaps_are_standardised_on_what_is_shown(tmp_path):
         ({"test_rows": 0}, "test_rows"),
         ({"data": "artificial", "boxes": 1}, "boxes"),
         ({"data": "artificial"}, "classifier_epochs"),
+        ({"data": "artificial", "classifier_epochs": 0, "latents": True}, "latents"),
     ],
 )
 def test_experiments_that_cannot_be_are_refused(changes, name, tmp_path):

@@ -102,6 +102,9 @@ def run(
         what `latents.explore` returns.
     """
     train, test = _parts(experiment, data_dir)
+    for wish in ("classifier_epochs", "latents"):
+        if getattr(experiment, wish) and (train.labels is None or test.labels is None):
+            raise ValueError(f"{wish}: {experiment.data} has no labels")
     model = _model(experiment, train.x.shape)
     history = fit(
         model,
@@ -134,8 +137,7 @@ def run(
     if experiment.progression:
         result["stages"] = _progress(model, train, directory)
     if experiment.latents:
-        if test.labels is None:
-            raise ValueError(f"latents: {experiment.data} has no labels")
+        assert test.labels is not None
         result |= latents.explore(
             model.decoder, posterior.mean(), train.x, inferred.mean(), test.labels, directory
         )
@@ -206,8 +208,6 @@ def _classify(
     test: tuple[RelayPosterior, Part],
 ) -> dict[str, list[float]]:
     """Test cross-entropy in nats and accuracy after each epoch of a network on posterior means."""
-    if train[1].labels is None or test[1].labels is None:
-        raise ValueError(f"classifier_epochs: {experiment.data} has no labels")
     (z, y), (z_test, y_test) = (
         (posterior.mean().detach(), torch.from_numpy(part.labels))
         for posterior, part in (train, test)

@@ -31,7 +31,7 @@ from .scales import SCALES
 from .sweep import directory_of, read_result
 
 _MARKS = {True: "✓", False: "✗", None: "~"}
-_MOST_COLUMNS = 8
+_MOST_COLUMNS = 10
 _MOST_LINES = 6  # of numbers in a row of the claims
 _SIZES = {
     "rows": "rows",

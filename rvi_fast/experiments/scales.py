@@ -86,7 +86,7 @@ SCALES = {
         classifier_epochs=30,
         latent_dims=(2, 4, 8, 16, 32, 64),
     ),
-    # about an hour on two cores
+    # meant for an hour or so on two cores
     "reduced": Scale(
         images=("mnist",),
         tables=("mosi", "artificial"),

@@ -116,9 +116,10 @@ def directory_of(out: Path, config: Any) -> Path:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """What a run came to, with "made"; None if it is not done."""
     try:
-        return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # damaged later on: the run is done again
         return None
+    return result if isinstance(result, dict) else None
 
 
 def _result(directory: Path) -> dict[str, Any] | None:
