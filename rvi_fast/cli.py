@@ -1,4 +1,4 @@
-"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce`."""
+"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce | report`."""
 
 from __future__ import annotations
 
@@ -208,12 +208,18 @@ def _parser() -> argparse.ArgumentParser:
         _reproduce,
         "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
     )
-    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "figures",
+        nargs="+",
+        metavar="FIGURE",
+        help="fig1 to fig11, interpolation, latent, map, or all",
+    )
     figures.add_argument(
         "--scale",
-        choices=("quick", "paper"),
+        choices=("quick", "reduced", "paper"),
         default="quick",
-        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, an hour or so on "
+        "two cores; paper: full data and epochs, days (default: quick)",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
@@ -225,6 +231,27 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("results"),
         metavar="DIR",
         help="where figures and runs go (default: results)",
+    )
+
+    page = _command(
+        commands,
+        "report",
+        _report,
+        "write one page, HTML and Markdown, with the paper's claims beside the results of "
+        "`rvi-fast reproduce`",
+    )
+    page.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="the --out of `rvi-fast reproduce` (default: results)",
+    )
+    page.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page; FILE.md goes beside it (default: DIR/report.html)",
     )
     for command in (train, new, fill, demo, figures):
         command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -504,6 +531,14 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
         return 2
     for path in written:
+        print(path)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .experiments.report import report
+
+    for path in report(arguments.results, arguments.out):
         print(path)
     return 0
 
