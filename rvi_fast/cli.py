@@ -312,6 +312,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="learning rate; 0.03 suits a model without groups (default: 0.01)",
     )
+    parser.add_argument(
+        "--scale-factor",
+        type=_factor,
+        default=1.0,
+        metavar="NUMBER|held-out",
+        help="raise the likelihood's scale for these rows; held-out finds by how much, for imputation "
+        "where much is missing (default: 1)",
+    )
+
+
+def _factor(text: str) -> float | str:
+    return text if text == "held-out" else float(text)
 
 
 def _share_or_count(text: str) -> float | int:
@@ -459,6 +471,7 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
         steps=arguments.steps,
         lr=arguments.lr,
         seed=arguments.seed,
+        scale_factor=arguments.scale_factor,
         progress=not arguments.quiet,
     )
 
@@ -478,7 +491,7 @@ def _infer(arguments: argparse.Namespace) -> int:
 def _impute(arguments: argparse.Namespace) -> int:
     own = arguments.data is None and arguments.split is None
     model, table, standardizer = _open_run(arguments, training_data=own)
-    known = own and not model.amortized
+    known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
     torch.manual_seed(arguments.seed)
     filled = impute(
