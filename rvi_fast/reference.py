@@ -618,7 +618,9 @@ def to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
         values: float32 or float64; not below 2^-126 unless 0.
         bits: random integers in [0, 2^16), of the same shape.
     """
-    integer, cut = {torch.float32: (torch.int32, 16), torch.float64: (torch.int64, 45)}[values.dtype]
+    integer, cut = {torch.float32: (torch.int32, 16), torch.float64: (torch.int64, 45)}[
+        values.dtype
+    ]
     # 16 random bits below those that stay: the sum carries into them as often as it should
     magnitude = values.abs().view(integer) + (bits << (cut - 16)).to(integer)
     rounded = (magnitude >> cut << cut).view(values.dtype)
