@@ -12,8 +12,8 @@ Math:
     Philox word keyed by (row, column, steps taken) are added below those that stay.
 
 Shapes:
-    rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B] int32 or int64; grad [B, W];
-    clock [2] int64; history [steps, 3] float64; lr float64, one element.
+    rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B]
+    int32 or int64; grad [B, W]; clock [2] int64; history [steps, 3] float64; lr float64, one element.
 
 Saved:
     Nothing.

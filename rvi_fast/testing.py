@@ -678,8 +678,9 @@ class RowAdamContract(OpContract):
         got = self.call(implementation, function, inputs)
         yardstick = self.call(reference_, function, wide)
         exact = self.call(reference_, function, double)
-        index, count = plain["index"], exact.get("clock", plain["clock"])[0]
-        words = reference.moment_words(index, count, plain["rows"].shape[1])
+        clock = exact["clock"] if "clock" in exact else plain["clock"]
+        index, width = plain["index"], plain["rows"].shape[1]
+        words = reference.moment_words(index, clock[0], width)
         for name, bits in zip(names, (words >> 16, words & 0xFFFF), strict=True):
             found, value = got.pop(name), exact.pop(name)
             assert found.dtype == torch.bfloat16
