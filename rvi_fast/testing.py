@@ -700,6 +700,29 @@ class RowAdamContract(OpContract):
             assert others <= 1 + written.numel() // 100, f"{name}: {others} numbers of other bits"
         self.compare(inputs, got, exact, {name: yardstick[name] for name in exact})
 
+    def check_rounding(self, implementation: Implementation, width: int) -> None:
+        """Without momentum the first moment is the gradient: nothing but its rounding is left.
+
+        Among the gradients are infinities, NaN with the upper half of infinity, the ends of the range.
+        """
+        bits = [0x7F800000, 0xFF800000, 0x7F800001, 0xFF80FFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F7FFFFF]
+        bits += [0xFF7F8001, 0x7F7F0000, 0x00800000, 0x007FFFFF, 0x80000001, 0x80000000, 0]
+        special = torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        special = torch.cat((special, torch.tensor([1.0, -1.5, 1.001, -255.9, 3e-38])))
+        case = RowAdamCase(9, 4, width, mode="lazy", beta1=0.0, bfloat16=True)
+        inputs = self.inputs("row_adam_step", case, torch.float32)
+        index, count = torch.tensor([6, 0, 3, 8]), 2**31 - 6
+        grad = special[torch.arange(4 * width) % len(special)].reshape(4, width)
+        moments = torch.zeros(9, width, dtype=torch.bfloat16)
+        inputs |= {"index": index, "grad": grad, "exp_avg": moments}
+        inputs["clock"] = torch.tensor([count - 1, count - 1])
+        written = self.call(implementation, "row_adam_step", inputs)["exp_avg"]
+        words = reference.moment_words(index, torch.tensor(count), width)
+        normal = torch.where(grad.abs() < 2.0**-126, 0.0, grad)
+        expected = moments.index_copy(0, index, reference.to_bfloat16(normal, words >> 16))
+        assert_bit_equal({"exp_avg": written}, {"exp_avg": expected})
+        assert torch.equal(written[index].isfinite(), grad.isfinite())
+
 
 class AdamStepContract(OpContract):
     """`adam_step`."""
