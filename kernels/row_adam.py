@@ -85,10 +85,11 @@ def _catch_up(theta, moment, square, missed, eps):
 @triton.jit
 def _load_moment(pointers, valid):
     """float32 from float32, or from the bits of bfloat16."""
-    moment = tl.load(pointers, mask=valid, other=0)
     if pointers.dtype.element_ty == tl.int16:
-        return (moment.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return moment
+        bits = tl.load(pointers, mask=valid, other=0).to(tl.int32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return tl.load(pointers, mask=valid, other=0.0)
 
 
 @triton.jit
