@@ -20,7 +20,7 @@ def arguments(function, bfloat16=False, **changes):
     return contract, contract.inputs(function, case, torch.float32) | changes
 
 
-@pytest.mark.parametrize("width", [1, 7, 139])
+@pytest.mark.parametrize("width", [1, 7, 139, 1030])
 def test_bfloat16_moments_have_the_random_bits_of_the_reference(width):
     testing.RowAdamContract().check_rounding(INTERPRETER, width)
 
