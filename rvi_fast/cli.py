@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         "outside the batch: dense equals torch's Adam on all rows, lazy leaves them "
         "alone, row corrects by each row's own visits (default: dense)",
     )
+    train.add_argument(
+        "--moments",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="Adam's moments of the rows: bfloat16, rounded at random, takes a third off what "
+        "a row needs; a model without rows has none (default: float32)",
+    )
     train.add_argument("--latent-dim", type=int, default=64, help="latent dimensions (default: 64)")
     train.add_argument(
         "--hidden",
@@ -429,6 +436,7 @@ def _train(arguments: argparse.Namespace) -> int:
         lr=arguments.lr,
         posterior_lr=arguments.posterior_lr,
         optimizer=arguments.optimizer,
+        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
         kl_weight=arguments.kl_weight,
         seed=arguments.seed,
         device=device,
