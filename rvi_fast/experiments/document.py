@@ -125,9 +125,9 @@ td ul { margin: 0; padding: 0; }
 .cards table { width: 100%; }
 .cards td li { padding-left: 1.2em; text-indent: -1.2em; }
 .mark { font-weight: 700; white-space: nowrap; }
-.mark[data-is="holds"] { color: var(--yes); }
-.mark[data-is="does not hold"] { color: var(--no); }
-.mark[data-is="partly"] { color: var(--partly); }
+.mark[data-is^="holds"] { color: var(--yes); }
+.mark[data-is^="does not hold"] { color: var(--no); }
+.mark[data-is^="partly"] { color: var(--partly); }
 .mark[data-is="no results"] { color: var(--none); }
 @media (max-width: 48rem) {
   .cards thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
