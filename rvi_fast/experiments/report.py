@@ -277,9 +277,8 @@ def _picture(path: Path, found: Found) -> Picture:
             path, alt, f"{figure.title}. Line: mean; band: standard deviation; dots: median."
         )
     part = path.stem.removeprefix(f"{found.name}-")
-    return Picture(
-        path, f"{figure.title}: images of {part}, seed 0", f"{figure.title}: {part}, seed 0."
-    )
+    caption = f"{part}, seed 0. {figure.caption}"
+    return Picture(path, f"{figure.title}: {caption}", caption)
 
 
 def _numbers(figure: Figure, quantity: str, rows: Iterable[dict[str, Any]]) -> Table:
