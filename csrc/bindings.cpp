@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 4;
+constexpr int API = 5;
 
 using Address = std::uintptr_t;
 
@@ -134,8 +134,9 @@ T* pointer(Address address) {
 
 void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
-                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address z, Address kl, Address bits, Address mean) {
+                      std::int64_t batch, Address seed, Address noise, Address noise_index,
+                      bool noise_index_is_int64, std::int64_t num_samples, Address z, Address kl,
+                      Address bits, Address mean) {
   RelaySampleFwd call;
   call.layout = &layout;
   call.index = make_index(index, index_is_int64, batch, num_data);
@@ -143,6 +144,7 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.relays = pointer<void>(relays);
   call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
   call.noise = pointer<void>(noise);
+  call.noise_index = {pointer<void>(noise_index), noise_index_is_int64, batch};
   call.num_samples = num_samples;
   call.z = pointer<void>(z);
   call.kl = pointer<void>(kl);
@@ -154,8 +156,9 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
 
 void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
-                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address grad_z, Address grad_kl, Address bits, Address mean, bool need_rows,
+                      std::int64_t batch, Address seed, Address noise, Address noise_index,
+                      bool noise_index_is_int64, std::int64_t num_samples, Address grad_z,
+                      Address grad_kl, Address bits, Address mean, bool need_rows,
                       Address grad_batch, bool need_relays, Address grad_relays) {
   RelaySampleBwd call;
   call.layout = &layout;
@@ -164,6 +167,7 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.relays = pointer<void>(relays);
   call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
   call.noise = pointer<void>(noise);
+  call.noise_index = {pointer<void>(noise_index), noise_index_is_int64, batch};
   call.num_samples = num_samples;
   call.grad_z = pointer<void>(grad_z);
   call.grad_kl = pointer<void>(grad_kl);
@@ -293,17 +297,17 @@ RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Addre
   return call;
 }
 
-void row_adam_catch_up(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+void row_adam_catch_up(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                        Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                        Address index, bool index_is_int64, std::int64_t batch, Address clock,
                        Address history, double beta1, double beta2, double eps) {
   const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
                                  index_is_int64, batch, clock, history, beta1, beta2, eps);
   py::gil_scoped_release release;
-  kernels->row_adam_catch_up[is_double](call, threads_for(batch, threads));
+  kernels->row_adam_catch_up[element_type](call, threads_for(batch, threads));
 }
 
-void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+void row_adam_step(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                    Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                    Address index, bool index_is_int64, std::int64_t batch, Address clock,
                    Address history, double beta1, double beta2, double eps, Address grad,
@@ -317,7 +321,7 @@ void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int6
               : semantics == "lazy" ? AdamMode::lazy
                                     : AdamMode::row;
   py::gil_scoped_release release;
-  kernels->row_adam_step[is_double](call, threads_for(batch, threads));
+  kernels->row_adam_step[element_type](call, threads_for(batch, threads));
 }
 
 void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,

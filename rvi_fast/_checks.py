@@ -53,14 +53,14 @@ def check_non_negative(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_index(index: Any, device: torch.device) -> Tensor:
+def check_index(index: Any, device: torch.device, name: str = "index") -> Tensor:
     """Type, shape and device; the op itself checks the values, where that costs no trace."""
-    check_tensor("index", index)
+    check_tensor(name, index)
     if index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"index: expected dtype int32 or int64, got {index.dtype}")
+        raise TypeError(f"{name}: expected dtype int32 or int64, got {index.dtype}")
     if index.dim() != 1:
-        raise IndexError(f"index: expected shape [B], got {shape_of(index)}")
-    check_same_device("index", index, device)
+        raise IndexError(f"{name}: expected shape [B], got {shape_of(index)}")
+    check_same_device(name, index, device)
     return index
 
 
@@ -73,6 +73,17 @@ def check_row_numbers(index: Tensor, num_data: int) -> None:
         raise IndexError(
             f"index: expected row numbers from 0 to {num_data - 1}, got {low if low < 0 else high}"
         )
+
+
+def check_moment_dtype(value: Any, rows: torch.dtype) -> torch.dtype:
+    """The dtype of the moments of rows of a dtype; None is that of the rows."""
+    if value is not None and not isinstance(value, torch.dtype):
+        raise TypeError(f"moment_dtype: expected a torch.dtype or None, got {value!r}")
+    if value not in (None, rows, torch.bfloat16):
+        raise ValueError(f"moment_dtype: expected torch.bfloat16 or {rows}, got {value}")
+    if value == torch.bfloat16 and rows not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"moment_dtype: expected {rows} as the rows have, got {value}")
+    return rows if value is None else value
 
 
 def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         "outside the batch: dense equals torch's Adam on all rows, lazy leaves them "
         "alone, row corrects by each row's own visits (default: dense)",
     )
+    train.add_argument(
+        "--moments",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="Adam's moments of the rows: bfloat16, rounded at random, takes a third off what "
+        "a row needs; a model without rows has none (default: float32)",
+    )
     train.add_argument("--latent-dim", type=int, default=64, help="latent dimensions (default: 64)")
     train.add_argument(
         "--hidden",
@@ -312,6 +319,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="learning rate; 0.03 suits a model without groups (default: 0.01)",
     )
+    parser.add_argument(
+        "--scale-factor",
+        type=_factor,
+        default=1.0,
+        metavar="NUMBER|held-out",
+        help="raise the likelihood's scale for these rows; held-out finds by how much, for imputation "
+        "where much is missing (default: 1)",
+    )
+
+
+def _factor(text: str) -> float | str:
+    return text if text == "held-out" else float(text)
 
 
 def _share_or_count(text: str) -> float | int:
@@ -417,6 +436,7 @@ def _train(arguments: argparse.Namespace) -> int:
         lr=arguments.lr,
         posterior_lr=arguments.posterior_lr,
         optimizer=arguments.optimizer,
+        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
         kl_weight=arguments.kl_weight,
         seed=arguments.seed,
         device=device,
@@ -459,6 +479,7 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
         steps=arguments.steps,
         lr=arguments.lr,
         seed=arguments.seed,
+        scale_factor=arguments.scale_factor,
         progress=not arguments.quiet,
     )
 
@@ -478,7 +499,7 @@ def _infer(arguments: argparse.Namespace) -> int:
 def _impute(arguments: argparse.Namespace) -> int:
     own = arguments.data is None and arguments.split is None
     model, table, standardizer = _open_run(arguments, training_data=own)
-    known = own and not model.amortized
+    known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
     torch.manual_seed(arguments.seed)
     filled = impute(

@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from .layout import RowLayout
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 4
+API = 5
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -34,6 +34,12 @@ _DATA_TYPES = {
     torch.float16: 2,
     torch.bfloat16: 3,
     torch.uint8: 4,
+}
+# dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
+_ADAM_TYPES = {
+    (torch.float32, torch.float32): 0,
+    (torch.float64, torch.float64): 1,
+    (torch.float32, torch.bfloat16): 2,
 }
 
 
@@ -64,6 +70,7 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     dtype = rows.dtype
@@ -74,6 +81,7 @@ def relay_sample_fwd(
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
     if noise is not None:
         noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     z = empty((num_samples, batch, latent_dim), dtype=dtype)
     kl = empty((batch,), dtype=dtype)
@@ -91,6 +99,8 @@ def relay_sample_fwd(
         batch,
         seed.data_ptr(),
         0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is _INT64,
         num_samples,
         z.data_ptr(),
         kl.data_ptr(),
@@ -115,6 +125,7 @@ def relay_sample_bwd(
     form: str,
     need_rows: bool,
     need_relays: bool,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
     dtype = rows.dtype
@@ -126,6 +137,7 @@ def relay_sample_bwd(
     grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
     if noise is not None:
         noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
     grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
@@ -141,6 +153,8 @@ def relay_sample_bwd(
         batch,
         seed.data_ptr(),
         0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is _INT64,
         grad_z.shape[0],
         grad_z.data_ptr(),
         grad_kl.data_ptr(),
@@ -328,11 +342,10 @@ def _adam_arguments(
     history: Tensor,
 ) -> tuple[Any, ...] | None:
     """What both functions pass on; None where the kernels cannot work in place."""
-    dtype = rows.dtype
+    dtypes = rows.dtype, exp_avg.dtype
     if (
-        dtype not in _BOTH
-        or exp_avg.dtype is not dtype
-        or exp_avg_sq.dtype is not dtype
+        dtypes not in _ADAM_TYPES
+        or exp_avg_sq.dtype is not exp_avg.dtype
         or row_step.dtype is not _INT32
         or clock.dtype is not _INT64
         or history.dtype is not _FLOAT64
@@ -348,7 +361,7 @@ def _adam_arguments(
         return None
     num_data, width = rows.shape
     return (
-        dtype is _FLOAT64,
+        _ADAM_TYPES[dtypes],
         get_num_threads(),
         num_data,
         width,

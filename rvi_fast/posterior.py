@@ -59,6 +59,9 @@ class RelayPosterior(nn.Module):
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
         relays: parameter [K, T].
         layout: the `RowLayout`.
+        first_row: number of the first row, 0 unless the rows are a part of a larger table, whose noise
+            they then draw: row i draws that of row `first_row + i`.
+        row_numbers: int64 [N] or None: the same for rows that lie in any order.
 
     Note:
         While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
@@ -81,6 +84,8 @@ class RelayPosterior(nn.Module):
 
     rows: nn.Parameter
     relays: nn.Parameter
+    first_row: int = 0
+    row_numbers: Tensor | None = None
 
     def __init__(
         self,
@@ -159,6 +164,7 @@ class RelayPosterior(nn.Module):
         *,
         num_samples: int | None = None,
         noise: Tensor | None = None,
+        noise_index: Tensor | None = None,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
     ) -> RelaySample:
@@ -168,6 +174,8 @@ class RelayPosterior(nn.Module):
             index: rows [B], int32 or int64.
             num_samples: S; z is then [S, B, T].
             noise: standard normal draws of z's shape, instead of drawn ones.
+            noise_index: row numbers [B] that key the noise, int32 or int64; those that `first_row` or
+                `row_numbers` say if not given.
             seed: int64 [1] or an int, key of the noise: the same seed gives a row the same noise in
                 whatever batch. Drawn from `generator` if not given.
             generator: source of the seed; torch's own by default, so that `torch.manual_seed` holds.
@@ -194,11 +202,19 @@ class RelayPosterior(nn.Module):
             layout=self.layout,
             num_samples=num_samples,
             noise=noise,
+            noise_index=self.noise_index(index) if noise_index is None else noise_index,
             sparse=self.sparse,
         )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
+
+    def noise_index(self, index: Tensor) -> Tensor | None:
+        """The row numbers that key the noise of rows `index`; None where they are `index` itself."""
+        if self.row_numbers is not None:
+            # what is out of range is for the op to report
+            return self.row_numbers[index.clamp(0, self.num_data - 1)]
+        return index.to(torch.int64) + self.first_row if self.first_row else None
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True

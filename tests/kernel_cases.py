@@ -23,7 +23,7 @@ LAUNCHES = {
         ),
         RelaySampleCase(512, 256, 20, (10,)),
         RelaySampleCase(512, 256, 256, (1024,)),
-        RelaySampleCase(512, 256, 64, ()),
+        RelaySampleCase(512, 256, 64, (), keyed=torch.int32),
     ),
     testing.LinearGaussianLogLikelihoodContract: (
         LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=64),
@@ -42,5 +42,8 @@ LAUNCHES = {
         RowAdamCase(512, 256, 304),
         RowAdamCase(512, 256, 304, mode="lazy"),
         RowAdamCase(512, 256, 304, mode="row"),
+        RowAdamCase(512, 256, 304, bfloat16=True),
+        RowAdamCase(512, 256, 304, mode="lazy", bfloat16=True),
+        RowAdamCase(512, 256, 304, mode="row", bfloat16=True),
     ),
 }
