@@ -506,7 +506,7 @@ def test_torchrun_trains_and_any_process_reads_the_run(tmp_path, monkeypatch):
     np.save("table.npy", worker.table(60).numpy())
     train = ("rvi_fast.cli", "train", "--data", "table.npy", "--run-dir", "run", "--device", "cpu")
     small = ("--latent-dim", "4", "--groups", "3", "5", "--batch-size", "16", "--quiet")
-    torchrun = ("torch.distributed.run", "--nproc-per-node=2", "-m")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     done = command(*torchrun, *train, *small, "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("table.npy: 60 rows, 6 features") == 1

@@ -284,8 +284,8 @@ class Ranks(Alone):
             ValueError: arguments differ, or the shards do not make up a table.
         """
         order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
-        own = {**settings, "num_data": self.num_data, "order of rows": order}
-        own |= {"shapes of parameters": _shapes(model), "x": inputs.kind}
+        own = {"num_data": self.num_data, "x": inputs.kind, **settings, "order of rows": order}
+        own["shapes of parameters"] = _shapes(model)
         held = self._gather((own, self.rows))
         end = 0
         for rank, (theirs, rows) in enumerate(held):
