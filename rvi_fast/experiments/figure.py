@@ -57,6 +57,7 @@ class Figure:
         panels: fields that get a panel each; what is in neither, seeds above all, is averaged over.
         log: logarithmic x axis.
         extra: writes further pictures from results and the directories of the runs.
+        caption: what those show.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Figure:
     panels: tuple[str, ...] = ("data",)
     log: bool = False
     extra: Callable[[Path, Results, Sequence[Path]], None] | None = None
+    caption: str = ""
 
     def table(self, results: Results) -> list[dict[str, Any]]:
         """Mean, population standard deviation and median over the runs of each point."""

@@ -12,7 +12,7 @@ from .experiment import Experiment, run
 from .figure import Figure
 from .pictures import check_matplotlib
 from .scales import SCALES
-from .sweep import directory_of, sweep
+from .sweep import SweepError, directory_of, read_result, sweep
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -52,7 +52,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown name or scale.
-        SweepError: some runs failed.
+        SweepError: some runs failed; figures without them are made.
         ImportError: matplotlib is missing.
     """
     if scale not in SCALES:
@@ -65,16 +65,23 @@ def reproduce(
     runs = {name: FIGURES[name].configurations(SCALES[scale].of(name)) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
     every: list[Experiment] = [experiment for name in chosen for experiment in runs[name]]
-    results = sweep(
-        every,
-        functools.partial(run, data_dir=data_dir),
-        out / "runs",
-        jobs=jobs,
-        progress=progress,
-    )
-    by_run = dict(zip(every, results, strict=True))
+    failed: SweepError | None = None
+    try:
+        sweep(
+            every,
+            functools.partial(run, data_dir=data_dir),
+            out / "runs",
+            jobs=jobs,
+            progress=progress,
+        )
+    except SweepError as error:
+        failed = error  # the figures that do not need the failed runs are made all the same
     for name in chosen:
         directories = [directory_of(out / "runs", experiment) for experiment in runs[name]]
-        pairs = [(experiment, by_run[experiment]) for experiment in runs[name]]
-        FIGURES[name].save(out / name, pairs, directories)
+        results = [read_result(directory) for directory in directories]
+        done = [(one, result) for one, result in zip(runs[name], results, strict=True) if result]
+        if len(done) == len(runs[name]):
+            FIGURES[name].save(out / name, done, directories)
+    if failed is not None:
+        raise failed
     return sorted(path for name in chosen for path in out.glob(f"{name}[.-]*"))
