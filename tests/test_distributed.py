@@ -491,6 +491,7 @@ def test_distributed_data_parallel_leaves_rows_alone(tmp_path):
 
 def command(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONFAULTHANDLER"] = "1"
     return subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         env=environment,
