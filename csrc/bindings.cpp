@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 5;
+constexpr int API = 6;
 
 using Address = std::uintptr_t;
 
@@ -134,8 +134,9 @@ T* pointer(Address address) {
 
 void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
-                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address z, Address kl, Address bits, Address mean) {
+                      std::int64_t batch, Address seed, Address noise, Address noise_index,
+                      bool noise_index_is_int64, std::int64_t num_samples, Address z, Address kl,
+                      Address bits, Address mean) {
   RelaySampleFwd call;
   call.layout = &layout;
   call.index = make_index(index, index_is_int64, batch, num_data);
@@ -143,6 +144,7 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.relays = pointer<void>(relays);
   call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
   call.noise = pointer<void>(noise);
+  call.noise_index = {pointer<void>(noise_index), noise_index_is_int64, batch};
   call.num_samples = num_samples;
   call.z = pointer<void>(z);
   call.kl = pointer<void>(kl);
@@ -154,8 +156,9 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
 
 void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Address rows,
                       std::int64_t num_data, Address relays, Address index, bool index_is_int64,
-                      std::int64_t batch, Address seed, Address noise, std::int64_t num_samples,
-                      Address grad_z, Address grad_kl, Address bits, Address mean, bool need_rows,
+                      std::int64_t batch, Address seed, Address noise, Address noise_index,
+                      bool noise_index_is_int64, std::int64_t num_samples, Address grad_z,
+                      Address grad_kl, Address bits, Address mean, bool need_rows,
                       Address grad_batch, bool need_relays, Address grad_relays) {
   RelaySampleBwd call;
   call.layout = &layout;
@@ -164,6 +167,7 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.relays = pointer<void>(relays);
   call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
   call.noise = pointer<void>(noise);
+  call.noise_index = {pointer<void>(noise_index), noise_index_is_int64, batch};
   call.num_samples = num_samples;
   call.grad_z = pointer<void>(grad_z);
   call.grad_kl = pointer<void>(grad_kl);

@@ -257,12 +257,10 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
 
     for (std::int64_t begin = first_block * FORWARD_ROWS; begin < end; begin += FORWARD_ROWS) {
       const int count = (int)(end - begin < FORWARD_ROWS ? end - begin : FORWARD_ROWS);
-      std::int64_t numbers[FORWARD_ROWS];
       const F* block[FORWARD_ROWS];
       std::uint32_t* bits = call.bits + begin * layout.num_words;
       for (int i = 0; i < count; ++i) {
-        numbers[i] = call.index[begin + i];
-        block[i] = batch.rows + numbers[i] * layout.width;
+        block[i] = batch.rows + call.index[begin + i] * layout.width;
       }
       for (int i = 0; i < count; i += SELECT_ROWS) {
         const int together = count - i < SELECT_ROWS ? count - i : SELECT_ROWS;
@@ -285,11 +283,11 @@ void relay_sample_fwd(const RelaySampleFwd& call, int threads) {
         const F* row_mean = mean + i * stride;
         std::memcpy(saved_mean + (begin + i) * latent_dim, row_mean, latent_dim * sizeof(F));
         const F* row_log_std = block[i] + layout.log_std_offset;
+        const std::int64_t key = call.noise_index[begin + i];
         Vec<F> total = {};
         for (std::int64_t s = 0; s < call.num_samples; ++s) {
           const std::int64_t position = s * size + begin + i;
-          const F* draw =
-              noise_of(noise, call.seed, numbers[i], s, position, latent_dim, noise_buffer);
+          const F* draw = noise_of(noise, call.seed, key, s, position, latent_dim, noise_buffer);
           for (int t = 0; t < latent_dim; t += LANES) {
             const int left = latent_dim - t;
             Vec<F> log_std = clamped_log_std<F>(load_up_to(row_log_std + t, left));
@@ -531,13 +529,11 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
       const std::int64_t end = stop < size ? stop : size;
       for (std::int64_t begin = piece * piece_rows; begin < end; begin += BACKWARD_ROWS) {
         const int count = (int)(end - begin < BACKWARD_ROWS ? end - begin : BACKWARD_ROWS);
-        std::int64_t numbers[BACKWARD_ROWS];
         const F* block[BACKWARD_ROWS];
         const F* weight_rows[BACKWARD_ROWS];
         const std::uint32_t* bits = call.bits + begin * layout.num_words;
         for (int i = 0; i < count; ++i) {
-          numbers[i] = call.index[begin + i];
-          block[i] = batch.rows + numbers[i] * layout.width;
+          block[i] = batch.rows + call.index[begin + i] * layout.width;
         }
         batch.weights(block, count, bits, weights, weight_rows);
 
@@ -549,6 +545,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
           F* mean = grad_mean + i * stride;
           const F* saved = saved_mean + (begin + i) * latent_dim;
           const F gk = grad_kl[begin + i];
+          const std::int64_t key = call.noise_index[begin + i];
           for (int t = 0; t < stride; t += LANES) {
             store(mean + t, gk * load_up_to(saved + t, latent_dim - t));
             store(noise_sum + t, Vec<F>{});
@@ -558,7 +555,7 @@ void relay_sample_bwd(const RelaySampleBwd& call, int threads) {
             const F* grad = grad_z + position * latent_dim;
             const F* draw = noise_buffer;
             if (grad_batch) {
-              draw = noise_of(noise, call.seed, numbers[i], s, position, latent_dim, noise_buffer);
+              draw = noise_of(noise, call.seed, key, s, position, latent_dim, noise_buffer);
             }
             for (int t = 0; t < latent_dim; t += LANES) {
               const int left = latent_dim - t;

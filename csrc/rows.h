@@ -50,6 +50,7 @@ struct RelaySampleFwd {
   const void* relays;  // [K, T]
   std::uint64_t seed;
   const void* noise;         // [S, B, T] or null
+  Index noise_index;         // what keys drawn noise
   std::int64_t num_samples;  // S
   void* z;                   // [S, B, T]
   void* kl;                  // [B]
@@ -64,6 +65,7 @@ struct RelaySampleBwd {
   const void* relays;
   std::uint64_t seed;
   const void* noise;
+  Index noise_index;
   std::int64_t num_samples;
   const void* grad_z;         // [S, B, T]
   const void* grad_kl;        // [B]

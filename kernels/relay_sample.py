@@ -15,9 +15,10 @@ Math:
         grad_R = sum_b w_bk grad_mu_b
 
 Shapes:
-    rows [N, W], relays [K, T], index [B], seed [1], noise [S, B, T] or None, z [S, B, T], kl [B],
-    bits [B, words]. T <= 256, K_g <= 1024. A block of 16 rows passes over the packed coefficients
-    of all groups in tiles of `BLOCK_K` columns; tiles and groups need not begin together.
+    rows [N, W], relays [K, T], index and noise_index [B], seed [1], noise [S, B, T] or None,
+    z [S, B, T], kl [B], bits [B, words]. T <= 256, K_g <= 1024. A block of 16 rows passes over the
+    packed coefficients of all groups in tiles of `BLOCK_K` columns; tiles and groups need not begin
+    together. Drawn noise is keyed by `noise_index`; a launcher passes `index` where there is none.
 
 Saved:
     The kept bits and mu. The noise is made again.
@@ -26,7 +27,7 @@ Traffic:
     Per row, in float32: forward reads 4 W + 8 and writes 4 (S T + T + 1) + 4 words bytes; backward
     reads 4 T + 8 + 4 (S T + T + 1) + 4 words (a mixture its coefficients as well) and writes 4 W;
     grad_relays reads its 4 K + 4 T + 4 words once more, from the second-level cache for batches of up
-    to about 16 thousand rows.
+    to about 16 thousand rows. A noise_index of its own is 8 bytes more.
 
 Limits:
     Ties go to the lowest index, -0 equals 0, NaN ranks above every number and goes where the formulas
@@ -253,12 +254,12 @@ def clamp_log_std(log_std):
 
 
 @triton.jit
-def load_noise(noise, place, seed, row, sample, exists, BLOCK_T: tl.constexpr):
-    """The noise of a sample: given, at `place`, or drawn."""
+def load_noise(noise, place, seed, key, sample, exists, BLOCK_T: tl.constexpr):
+    """The noise of a sample: given, at `place`, or drawn for the row numbers `key`."""
     if noise is not None:
         draw = tl.load(noise + place, mask=exists, other=0.0).to(tl.float32)
     else:
-        draw = normal_noise(tl.load(seed), row, sample, BLOCK_T)
+        draw = normal_noise(tl.load(seed), key, sample, BLOCK_T)
     return draw
 
 
@@ -306,6 +307,7 @@ def _relay_sample_fwd_kernel(
     index,
     seed,
     noise,
+    noise_index,
     z,
     kl,
     bits,
@@ -388,9 +390,10 @@ def _relay_sample_fwd_kernel(
     std = tl.exp(log_std)
     terms = tl.where(exists, mean * mean + std * std - 1.0 - 2.0 * log_std, 0.0)
     tl.store(kl + position, 0.5 * tl.sum(terms, 1, keep_dims=True), mask=inside)
+    key = tl.load(noise_index + position, mask=inside, other=0).to(tl.int64)
     for sample in range(num_samples):
         place = (position + sample * batch.to(tl.int64)) * T + t
-        draw = load_noise(noise, place, seed, row, sample, exists, BLOCK_T)
+        draw = load_noise(noise, place, seed, key, sample, exists, BLOCK_T)
         tl.store(z + place, tl.where(valid, mean + std * draw, 0.0), mask=inside & (t < T))
 
 
@@ -446,6 +449,7 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     if not covers(rows, relays, groups):
@@ -467,6 +471,7 @@ def relay_sample_fwd(
             index=index.contiguous(),
             seed=seed,
             noise=None if noise is None else noise.contiguous(),
+            noise_index=(index if noise_index is None else noise_index).contiguous(),
             z=z,
             kl=kl,
             bits=bits,

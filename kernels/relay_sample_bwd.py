@@ -80,6 +80,7 @@ def _relay_sample_bwd_kernel(
     index,
     seed,
     noise,
+    noise_index,
     bits,
     saved_mean,
     grad_rows,
@@ -127,12 +128,13 @@ def _relay_sample_bwd_kernel(
     mean = tl.load(saved_mean + position.to(tl.int64) * T + t, mask=exists, other=0.0)
     grad_mu = tl.where(exists, grad_kl_b * mean, 0.0)
     grad_std = tl.zeros_like(grad_mu)
+    key = tl.load(noise_index + position, mask=inside, other=0).to(tl.int64)
     for sample in range(num_samples):
         place = (position + sample * batch.to(tl.int64)) * T + t
         grad = tl.load(grad_z + place, mask=exists, other=0.0).to(tl.float32)
         grad_mu += grad
         if grad_rows is not None:
-            grad_std += grad * load_noise(noise, place, seed, row, sample, exists, BLOCK_T)
+            grad_std += grad * load_noise(noise, place, seed, key, sample, exists, BLOCK_T)
     if grad_mean is not None:
         tl.store(grad_mean + position.to(tl.int64) * T + t, grad_mu, mask=inside & (t < T))
 
@@ -249,6 +251,7 @@ def relay_sample_bwd(
     form: str,
     need_rows: bool,
     need_relays: bool,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
     if not covers(rows, relays, groups) or mean is None:
@@ -280,6 +283,7 @@ def relay_sample_bwd(
         index=index,
         seed=seed,
         noise=None if noise is None else noise.contiguous(),
+        noise_index=(index if noise_index is None else noise_index).contiguous(),
         bits=bits,
         saved_mean=mean.to(float32).contiguous(),
         grad_rows=grad_rows if need_rows else None,

@@ -53,14 +53,14 @@ def check_non_negative(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_index(index: Any, device: torch.device) -> Tensor:
+def check_index(index: Any, device: torch.device, name: str = "index") -> Tensor:
     """Type, shape and device; the op itself checks the values, where that costs no trace."""
-    check_tensor("index", index)
+    check_tensor(name, index)
     if index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"index: expected dtype int32 or int64, got {index.dtype}")
+        raise TypeError(f"{name}: expected dtype int32 or int64, got {index.dtype}")
     if index.dim() != 1:
-        raise IndexError(f"index: expected shape [B], got {shape_of(index)}")
-    check_same_device("index", index, device)
+        raise IndexError(f"{name}: expected shape [B], got {shape_of(index)}")
+    check_same_device(name, index, device)
     return index
 
 

@@ -1,4 +1,4 @@
-"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce`."""
+"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce | report`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._version import __version__
 from .layout import FORMS
 from .optim import MODES
 from .reference import PIXEL_SCALE
-from .training import fit, impute, infer, load
+from .training import distributed, export, fit, impute, infer, load
 from .training.checkpoints import RunDirectory, RunDirectoryInUse, latest_epoch
 
 _DATA_HELP = (
@@ -43,13 +43,18 @@ class _Table(NamedTuple):
         """Entries whose true value the file holds."""
         return ~np.isnan(self.raw) if self.raw.dtype != np.uint8 else np.ones_like(self.mask)
 
+    def part(self, rows: range) -> _Table:
+        """Some of its rows."""
+        own = slice(rows.start, rows.stop)
+        return _Table(self.dataset, self.raw[own], self.mask[own], self.x[own])
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (ValueError, ImportError, OSError, RunDirectoryInUse) as error:
+    except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
@@ -152,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
         "its last checkpoint; the other options must be as before",
     )
 
+    train.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time between checkpoints, which follow an epoch; 0: after each (default: 30)",
+    )
+    train.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="under torchrun: how long processes wait for each other (default: 60)",
+    )
+
     new = _command(
         commands, "infer", _infer, "find the posteriors of new rows with a trained model"
     )
@@ -185,6 +205,20 @@ def _parser() -> argparse.ArgumentParser:
         help="write S random completions [S, N, D] instead of one; .npy or .npz",
     )
 
+    file = _command(
+        commands, "export", _export, "write the model of a run directory to one safetensors file"
+    )
+    file.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a run directory, whether one process trained it or many",
+    )
+    file.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the file, which load() reads"
+    )
+
     _command(
         commands,
         "info",
@@ -215,12 +249,18 @@ def _parser() -> argparse.ArgumentParser:
         _reproduce,
         "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
     )
-    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "figures",
+        nargs="+",
+        metavar="FIGURE",
+        help="fig1 to fig11, interpolation, latent, map, or all",
+    )
     figures.add_argument(
         "--scale",
-        choices=("quick", "paper"),
+        choices=("quick", "reduced", "paper"),
         default="quick",
-        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, an hour or so on "
+        "two cores; paper: full data and epochs, days (default: quick)",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
@@ -232,6 +272,27 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("results"),
         metavar="DIR",
         help="where figures and runs go (default: results)",
+    )
+
+    page = _command(
+        commands,
+        "report",
+        _report,
+        "write one page, HTML and Markdown, with the paper's claims beside the results of "
+        "`rvi-fast reproduce`",
+    )
+    page.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="the --out of `rvi-fast reproduce` (default: results)",
+    )
+    page.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page; FILE.md goes beside it (default: DIR/report.html)",
     )
     for command in (train, new, fill, demo, figures):
         command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -292,6 +353,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="learning rate; 0.03 suits a model without groups (default: 0.01)",
     )
+    parser.add_argument(
+        "--scale-factor",
+        type=_factor,
+        default=1.0,
+        metavar="NUMBER|held-out",
+        help="raise the likelihood's scale for these rows; held-out finds by how much, for imputation "
+        "where much is missing (default: 1)",
+    )
+
+
+def _factor(text: str) -> float | str:
+    return text if text == "held-out" else float(text)
 
 
 def _share_or_count(text: str) -> float | int:
@@ -337,13 +410,25 @@ def _load_table(
 def _print_scores(table: _Table, reconstruction: np.ndarray) -> None:
     """Elastic errors in the model's units: pixels in [0, 1], other features standardised."""
     rows = [("observed entries", table.mask), ("hidden entries", table.known & ~table.mask)]
-    print("\nelastic error (mean of |error| + error^2, from the posterior mean)")
+    _say("\nelastic error (mean of |error| + error^2, from the posterior mean)")
     for name, scored in rows:
-        if scored.any():
-            print(f"  {name:<18} {data.elastic(table.x, reconstruction, scored):.4f}")
+        count = int(scored.sum())
+        error = data.elastic(table.x, reconstruction, scored) * count if count else 0.0
+        # of the rows of all processes, where there are several
+        error, count = distributed.total(torch.tensor([error, count], dtype=torch.float64)).tolist()
+        if count:
+            _say(f"  {name:<18} {error / count:.4f}")
+
+
+def _say(text: str) -> None:
+    """Prints, in the first process alone where there are several."""
+    distributed.first(lambda: print(text, flush=True))
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if distributed.launched():
+        device = distributed.init(timeout=arguments.timeout, device=arguments.device)
     table, standardizer = _load_table(
         arguments.data,
         arguments.data_dir,
@@ -361,33 +446,31 @@ def _train(arguments: argparse.Namespace) -> int:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option}: expected with --model {owner} only")
             options[name] = value
+    shape = table.raw.shape
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(shape[0])
     torch.manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = models.BUILDERS[arguments.model](*shape, **options)
     run_dir: Path = arguments.run_dir
-    if latest_epoch(run_dir) is not None and not arguments.resume:
-        raise ValueError(
-            f"--run-dir: {run_dir} already holds a run; add --resume to go on with it, or name "
-            "another directory"
-        )
-    print(
-        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
-        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}",
-        flush=True,
-    )
     named = arguments.data in data.DATASETS
-    _record_run(
-        run_dir,
-        {
-            "data": arguments.data if named else str(Path(arguments.data).resolve()),
-            "subset": arguments.subset,
-            "missing": arguments.missing,
-            "missing_boxes": arguments.missing_boxes,
-            "seed": arguments.seed,
-            "pixels": table.raw.dtype == np.uint8,
-            "standardizer": standardizer.to_dict() if standardizer else None,
-        },
+    run = {
+        "data": arguments.data if named else str(Path(arguments.data).resolve()),
+        "subset": arguments.subset,
+        "missing": arguments.missing,
+        "missing_boxes": arguments.missing_boxes,
+        "seed": arguments.seed,
+        "pixels": table.raw.dtype == np.uint8,
+        "standardizer": standardizer.to_dict() if standardizer else None,
+    }
+    distributed.first(lambda: _record_run(run_dir, run, resume=arguments.resume))
+    _say(
+        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
+        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}"
     )
+    if "shard" in options:
+        table = table.part(options["shard"])
     fit(
         model,
         table.x,
@@ -404,10 +487,13 @@ def _train(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         run_dir=run_dir,
         resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
     )
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
     _print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
-    print(f"\nwritten to {run_dir}")
+    _say(f"\nwritten to {run_dir}")
+    if distributed.launched():
+        distributed.leave()
     return 0
 
 
@@ -440,6 +526,7 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
         steps=arguments.steps,
         lr=arguments.lr,
         seed=arguments.seed,
+        scale_factor=arguments.scale_factor,
         progress=not arguments.quiet,
     )
 
@@ -459,7 +546,7 @@ def _infer(arguments: argparse.Namespace) -> int:
 def _impute(arguments: argparse.Namespace) -> int:
     own = arguments.data is None and arguments.split is None
     model, table, standardizer = _open_run(arguments, training_data=own)
-    known = own and not model.amortized
+    known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
     torch.manual_seed(arguments.seed)
     filled = impute(
@@ -478,6 +565,12 @@ def _impute(arguments: argparse.Namespace) -> int:
         _print_scores(table, model.reconstruct(posterior=posterior).numpy())
     count = int((~table.mask).sum())
     print(f"\n{count} missing entries of {len(table.raw)} rows filled in: {arguments.out}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    export(load(arguments.run_dir), arguments.out)
+    print(f"written to {arguments.out}")
     return 0
 
 
@@ -516,9 +609,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record_run(run_dir: Path, run: dict[str, Any]) -> None:
+def _report(arguments: argparse.Namespace) -> int:
+    from .experiments.report import report
+
+    for path in report(arguments.results, arguments.out):
+        print(path)
+    return 0
+
+
+def _record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
     """Writes run.json; where the directory holds a run, compares instead."""
     if latest_epoch(run_dir) is not None:
+        if not resume:
+            raise ValueError(
+                f"--run-dir: {run_dir} already holds a run; add --resume to go on with it, or name "
+                "another directory"
+            )
         stored = _read_run(run_dir)
         for name, value in run.items():
             if stored.get(name) != value:

@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from .layout import RowLayout
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 5
+API = 6
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -70,6 +70,7 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     dtype = rows.dtype
@@ -80,6 +81,7 @@ def relay_sample_fwd(
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
     if noise is not None:
         noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     z = empty((num_samples, batch, latent_dim), dtype=dtype)
     kl = empty((batch,), dtype=dtype)
@@ -97,6 +99,8 @@ def relay_sample_fwd(
         batch,
         seed.data_ptr(),
         0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is _INT64,
         num_samples,
         z.data_ptr(),
         kl.data_ptr(),
@@ -121,6 +125,7 @@ def relay_sample_bwd(
     form: str,
     need_rows: bool,
     need_relays: bool,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
     dtype = rows.dtype
@@ -132,6 +137,7 @@ def relay_sample_bwd(
     grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
     if noise is not None:
         noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
     grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
@@ -147,6 +153,8 @@ def relay_sample_bwd(
         batch,
         seed.data_ptr(),
         0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is _INT64,
         grad_z.shape[0],
         grad_z.data_ptr(),
         grad_kl.data_ptr(),

@@ -27,6 +27,7 @@ def relay_sample(
     layout: RowLayout,
     num_samples: int | None = None,
     noise: Tensor | None = None,
+    noise_index: Tensor | None = None,
     sparse: bool = False,
 ) -> RelaySample:
     """Samples the relay posterior of a batch of rows, with its KL divergence from N(0, I).
@@ -45,6 +46,8 @@ def relay_sample(
         layout: where the parts of a row lie.
         num_samples: S; None draws one sample and returns z without the leading dimension.
         noise: standard normal draws to use instead, of z's shape; a constant.
+        noise_index: row numbers [B] that key the noise, int32 or int64, any numbers: those of a larger
+            table of which `rows` is a part. None is `index`.
         sparse: return the gradient of `rows` as a sparse tensor, as `nn.Embedding` does.
 
     Returns:
@@ -90,6 +93,9 @@ def relay_sample(
         if noise.requires_grad:
             raise ValueError("noise: expected a constant, got a tensor that requires grad")
         noise = noise.reshape(samples, *shape)
+    if noise_index is not None:
+        _checks.check_index(noise_index, rows.device, "noise_index")
+        _checks.check_shape("noise_index", noise_index, tuple(index.shape))
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(
@@ -100,7 +106,7 @@ def relay_sample(
         seed = torch.full((1,), seed, dtype=torch.int64, device=rows.device)
     else:
         raise TypeError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
-    z, kl = ops.relay_sample(rows, relays, index, seed, noise, layout, samples, sparse)
+    z, kl = ops.relay_sample(rows, relays, index, seed, noise, noise_index, layout, samples, sparse)
     return RelaySample(z.squeeze(0) if num_samples is None else z, kl)
 
 

@@ -25,10 +25,10 @@ _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor x, Tensor scale, T
 _TABLES = "Tensor(a!) rows, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) row_step"
 _SCHEMAS = {
     "relay_sample_fwd": f"(Tensor rows, Tensor relays, Tensor index, Tensor seed, Tensor? noise, "
-    f"{_LAYOUT}, int num_samples) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{_LAYOUT}, int num_samples, Tensor? noise_index=None) -> (Tensor, Tensor, Tensor, Tensor)",
     "relay_sample_bwd": f"(Tensor grad_z, Tensor grad_kl, Tensor rows, Tensor relays, Tensor index, "
     f"Tensor seed, Tensor? noise, Tensor bits, Tensor? mean, {_LAYOUT}, "
-    "bool need_rows, bool need_relays) -> (Tensor, Tensor)",
+    "bool need_rows, bool need_relays, Tensor? noise_index=None) -> (Tensor, Tensor)",
     "gaussian_log_likelihood_fwd": "(Tensor x, Tensor mean, Tensor scale, Tensor? mask) -> Tensor",
     "gaussian_log_likelihood_bwd": "(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor scale, "
     "Tensor? mask, bool need_mean, bool need_scale) -> (Tensor, Tensor)",
@@ -139,7 +139,7 @@ ops = torch.ops.rvi_fast
 
 
 @torch.library.register_fake("rvi_fast::relay_sample_fwd")
-def _(rows, relays, index, seed, noise, groups, kept, form, num_samples):
+def _(rows, relays, index, seed, noise, groups, kept, form, num_samples, noise_index=None):
     layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
     z = rows.new_empty((num_samples, index.shape[0], relays.shape[1]))
     dtype = torch.promote_types(rows.dtype, torch.float32)
@@ -149,8 +149,8 @@ def _(rows, relays, index, seed, noise, groups, kept, form, num_samples):
 
 
 @torch.library.register_fake("rvi_fast::relay_sample_bwd")
-def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, mean, *layout_and_needs):
-    need_rows, need_relays = layout_and_needs[-2:]
+def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, mean, *others):
+    need_rows, need_relays = others[3:5]  # after the layout
     grad_batch = rows.new_empty((index.shape[0], rows.shape[1]) if need_rows else 0)
     return grad_batch, relays.new_empty(relays.shape if need_relays else 0)
 
@@ -228,16 +228,18 @@ class _RelaySample(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows, relays, index, seed, noise, groups, kept, form, num_samples, sparse):
+    def forward(
+        rows, relays, index, seed, noise, noise_index, groups, kept, form, num_samples, sparse
+    ):
         return ops.relay_sample_fwd(
-            rows, relays, index, seed, noise, groups, kept, form, num_samples
+            rows, relays, index, seed, noise, groups, kept, form, num_samples, noise_index
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rows, relays, index, seed, noise, ctx.groups, ctx.kept, ctx.form, _, ctx.sparse = inputs
+        ctx.groups, ctx.kept, ctx.form, _, ctx.sparse = inputs[6:]
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(rows, relays, index, seed, noise, *output[2:])
+        ctx.save_for_backward(*inputs[:6], *output[2:])
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl, *_):
@@ -256,7 +258,7 @@ class _RelaySample(Function):
             need_relays,
         )
         grad_rows = _scatter(grad_batch, index, rows, ctx.sparse) if need_rows else None
-        return grad_rows, grad_relays if need_relays else None, *[None] * 8
+        return grad_rows, grad_relays if need_relays else None, *[None] * 9
 
 
 class _RelaySampleBackward(Function):
@@ -271,6 +273,7 @@ class _RelaySampleBackward(Function):
         index,
         seed,
         noise,
+        noise_index,
         bits,
         mean,
         groups,
@@ -294,25 +297,25 @@ class _RelaySampleBackward(Function):
             form,
             need_rows,
             need_relays,
+            noise_index,
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         # without the mean, which depends on rows and relays
-        ctx.save_for_backward(*inputs[:8])
-        ctx.constants = (None, *inputs[9:])
+        ctx.save_for_backward(*inputs[:9])
+        ctx.constants = (None, *inputs[10:])
 
     @staticmethod
     def backward(ctx, *grads):
-        grad_z, grad_kl, rows, relays, *others = ctx.saved_tensors
+        grad_z, grad_kl, rows, relays, index, seed, noise, noise_index, bits = ctx.saved_tensors
+        others = (index, seed, noise, bits, *ctx.constants, noise_index)
 
         def first_order(grad_z: Tensor, grad_kl: Tensor, rows: Tensor, relays: Tensor) -> Any:
-            return reference.relay_sample_bwd(
-                grad_z, grad_kl, rows, relays, *others, *ctx.constants
-            )
+            return reference.relay_sample_bwd(grad_z, grad_kl, rows, relays, *others)
 
         _, pullback = torch.func.vjp(first_order, grad_z, grad_kl, rows, relays)
-        return *pullback(grads), *[None] * 10
+        return *pullback(grads), *[None] * 11
 
 
 def _scatter(grad_batch: Tensor, index: Tensor, rows: Tensor, sparse: bool) -> Tensor:
@@ -459,6 +462,7 @@ def relay_sample(
     index: Tensor,
     seed: Tensor,
     noise: Tensor | None,
+    noise_index: Tensor | None,
     layout: RowLayout,
     num_samples: int,
     sparse: bool,
@@ -467,7 +471,7 @@ def relay_sample(
     # Inductor cannot hold a sparse gradient made from a custom op's output
     sparse = sparse and not torch.compiler.is_compiling()
     constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
-    z, kl, *_ = _apply(_RelaySample, rows, relays, index, seed, noise, *constants)
+    z, kl, *_ = _apply(_RelaySample, rows, relays, index, seed, noise, noise_index, *constants)
     return z, kl
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -54,11 +55,18 @@ class RelayPosterior(nn.Module):
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
             (`reset_parameters` draws them anew); copies and pickles of it lie in memory. "host" and
             directories serve the CPU.
+        shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
+            hold the rest; all if not given. What a row starts with does not depend on it.
 
     Attributes:
+        num_data: rows held here.
+        table_size: rows of the whole table; more than `num_data` in a shard.
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
         relays: parameter [K, T].
         layout: the `RowLayout`.
+        first_row: number of the first row, 0 unless the rows are a part of a larger table, whose noise
+            they then draw: row i draws that of row `first_row + i`.
+        row_numbers: int64 [N] or None: the same for rows that lie in any order.
 
     Note:
         While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
@@ -81,6 +89,8 @@ class RelayPosterior(nn.Module):
 
     rows: nn.Parameter
     relays: nn.Parameter
+    first_row: int = 0
+    row_numbers: Tensor | None = None
 
     def __init__(
         self,
@@ -94,9 +104,13 @@ class RelayPosterior(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         storage: StrPath = "device",
+        shard: range | None = None,
     ) -> None:
         super().__init__()
-        self.num_data = _checks.check_positive_int("num_data", num_data)
+        self.table_size = _checks.check_positive_int("num_data", num_data)
+        own = _check_shard(shard, num_data, storage)
+        self.sharded = shard is not None
+        self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
@@ -106,7 +120,7 @@ class RelayPosterior(nn.Module):
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
         self.tables = tables = open_tables(storage, device)
-        shape, like = (num_data, self.layout.width), self.relays
+        shape, like = (self.num_data, self.layout.width), self.relays
         if isinstance(tables, MappedTables):
             opened = tables.holds(self._description())
             with tables.kept() if opened else contextlib.nullcontext():
@@ -136,13 +150,22 @@ class RelayPosterior(nn.Module):
 
     @torch.no_grad()
     def _draw_rows(self) -> None:
-        for start in range(0, self.num_data, _DRAWN):
-            part = self.rows[start : start + _DRAWN]
+        first, end = self.first_row, self.first_row + self.num_data
+        for start in range(0, self.table_size, _DRAWN):
+            stop = min(start + _DRAWN, self.table_size)
+            inside = first <= start and stop <= end
+            # rows that others hold are drawn as well, or those here would depend on who holds them
+            shape = (stop - start, self.layout.width)
+            part = self.rows[start - first : stop - first] if inside else self.rows.new_empty(shape)
             part.zero_()
             for columns in (*self.layout.group_slices, self.layout.deviation_slice):
                 part[:, columns].normal_(std=0.01)
             part[:, self.layout.log_std_slice].fill_(-2.0)
-            self.tables.release(start, start + len(part))
+            begin, finish = max(start, first), min(stop, end)
+            if begin < finish:
+                if not inside:
+                    self.rows[begin - first : finish - first] = part[begin - start : finish - start]
+                self.tables.release(begin - first, finish - first)
 
     @torch.no_grad()
     def _draw_relays(self) -> None:
@@ -159,6 +182,7 @@ class RelayPosterior(nn.Module):
         *,
         num_samples: int | None = None,
         noise: Tensor | None = None,
+        noise_index: Tensor | None = None,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
     ) -> RelaySample:
@@ -168,6 +192,8 @@ class RelayPosterior(nn.Module):
             index: rows [B], int32 or int64.
             num_samples: S; z is then [S, B, T].
             noise: standard normal draws of z's shape, instead of drawn ones.
+            noise_index: row numbers [B] that key the noise, int32 or int64; those that `first_row` or
+                `row_numbers` say if not given.
             seed: int64 [1] or an int, key of the noise: the same seed gives a row the same noise in
                 whatever batch. Drawn from `generator` if not given.
             generator: source of the seed; torch's own by default, so that `torch.manual_seed` holds.
@@ -194,11 +220,19 @@ class RelayPosterior(nn.Module):
             layout=self.layout,
             num_samples=num_samples,
             noise=noise,
+            noise_index=self.noise_index(index) if noise_index is None else noise_index,
             sparse=self.sparse,
         )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
+
+    def noise_index(self, index: Tensor) -> Tensor | None:
+        """The row numbers that key the noise of rows `index`; None where they are `index` itself."""
+        if self.row_numbers is not None:
+            # what is out of range is for the op to report
+            return self.row_numbers[index.clamp(0, self.num_data - 1)]
+        return index.to(torch.int64) + self.first_row if self.first_row else None
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
@@ -292,6 +326,8 @@ class RelayPosterior(nn.Module):
         text = f"num_data={self.num_data}, latent_dim={layout.latent_dim}, groups={layout.groups}"
         if layout.groups:
             text += f", kept={layout.kept}, form={layout.form!r}"
+        if self.num_data < self.table_size:
+            text += f", first_row={self.first_row}, table_size={self.table_size}"
         return text + (", sparse=True" if self.sparse else "")
 
     def _read(self, index: Tensor | None) -> Tensor:
@@ -387,3 +423,17 @@ class RelayPosterior(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
+    if shard is None:
+        return range(num_data)
+    if not isinstance(shard, range):
+        raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
+    if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
+        raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
+    if storage not in ("device", "host"):
+        raise ValueError(
+            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
+        )
+    return shard

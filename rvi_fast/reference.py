@@ -160,6 +160,7 @@ def relay_sample(
     layout: RowLayout,
     num_samples: int | None = None,
     noise: Tensor | None = None,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws z and the KL divergence for a batch of rows (paper eq. 3, 4, 5).
 
@@ -171,7 +172,8 @@ def relay_sample(
     """
     batch = rows[index].to(_compute_dtype(rows))
     if noise is None:
-        noise = normal_noise(seed, index, num_samples or 1, layout.latent_dim, batch.dtype)
+        keys = index if noise_index is None else noise_index
+        noise = normal_noise(seed, keys, num_samples or 1, layout.latent_dim, batch.dtype)
     z, kl, _ = _sample(batch, relays, selected(batch, layout), noise, layout)
     return (z if num_samples else z[0]).to(rows.dtype), kl
 
@@ -219,12 +221,17 @@ def relay_sample_fwd(
     kept: list[int],
     form: str,
     num_samples: int,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z [S, B, T], kl [B], kept bits [B, words], mu [B, T]. `noise` is None or [S, B, T]."""
+    """z [S, B, T], kl [B], kept bits [B, words], mu [B, T].
+
+    `noise` is None or [S, B, T]; drawn noise is keyed by `noise_index` [B], or by `index`.
+    """
     layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
     batch = rows[index].to(_compute_dtype(rows))
     if noise is None:
-        noise = normal_noise(seed, index, num_samples, layout.latent_dim, batch.dtype)
+        keys = index if noise_index is None else noise_index
+        noise = normal_noise(seed, keys, num_samples, layout.latent_dim, batch.dtype)
     marks = selected(batch, layout)
     z, kl, mean = _sample(batch, relays, marks, noise, layout)
     words = [pack_bits(mark) for mark in marks]
@@ -247,6 +254,7 @@ def relay_sample_bwd(
     form: str,
     need_rows: bool,
     need_relays: bool,
+    noise_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the batch's rows [B, W] and of the relays [K, T]; one not needed has 0 elements.
 
@@ -283,7 +291,8 @@ def relay_sample_bwd(
         inside = (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)
         std = log_std.clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT).exp()
         if noise is None:
-            noise = normal_noise(seed, index, len(grad_z), layout.latent_dim, batch.dtype)
+            keys = index if noise_index is None else noise_index
+            noise = normal_noise(seed, keys, len(grad_z), layout.latent_dim, batch.dtype)
         grad_log_std = (grad_z * noise.to(batch.dtype)).sum(0) * std + grad_kl * (std.square() - 1)
         parts += [grad_mean, grad_log_std.masked_fill(~inside, 0.0)]
         starts = [*layout.group_offsets, layout.deviation_offset, layout.log_std_offset]

@@ -201,9 +201,11 @@ class RelaySampleCase:
     num_samples: int = 1
     given_noise: bool = False
     ties: bool = False
+    # dtype of row numbers of their own that key the noise, beyond the table and of 33 bits
+    keyed: torch.dtype | None = None
 
     def __str__(self) -> str:
-        extras = [word for word in ("given_noise", "ties") if getattr(self, word)]
+        extras = [word for word in ("given_noise", "ties", "keyed") if getattr(self, word)]
         sizes = f"B{self.batch}-T{self.latent_dim}-S{self.num_samples}-K{sum(self.groups)}"
         return "-".join([self.form, sizes, *extras])
 
@@ -453,6 +455,9 @@ class RelaySampleContract(OpContract):
         RelaySampleCase(1000, 63, 3, (7, 1000), 0.1, ties=True),
         RelaySampleCase(1000, 63, 63, (), num_samples=2, given_noise=True),
         RelaySampleCase(7, 0, 7, (6, 3)),
+        RelaySampleCase(7, 63, 7, (25, 7), num_samples=2, keyed=torch.int64),
+        RelaySampleCase(63, 7, 5, (7, 40), 0.5, "mixture", keyed=torch.int32),
+        RelaySampleCase(7, 0, 7, (3,), keyed=torch.int64),
     )
 
     def inputs(self, function: str, case: RelaySampleCase, dtype: torch.dtype) -> Inputs:
@@ -474,7 +479,11 @@ class RelaySampleContract(OpContract):
             "kept": layout.kept,
             "form": layout.form,
             "num_samples": case.num_samples,
+            "noise_index": None,
         }
+        if case.keyed is not None:
+            far = 2**33 if case.keyed == torch.int64 else -(2**31)
+            forward["noise_index"] = (forward["index"] + far).to(case.keyed)
         _, _, bits, mean = reference.relay_sample_fwd(**forward)
         return forward | {
             "grad_z": normal(*shape),
@@ -512,6 +521,22 @@ class RelaySampleContract(OpContract):
                 for result in (got, exact, yardstick)
             )
         super().compare(inputs, got, exact, yardstick)
+
+    def test_noise_is_that_of_the_rows_it_is_keyed_by(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        if case.keyed is None:
+            return
+        part = self.prepared(implementation, function, case, dtype) | {"noise_index": None}
+        before, rows = 5, part["rows"]
+        keys = part["index"] + before
+        whole = torch.cat((rows.new_full((before, rows.shape[1]), torch.nan), rows))
+        expected = self.call(implementation, function, part | {"rows": whole, "index": keys})
+        keyed = part | {"noise_index": strided(keys.to(case.keyed))}
+        assert_bit_equal(self.call(implementation, function, keyed), expected)
+        if case.batch:
+            name = self.functions[function][0]
+            assert not torch.equal(self.call(implementation, function, part)[name], expected[name])
 
 
 class GaussianLogLikelihoodContract(OpContract):

@@ -23,7 +23,7 @@ LAUNCHES = {
         ),
         RelaySampleCase(512, 256, 20, (10,)),
         RelaySampleCase(512, 256, 256, (1024,)),
-        RelaySampleCase(512, 256, 64, ()),
+        RelaySampleCase(512, 256, 64, (), keyed=torch.int32),
     ),
     testing.LinearGaussianLogLikelihoodContract: (
         LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=64),

@@ -197,7 +197,9 @@ def test_a_damaged_run_file_is_named(trained, tmp_path, capsys):
     assert "run.json is damaged" in text
 
 
-@pytest.mark.parametrize("command", ["train", "infer", "impute", "info", "demo", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["train", "infer", "impute", "info", "demo", "reproduce", "report"]
+)
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

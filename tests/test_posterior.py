@@ -117,6 +117,28 @@ def test_forward_takes_noise_seed_or_generator():
     assert posterior(index, num_samples=1).z.shape == (1, 2, 3)
 
 
+def test_rows_of_a_part_draw_the_noise_of_the_whole():
+    whole, index = make_posterior(), torch.tensor([7, 4, 7], dtype=torch.int32)
+    expected = whole(index, seed=5).z
+    part = make_posterior(num_data=6)
+    part.rows, part.relays = torch.nn.Parameter(whole.rows[4:].clone()), whole.relays
+    for keys in ({"noise_index": index}, {"noise_index": index.long()}):
+        assert torch.equal(part(index - 4, seed=5, **keys).z, expected)
+    assert not torch.equal(part(index - 4, seed=5).z, expected)
+    part.first_row = 4
+    assert torch.equal(part(index - 4, seed=5).z, expected)
+    assert torch.equal(copy.deepcopy(part)(index - 4, seed=5).z, expected)
+    part.row_numbers = torch.tensor([4, 5, 6, 7, 8, 9])
+    assert torch.equal(part(index - 4, seed=5).z, expected)
+    part.first_row, part.row_numbers = 2**40, None
+    assert not torch.equal(part(index - 4, seed=5).z, expected)
+    for numbers in (None, torch.arange(6)):
+        part.row_numbers = numbers
+        with pytest.raises(IndexError, match=r"index: .* 0 to 5, got 6"):
+            part(torch.tensor([6]))
+        assert part(index[:0]).z.shape == (0, 3)
+
+
 def test_fresh_parameters_follow_the_documented_law():
     torch.manual_seed(0)
     posterior = RelayPosterior(4000, 5, groups=(6,), top=2).requires_grad_(False)

@@ -9,6 +9,7 @@ from rvi_fast.ops import ops
 from rvi_fast.testing import assert_close, cotangents
 
 FORMS = ("linear", "cluster", "mixture")
+KEYED = tuple(case for case in testing.RelaySampleContract.cases if case.keyed)
 LAYOUT = RowLayout.resolve(3, (3, 2))
 
 
@@ -84,7 +85,7 @@ def test_first_and_second_derivatives_pass_gradcheck(form):
 
 
 @pytest.mark.parametrize("function", testing.RelaySampleContract.functions)
-@pytest.mark.parametrize("case", testing.RelaySampleContract.cases[1:3], ids=str)
+@pytest.mark.parametrize("case", testing.RelaySampleContract.cases[1:3] + KEYED, ids=str)
 @pytest.mark.parametrize("transform", [torch.clone, testing.transposed])
 def test_registration_passes_opcheck(function, case, transform):
     contract = testing.RelaySampleContract()
@@ -148,6 +149,28 @@ def test_sample_of_a_row_does_not_depend_on_its_batch():
     assert_close(few, [everything.z[0, index], everything.kl[index]])
 
 
+def test_gradients_take_the_noise_of_the_named_rows():
+    rows, relays = tables(num_data=9)
+    part = rows.detach()[4:].clone().requires_grad_()
+    local, key = torch.tensor([4, 0, 4]), torch.tensor([8, 4, 8], dtype=torch.int32)
+    named = relay_sample(part, relays, local, 7, layout=LAYOUT, noise_index=key)
+    whole = relay_sample(rows, relays, local + 4, 7, layout=LAYOUT)
+    assert torch.equal(named.z, whole.z)
+    got, expected = gradients(named, part, relays), gradients(whole, rows, relays)
+    assert torch.equal(got[0], expected[0][4:])
+    assert torch.equal(got[1], expected[1])
+
+    def sample(rows, relays):
+        return tuple(relay_sample(rows, relays, local, 7, layout=LAYOUT, noise_index=key))
+
+    assert torch.autograd.gradgradcheck(sample, (part, relays), fast_mode=True)
+    compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(part, relays), sample(part, relays))
+    several = torch.stack([part.detach(), 2 * part.detach()])
+    mapped = torch.func.vmap(sample, (0, None))(several, relays)
+    assert_close([m[1] for m in mapped], sample(several[1], relays))
+
+
 @pytest.mark.parametrize("log_std", [-1e30, -200.0, 45.0, 200.0, 1e30, math.inf])
 def test_extreme_log_std_gives_finite_values_and_gradients(log_std):
     rows, relays = tables(dtype=torch.float32)
@@ -178,6 +201,8 @@ def test_extreme_log_std_gives_finite_values_and_gradients(log_std):
         ({"relays": torch.zeros(5, 3)}, TypeError, "relays: .*float64, got torch.float32"),
         ({"noise": torch.zeros(2, 3)}, ValueError, r"noise: expected shape \[1, 3\]"),
         ({"noise": torch.zeros(1, 3).requires_grad_()}, ValueError, "noise: expected a constant"),
+        ({"noise_index": torch.zeros(1)}, TypeError, "noise_index: .*int64, got torch.float32"),
+        ({"noise_index": torch.tensor([0, 1])}, ValueError, r"noise_index: .* \[1\], got \[2\]"),
         ({"num_samples": 0}, ValueError, "num_samples: expected an integer >= 1, got 0"),
         ({"seed": 1.5}, TypeError, "seed: expected an int"),
         ({"seed": torch.zeros(2, dtype=torch.int64)}, TypeError, r"seed: .*got torch.int64 \[2\]"),

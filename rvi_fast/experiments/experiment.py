@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from .. import data, models
 from ..posterior import RelayPosterior
-from ..training import fit, infer
+from ..training import History, fit, infer
 from ..training.run import stream
+from . import latents
 
 # share of the rows of a set without a test part that become one
 _TEST_SHARE = 0.25
 _SHOWN = 8  # images kept of a progression
 _SPLIT, _CLASSIFIER = 1, 2  # uses of the seed
 # rows without relays need larger steps; an encoder takes none
-_INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
+INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Experiment:
         infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
         progression: keep images and scores of reconstructions from the first groups only.
+        latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
     """
 
@@ -61,6 +63,7 @@ class Experiment:
     infer_lr: float | None = None
     classifier_epochs: int = 0
     progression: bool = False
+    latents: bool = False
     seed: int = 0
 
 
@@ -95,9 +98,42 @@ def run(
     Returns:
         "elastic", "loss" by epoch; "train_observed", "train_missing", "test_observed",
         "test_missing"; with a classifier "cross_entropy" and "accuracy" by its epoch; with a
-        progression "stages", by the number of groups and last with the deviation.
+        progression "stages", by the number of groups and last with the deviation; with latents
+        what `latents.explore` returns.
     """
-    train, test = _parts(experiment, data_dir)
+    train, test = parts(experiment, data_dir)
+    for wish in ("classifier_epochs", "latents"):
+        if getattr(experiment, wish) and (train.labels is None or test.labels is None):
+            raise ValueError(f"{wish}: {experiment.data} has no labels")
+    model, history = trained(experiment, train, directory, checkpoint_every)
+    posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
+    inferred = infer(
+        model,
+        test.x,
+        mask=test.mask,
+        steps=experiment.infer_steps,
+        lr=experiment.infer_lr or INFER_LR[experiment.model],
+        seed=experiment.seed,
+    )
+    result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
+    for prefix, part, own in (("train", train, posterior), ("test", test, inferred)):
+        result |= part.scores(prefix, model.reconstruct(posterior=own).numpy())
+    if experiment.classifier_epochs:
+        result |= _classify(experiment, (posterior, train), (inferred, test))
+    if experiment.progression:
+        result["stages"] = _progress(model, train, directory)
+    if experiment.latents:
+        assert test.labels is not None
+        result |= latents.explore(
+            model.decoder, posterior.mean(), train.x, inferred.mean(), test.labels, directory
+        )
+    return result
+
+
+def trained(
+    experiment: Experiment, train: Part, directory: Path, checkpoint_every: float = 30.0
+) -> tuple[models.LatentModel, History]:
+    """A model of the training rows; goes on from the checkpoints in `directory`."""
     model = _model(experiment, train.x.shape)
     history = fit(
         model,
@@ -113,23 +149,7 @@ def run(
         resume=True,
         checkpoint_every=checkpoint_every,
     )
-    posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
-    inferred = infer(
-        model,
-        test.x,
-        mask=test.mask,
-        steps=experiment.infer_steps,
-        lr=experiment.infer_lr or _INFER_LR[experiment.model],
-        seed=experiment.seed,
-    )
-    result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
-    for prefix, part, own in (("train", train, posterior), ("test", test, inferred)):
-        result |= part.scores(prefix, model.reconstruct(posterior=own).numpy())
-    if experiment.classifier_epochs:
-        result |= _classify(experiment, (posterior, train), (inferred, test))
-    if experiment.progression:
-        result["stages"] = _progress(model, train, directory)
-    return result
+    return model, history
 
 
 def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel:
@@ -148,7 +168,8 @@ def _dataset(name: str, data_dir: str | None) -> data.Dataset:
     return data.load_data(name, data_dir=data_dir)
 
 
-def _parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Part]:
+def parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Part]:
+    """Training and test rows, those that the seed draws, with what the seed hides."""
     dataset = _dataset(experiment.data, None if data_dir is None else str(data_dir))
     train, test = dataset.train, dataset.test
     labels, test_labels = dataset.train_labels, dataset.test_labels
@@ -196,8 +217,6 @@ def _classify(
     test: tuple[RelayPosterior, Part],
 ) -> dict[str, list[float]]:
     """Test cross-entropy in nats and accuracy after each epoch of a network on posterior means."""
-    if train[1].labels is None or test[1].labels is None:
-        raise ValueError(f"classifier_epochs: {experiment.data} has no labels")
     (z, y), (z_test, y_test) = (
         (posterior.mean().detach(), torch.from_numpy(part.labels))
         for posterior, part in (train, test)

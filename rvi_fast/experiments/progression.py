@@ -13,13 +13,14 @@ from .pictures import save_image_rows
 from .scales import Scale
 
 _GROUPS = ((25,), (25, 50), (25, 50, 100))
+_CAPTION = (
+    "Training images, a column each, reconstructed from more and more of their posterior mean."
+)
 
 
 def _runs(scale: Scale, groups: Sequence[tuple[int, ...]], seeds: int) -> list[Experiment]:
     return [
-        Experiment(
-            data=data, missing=0.0, groups=sizes, progression=True, seed=seed, **scale.common
-        )
+        scale.experiment(data=data, missing=0.0, groups=sizes, progression=True, seed=seed)
         for data in scale.images
         for sizes in groups
         for seed in range(seeds)
@@ -32,7 +33,7 @@ def _images(stem: Path, results: Results, directories: Sequence[Path]) -> None:
         if experiment.seed:
             continue
         images = np.load(directory / "progression.npy")
-        shape = _square(images.shape[-1])
+        shape = square(images.shape[-1])
         count = len(experiment.groups)
         names = ["no relay", *(f"{used} of {count} groups" for used in range(1, count + 1))]
         names += ["with deviation", "original"]
@@ -42,7 +43,7 @@ def _images(stem: Path, results: Results, directories: Sequence[Path]) -> None:
         )
 
 
-def _square(features: int) -> tuple[int, int]:
+def square(features: int) -> tuple[int, int]:
     """Height and width of square images."""
     side = int(np.sqrt(features))
     if side * side != features:
@@ -58,6 +59,7 @@ FIGURES = {
         over="stage",
         curves=("groups",),
         extra=_images,
+        caption=_CAPTION,
     ),
     "fig9": Figure(
         "Choices of relay groups",
@@ -66,5 +68,6 @@ FIGURES = {
         over="stage",
         curves=("groups",),
         extra=_images,
+        caption=_CAPTION,
     ),
 }

@@ -161,12 +161,13 @@ class DirectStep:
         self.rows.before_read(index)
         relays = self.posterior.relays
         batch = (self.posterior.rows.data, relays.data, index, seed, None)
-        z, kl, *saved = ops.relay_sample_fwd(*batch, *self.layout, 1)
+        keys = self.posterior.noise_index(index)
+        z, kl, *saved = ops.relay_sample_fwd(*batch, *self.layout, 1, keys)
         grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
         log_prob, grad_z = self.decoder(z[0], x, mask, grad_log_prob)
         grad_kl = (kl_weight / full_size).to(kl.dtype).expand(len(index))
         grad_rows, grad_relays = ops.relay_sample_bwd(
-            grad_z[None], grad_kl, *batch, *saved, *self.layout, True, relays.requires_grad
+            grad_z[None], grad_kl, *batch, *saved, *self.layout, True, relays.requires_grad, keys
         )
         if relays.requires_grad:
             relays.grad = grad_relays
