@@ -254,6 +254,15 @@ def test_a_checkpoint_of_four_opens_with_one_two_and_three(tmp_path):
     assert len(list((run_dir / "checkpoints").iterdir())) == 2
 
 
+def test_visits_of_rows_go_where_the_rows_go(tmp_path):
+    run_dir, options = tmp_path / "run", {"optimizer": "row"}
+    trained(2, tmp_path / "2", run_dir, epochs=1, **options)
+    visits = load_checkpoint(run_dir).tensors["optimizer"]["rows.0.row_step"]
+    assert visits.tolist() == [1] * worker.N
+    got = trained(3, tmp_path / "3", run_dir, epochs=2, **options)
+    assert_close(got, alone(make=worker.built, **options))
+
+
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory):
     """A run directory that two processes have written, and what they came to."""
