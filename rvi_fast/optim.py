@@ -41,7 +41,8 @@ class RowAdam(torch.optim.Optimizer):
         moment_dtype: of the two moments; None is the dtype of the rows. `torch.bfloat16` with float32
             rows takes a third off rows and moments. They are then rounded at random, up or down so
             that the mean is right (with the nearest number a second moment would never fall); the
-            random bits depend on row, element and step count alone.
+            random bits depend on row number, element and step count alone; for a part of a larger
+            table the number is that within the part.
 
     Memory:
         Two moments of the table's size (of half of it in bfloat16), 4 bytes per row, 24 bytes per step
