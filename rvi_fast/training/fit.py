@@ -138,12 +138,13 @@ def fit(
         _checks.check_positive_int("block_rows", block_rows)
         if model.amortized:
             raise ValueError("block_rows: expected None for an encoder, which has no rows")
-    tables = None if model.amortized else model.posterior.tables
-    if block_rows is None and isinstance(tables, MappedTables):
-        rows = model.posterior.rows
-        block_rows = default_block_rows(3 * rows.shape[1] * rows.element_size() + 4)
     if device is not None:
         model.to(device)
+    tables = None if model.amortized else model.posterior.tables
+    in_blocks = tables is not None and (isinstance(tables, MappedTables) or model.posterior.staged)
+    if block_rows is None and in_blocks:
+        rows = model.posterior.rows
+        block_rows = default_block_rows(3 * rows.shape[1] * rows.element_size() + 4)
     inputs = prepare(model, x, mask, num_data=model.num_data)
     settings = {
         "batch_size": batch_size,
@@ -183,7 +184,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
         CheckpointError: there is none that can be read.
         ValueError: the model was not made by a builder.
     """
-    checkpoint = load_checkpoint(run_dir, device=device)
+    # where the tables belong is known by the config alone
+    checkpoint = load_checkpoint(run_dir)
     config = checkpoint.metadata.get("config")
     if config is None:
         raise ValueError(
