@@ -7,6 +7,7 @@ Data are a mapped uint8 table, as `fit` takes it. A size whose tables do not fit
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import statistics
@@ -121,9 +122,7 @@ def measure(system: str, num_data: int, folder: str, device: str, steps: int) ->
         result = fitted(x, storage, device, steps)
     else:
         result = plain(x, system, device, steps)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            result["peak_rss"] = int(line.split()[1]) * 1024
+    result["peak_rss"] = peak_rss()
     if device == "cuda":
         result["peak_device"] = torch.cuda.max_memory_allocated()
     tables = Path(folder) / "tables"
@@ -181,6 +180,94 @@ def bench_large_n(request: pytest.FixtureRequest, device: str, largest: int) -> 
         assert system != "files" or own[-1]["peak_rss"] < RESIDENT
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every table."""
+    found = {}
+    for path in sorted(folder.glob("*.bin")):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def bench_killed_and_resumed(request: pytest.FixtureRequest, device: str, tmp_path: Path) -> None:
+    """Two epochs in files, whole and killed with -9 in the second: the same tables, bit for bit."""
+    num_data = SIZES[-1]
+    needed = rvi_fast.estimate_memory(num_data, D, data_dtype=torch.uint8, data_in_memory=False)
+    while 2.2 * (needed.tables + needed.moments) > shutil.disk_usage(tmp_path).free:
+        num_data //= 2  # the tables, and the journal beside them
+        needed = rvi_fast.estimate_memory(num_data, D, data_dtype=torch.uint8, data_in_memory=False)
+    mapped_table(tmp_path, num_data)
+
+    def start(epochs: int) -> subprocess.Popen[str]:
+        command = [sys.executable, __file__, "train", num_data, tmp_path, device, epochs]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+
+    def finish(process: subprocess.Popen[str]) -> dict[str, float]:
+        output, _ = process.communicate()
+        assert process.returncode == 0
+        return json.loads(output.splitlines()[-1])
+
+    result = finish(start(2))
+    expected = digests(tmp_path / "tables")
+    for name in ("tables", "run"):
+        shutil.rmtree(tmp_path / name)
+    killed, metrics = start(2), tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n")):
+        assert killed.poll() is None, "ended before it was killed"
+        time.sleep(0.1)
+    time.sleep(20)  # well into the second epoch, whose blocks are partly written
+    killed.kill()
+    killed.communicate()
+    between = digests(tmp_path / "tables")
+    resumed = finish(start(2))
+    assert between != expected
+    assert digests(tmp_path / "tables") == expected
+    assert max(result["peak_rss"], resumed["peak_rss"]) < RESIDENT
+    report = {"num_data": num_data, "whole": result, "resumed": resumed, "sha256": expected}
+    print("\n" + json.dumps(report, indent=1))
+    if request.config.getoption("--write-results"):
+        (RESULTS / "large_n_resumed.json").write_text(json.dumps(report, indent=1) + "\n")
+    shutil.rmtree(tmp_path)
+
+
+def train(num_data: int, folder: str, device: str, epochs: int) -> dict[str, float]:
+    """Whole epochs with a checkpoint each; goes on where one was left."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = np.load(Path(folder) / "x.npy", mmap_mode="r")
+    tables, start = Path(folder) / "tables", time.perf_counter()
+    model = rvi_fast.models.rvi(num_data, D, latent_dim=T, groups=GROUPS, storage=str(tables))
+    made = time.perf_counter() - start
+    rvi_fast.fit(
+        model,
+        x,
+        epochs=epochs,
+        batch_size=BATCH,
+        eval_every=0,
+        device=device,
+        progress=False,
+        run_dir=Path(folder) / "run",
+        resume=True,
+        checkpoint_every=0,
+    )
+    seconds = time.perf_counter() - start - made
+    on_disk = sum(path.stat().st_size for path in tables.glob("*.bin"))
+    return {
+        "seconds_to_make_tables": made,
+        "seconds_to_train": seconds,
+        "peak_rss": peak_rss(),
+        "on_disk": on_disk,
+    }
+
+
+def peak_rss() -> int:
+    """Bytes of this process, at most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM")
+
+
 def table(points: list[dict[str, Any]]) -> str:
     lines = [
         "| system | N | ms per step, mean | median | peak RSS | files |",
@@ -218,4 +305,7 @@ def picture(points: list[dict[str, Any]], path: Path) -> None:
 
 if __name__ == "__main__":
     what, size, place, where, number = sys.argv[1:]
-    print(json.dumps(measure(what, int(size), place, where, int(number))))
+    if what == "train":
+        print(json.dumps(train(int(size), place, where, int(number))))
+    else:
+        print(json.dumps(measure(what, int(size), place, where, int(number))))

@@ -297,17 +297,17 @@ RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Addre
   return call;
 }
 
-void row_adam_catch_up(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+void row_adam_catch_up(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                        Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                        Address index, bool index_is_int64, std::int64_t batch, Address clock,
                        Address history, double beta1, double beta2, double eps) {
   const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
                                  index_is_int64, batch, clock, history, beta1, beta2, eps);
   py::gil_scoped_release release;
-  kernels->row_adam_catch_up[is_double](call, threads_for(batch, threads));
+  kernels->row_adam_catch_up[element_type](call, threads_for(batch, threads));
 }
 
-void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int64_t width,
+void row_adam_step(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                    Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                    Address index, bool index_is_int64, std::int64_t batch, Address clock,
                    Address history, double beta1, double beta2, double eps, Address grad,
@@ -321,7 +321,7 @@ void row_adam_step(bool is_double, int threads, std::int64_t num_data, std::int6
               : semantics == "lazy" ? AdamMode::lazy
                                     : AdamMode::row;
   py::gil_scoped_release release;
-  kernels->row_adam_step[is_double](call, threads_for(batch, threads));
+  kernels->row_adam_step[element_type](call, threads_for(batch, threads));
 }
 
 void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,

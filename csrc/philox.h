@@ -43,8 +43,41 @@ inline void philox(const std::uint32_t* counter, const std::uint32_t* key, std::
   }
 }
 
-// Normals that one call of `normals` makes: four for each 32-bit lane.
+// Words, or normals, that one call of the functions below makes: four for each 32-bit lane.
 constexpr int NORMALS = VECTOR_BYTES;
+
+// Four words for each of the quads first / 4 ... of a row; `first` a multiple of 4.
+RVI_INLINE void row_words(std::uint64_t seed, std::uint64_t row, std::uint32_t counter, int first,
+                          Uint32Vec (&words)[4]) {
+  constexpr int WIDE = VECTOR_BYTES / 8;
+  // even quads in one stream, odd ones in the other: together they are 32-bit lanes in order
+  PhiloxWords streams[2];
+  Uint64Vec even;
+  for (int lane = 0; lane < WIDE; ++lane) even[lane] = 2 * lane;
+  for (int s = 0; s < 2; ++s) {
+    streams[s].word[0] = even + (std::uint64_t)(first / 4 + s);
+    streams[s].word[1] = (std::uint64_t)counter - Uint64Vec{};
+    streams[s].word[2] = (std::uint64_t)(std::uint32_t)row - Uint64Vec{};
+    streams[s].word[3] = (row >> 32) - Uint64Vec{};
+  }
+  philox_rounds(streams, (std::uint32_t)seed, (std::uint32_t)(seed >> 32));
+  for (int w = 0; w < 4; ++w) {
+    Uint64Vec low = streams[0].word[w] & 0xFFFFFFFFu, high = streams[1].word[w] << 32;
+    words[w] = (Uint32Vec)(low | high);
+  }
+}
+
+// Stores the first lanes of four vectors, then the second ones, and so on.
+template <class V>
+RVI_INLINE void store_quads(void* out, V n0, V n1, V n2, V n3) {
+  DoubleVec low01 = (DoubleVec)zip<0>(n0, n1), high01 = (DoubleVec)zip<1>(n0, n1);
+  DoubleVec low23 = (DoubleVec)zip<0>(n2, n3), high23 = (DoubleVec)zip<1>(n2, n3);
+  char* bytes = static_cast<char*>(out);
+  store(bytes, zip<0>(low01, low23));
+  store(bytes + VECTOR_BYTES, zip<1>(low01, low23));
+  store(bytes + 2 * VECTOR_BYTES, zip<0>(high01, high23));
+  store(bytes + 3 * VECTOR_BYTES, zip<1>(high01, high23));
+}
 
 // radius * (cos, sin) from the 24-bit uniforms of two words.
 RVI_INLINE void box_muller(Uint32Vec first, Uint32Vec second, FloatVec& a, FloatVec& b) {
@@ -75,34 +108,14 @@ RVI_INLINE void box_muller(Uint32Vec first, Uint32Vec second, FloatVec& a, Float
 template <class F>
 RVI_INLINE void normals(std::uint64_t seed, std::uint64_t row, std::uint32_t sample, int first,
                         F* out) {
-  constexpr int WIDE = VECTOR_BYTES / 8;
-  // even quads in one stream, odd ones in the other: together they are 32-bit lanes in order
-  PhiloxWords streams[2];
-  Uint64Vec even;
-  for (int lane = 0; lane < WIDE; ++lane) even[lane] = 2 * lane;
-  for (int s = 0; s < 2; ++s) {
-    streams[s].word[0] = even + (std::uint64_t)(first / 4 + s);
-    streams[s].word[1] = (std::uint64_t)sample - Uint64Vec{};
-    streams[s].word[2] = (std::uint64_t)(std::uint32_t)row - Uint64Vec{};
-    streams[s].word[3] = (row >> 32) - Uint64Vec{};
-  }
-  philox_rounds(streams, (std::uint32_t)seed, (std::uint32_t)(seed >> 32));
   Uint32Vec uniform[4];
-  for (int w = 0; w < 4; ++w) {
-    Uint64Vec low = streams[0].word[w] & 0xFFFFFFFFu, high = streams[1].word[w] << 32;
-    uniform[w] = (Uint32Vec)(low | high) >> 8;
-  }
+  row_words(seed, row, sample, first, uniform);
+  for (int w = 0; w < 4; ++w) uniform[w] = uniform[w] >> 8;
   if constexpr (sizeof(F) == 4) {
     FloatVec n0, n1, n2, n3;
     box_muller(uniform[0], uniform[1], n0, n1);
     box_muller(uniform[2], uniform[3], n2, n3);
-    DoubleVec low01 = (DoubleVec)zip<0>(n0, n1), high01 = (DoubleVec)zip<1>(n0, n1);
-    DoubleVec low23 = (DoubleVec)zip<0>(n2, n3), high23 = (DoubleVec)zip<1>(n2, n3);
-    constexpr int LANES = Simd<float>::LANES;
-    store(out, zip<0>(low01, low23));
-    store(out + LANES, zip<1>(low01, low23));
-    store(out + 2 * LANES, zip<0>(high01, high23));
-    store(out + 3 * LANES, zip<1>(high01, high23));
+    store_quads(out, n0, n1, n2, n3);
   } else {
     for (int quad = 0; quad < VECTOR_BYTES / 4; ++quad) {
       for (int pair = 0; pair < 2; ++pair) {

@@ -1,6 +1,8 @@
 // row_adam: Adam for the rows of a batch, in place; see rvi_fast.reference.row_adam_catch_up and
 // row_adam_step for the semantics of the three modes, and for the clock and the history.
 //
+// F is the element type of the rows, M that of the moments: F, or BFloat16, rounded at random.
+//
 // With several threads a row belongs to one of them by its number, so that a row that stands twice
 // in the index is never written by two, and the result does not depend on their number.
 
@@ -11,6 +13,8 @@ constexpr int ADAM_PREFETCH_ROWS = 4;
 constexpr int POWERS = 1024;
 // reference.WINDOW_TOLERANCE
 constexpr double ADAM_WINDOW_TOLERANCE = 1e-9;
+// reference.MOMENT_SEED
+constexpr std::uint64_t MOMENT_SEED = 0x6D6F6D656E7473;
 
 // base^0 .. base^(POWERS - 1), kept until another base is asked for; one for each thread.
 struct Powers {
@@ -34,6 +38,58 @@ RVI_INLINE Vec<F> flushed(Vec<F> moment) {
   return key < ((typename Simd<F>::Int)1 << Simd<F>::MANTISSA_BITS) ? Vec<F>{} : moment;
 }
 
+template <class F, class M>
+RVI_INLINE Vec<F> load_moment(const M* from, std::int64_t left) {
+  if constexpr (std::is_same_v<M, F>) {
+    return load_up_to(from, left);
+  } else {
+    constexpr int LANES = Simd<F>::LANES;
+    if (left >= LANES) return load_values<F>(from);
+    M some[LANES] = {};
+    std::memcpy(some, from, left * sizeof(M));
+    return load_values<F>(some);
+  }
+}
+
+template <class F>
+RVI_INLINE void store_moment(F* to, Vec<F> value, Uint32Vec, std::int64_t left) {
+  store_up_to(to, value, left);
+}
+
+// reference.to_bfloat16; `bits` [0, 2^16) in each lane.
+RVI_INLINE void store_moment(BFloat16* to, FloatVec value, Uint32Vec bits, std::int64_t left) {
+  constexpr int LANES = Simd<float>::LANES;
+  const Int32Vec all = (Int32Vec)value, magnitude = all & Simd<float>::SIGN_CLEARED;
+  const std::int32_t infinity = Simd<float>::INFINITY_KEY;
+  const Int32Vec carried = magnitude + (Int32Vec)bits;
+  const Int32Vec finite = carried < infinity ? carried : (infinity - 1) - Int32Vec{};
+  // a NaN whose upper half is that of infinity
+  const Int32Vec other = magnitude > infinity ? magnitude | 0x400000 : magnitude;
+  const Int32Vec rounded = (all ^ magnitude) | (magnitude < infinity ? finite : other);
+  const auto narrow = __builtin_convertvector((Uint32Vec)rounded >> 16,
+                                              typename Narrow<std::uint16_t, LANES>::Type);
+  std::memcpy(to, &narrow, (left < LANES ? left : LANES) * sizeof(BFloat16));
+}
+
+// The random bits of a row's moments, those of NORMALS elements at a time.
+template <class M>
+struct MomentBits {
+  std::uint64_t row;
+  std::uint32_t step;
+  alignas(VECTOR_BYTES) std::uint32_t words[NORMALS];
+
+  // for the elements from `c`, in the upper and the lower half; `c` goes up by vectors
+  RVI_INLINE Uint32Vec at(std::int64_t c) {
+    if constexpr (!std::is_same_v<M, BFloat16>) return Uint32Vec{};
+    if (c % NORMALS == 0) {
+      Uint32Vec made[4];
+      row_words(MOMENT_SEED, row, step, (int)c, made);
+      store_quads(words, made[0], made[1], made[2], made[3]);
+    }
+    return load<Uint32Vec>(words + c % NORMALS);
+  }
+};
+
 // The steps a row has missed, as factors; `any` false where there are none.
 template <class F>
 struct Missed {
@@ -41,7 +97,7 @@ struct Missed {
   F decay, weight, slope, moment_factor, square_factor;
 };
 
-template <class F>
+template <class F, class M>
 struct AdamRows {
   const RowAdam& call;
   const Powers& powers1;
@@ -67,8 +123,8 @@ struct AdamRows {
   RVI_INLINE void prefetch(std::int64_t row) const {
     const std::int64_t offset = row * call.width;
     prefetch_row(static_cast<F*>(call.rows) + offset, (int)call.width);
-    prefetch_row(static_cast<F*>(call.exp_avg) + offset, (int)call.width);
-    prefetch_row(static_cast<F*>(call.exp_avg_sq) + offset, (int)call.width);
+    prefetch_row(static_cast<M*>(call.exp_avg) + offset, (int)call.width);
+    prefetch_row(static_cast<M*>(call.exp_avg_sq) + offset, (int)call.width);
   }
 };
 
@@ -82,8 +138,8 @@ RVI_INLINE void catch_up(const Missed<F>& missed, F eps, Vec<F>& value, Vec<F>& 
 }
 
 // body(position in the index, row) for the rows of thread `thread` of `threads`.
-template <class F, class Body>
-RVI_INLINE void for_own_rows(const AdamRows<F>& rows, std::int64_t thread, std::int64_t threads,
+template <class F, class M, class Body>
+RVI_INLINE void for_own_rows(const AdamRows<F, M>& rows, std::int64_t thread, std::int64_t threads,
                              Body body) {
   const Index& index = rows.call.index;
   for (std::int64_t i = 0; i < index.size; ++i) {
@@ -96,13 +152,13 @@ RVI_INLINE void for_own_rows(const AdamRows<F>& rows, std::int64_t thread, std::
   }
 }
 
-template <class F>
+template <class F, class M>
 void row_adam_catch_up(const RowAdam& call, int threads) {
   constexpr int LANES = Simd<F>::LANES;
   static thread_local Powers powers1, powers2;
   powers1.prepare(call.beta1);
   powers2.prepare(call.beta2);
-  const AdamRows<F> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
+  const AdamRows<F, M> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
   const F eps = (F)call.eps;
   auto work = [&](std::int64_t first_thread, std::int64_t last_thread) {
     for (std::int64_t thread = first_thread; thread < last_thread; ++thread) {
@@ -110,16 +166,18 @@ void row_adam_catch_up(const RowAdam& call, int threads) {
         const Missed<F> missed = rows.missed(row);
         if (!missed.any) return;
         F* value = static_cast<F*>(call.rows) + row * call.width;
-        F* exp_avg = static_cast<F*>(call.exp_avg) + row * call.width;
-        F* exp_avg_sq = static_cast<F*>(call.exp_avg_sq) + row * call.width;
+        M* exp_avg = static_cast<M*>(call.exp_avg) + row * call.width;
+        M* exp_avg_sq = static_cast<M*>(call.exp_avg_sq) + row * call.width;
+        MomentBits<M> bits{(std::uint64_t)row, (std::uint32_t)rows.now};
         for (std::int64_t c = 0; c < call.width; c += LANES) {
           const std::int64_t left = call.width - c;
-          Vec<F> theta = load_up_to(value + c, left), moment = load_up_to(exp_avg + c, left);
-          Vec<F> square = load_up_to(exp_avg_sq + c, left);
+          Vec<F> theta = load_up_to(value + c, left), moment = load_moment<F>(exp_avg + c, left);
+          Vec<F> square = load_moment<F>(exp_avg_sq + c, left);
           catch_up(missed, eps, theta, moment, square);
           store_up_to(value + c, theta, left);
-          store_up_to(exp_avg + c, moment, left);
-          store_up_to(exp_avg_sq + c, square, left);
+          const Uint32Vec words = bits.at(c);
+          store_moment(exp_avg + c, moment, words >> 16, left);
+          store_moment(exp_avg_sq + c, square, words & 0xFFFF, left);
         }
         call.row_step[row] = (std::int32_t)rows.now;
       });
@@ -153,14 +211,14 @@ inline void extend_history(const RowAdam& call, const Powers& powers1,
   history[3 * now + 2] = log_decay;
 }
 
-template <class F>
+template <class F, class M>
 void row_adam_step(const RowAdam& call, int threads) {
   constexpr int LANES = Simd<F>::LANES;
   static thread_local Powers powers1, powers2, inverse_roots;
   powers1.prepare(call.beta1);
   powers2.prepare(call.beta2);
   const AdamMode mode = call.mode;
-  const AdamRows<F> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
+  const AdamRows<F, M> rows{call, powers1, powers2, call.clock[0], call.clock[1]};
   const std::int64_t step = call.clock[0] + 1;
   const F eps = (F)call.eps;
   const F rest1 = (F)(1.0 - call.beta1), rest2 = (F)(1.0 - call.beta2), beta2 = (F)call.beta2;
@@ -173,8 +231,8 @@ void row_adam_step(const RowAdam& call, int threads) {
     for (std::int64_t thread = first_thread; thread < last_thread; ++thread) {
       for_own_rows(rows, thread, threads, [&](std::int64_t i, std::int64_t row) {
         F* value = static_cast<F*>(call.rows) + row * call.width;
-        F* exp_avg = static_cast<F*>(call.exp_avg) + row * call.width;
-        F* exp_avg_sq = static_cast<F*>(call.exp_avg_sq) + row * call.width;
+        M* exp_avg = static_cast<M*>(call.exp_avg) + row * call.width;
+        M* exp_avg_sq = static_cast<M*>(call.exp_avg_sq) + row * call.width;
         const F* grad = static_cast<const F*>(call.grad) + i * call.width;
         Missed<F> missed;
         F step_size = step_size_at(global1), root = (F)std::sqrt(global2);
@@ -187,10 +245,11 @@ void row_adam_step(const RowAdam& call, int threads) {
           root = (F)std::sqrt(1.0 - powers2(visits));
         }
         const F inverse_root = 1 / root;
+        MomentBits<M> bits{(std::uint64_t)row, (std::uint32_t)step};
         for (std::int64_t c = 0; c < call.width; c += LANES) {
           const std::int64_t left = call.width - c;
-          Vec<F> theta = load_up_to(value + c, left), moment = load_up_to(exp_avg + c, left);
-          Vec<F> square = load_up_to(exp_avg_sq + c, left), g = load_up_to(grad + c, left);
+          Vec<F> theta = load_up_to(value + c, left), moment = load_moment<F>(exp_avg + c, left);
+          Vec<F> square = load_moment<F>(exp_avg_sq + c, left), g = load_up_to(grad + c, left);
           if (missed.any) catch_up(missed, eps, theta, moment, square);
           moment = flushed<F>(moment + (g - moment) * rest1);
           square = flushed<F>(square * beta2 + g * g * rest2);
@@ -202,8 +261,9 @@ void row_adam_step(const RowAdam& call, int threads) {
           }
           theta = theta * decay - step_size * moment / denominator;
           store_up_to(value + c, theta, left);
-          store_up_to(exp_avg + c, moment, left);
-          store_up_to(exp_avg_sq + c, square, left);
+          const Uint32Vec words = bits.at(c);
+          store_moment(exp_avg + c, moment, words >> 16, left);
+          store_moment(exp_avg_sq + c, square, words & 0xFFFF, left);
         }
       });
     }

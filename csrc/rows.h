@@ -122,8 +122,8 @@ struct RowAdam {
   std::int64_t num_data;   // N
   std::int64_t width;      // W
   void* rows;              // [N, W]
-  void* exp_avg;           // [N, W]
-  void* exp_avg_sq;        // [N, W]
+  void* exp_avg;           // [N, W], as the rows or bfloat16
+  void* exp_avg_sq;        // [N, W], likewise
   std::int32_t* row_step;  // [N]
   std::int64_t* clock;     // [2]
   double* history;         // [steps, 3]
@@ -151,14 +151,14 @@ struct AdamStep {
   double weight_decay;
 };
 
-// The kernels of one path; element type 0 is float, 1 is double.
+// The kernels of one path; element type 0 is float, 1 is double, 2 is float with bfloat16 moments.
 struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
   void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
   void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
   void (*linear_gaussian_log_likelihood[2])(const LinearGaussianLogLikelihood&, int threads);
-  void (*row_adam_catch_up[2])(const RowAdam&, int threads);
-  void (*row_adam_step[2])(const RowAdam&, int threads);
+  void (*row_adam_catch_up[3])(const RowAdam&, int threads);
+  void (*row_adam_step[3])(const RowAdam&, int threads);
   void (*adam_step[2])(const AdamStep&, int threads);
   void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
                  std::int64_t count);

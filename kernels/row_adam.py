@@ -8,17 +8,20 @@ Math:
         theta <- (1 - lr weight_decay) theta - lr / (1 - b1^n) m / (sqrt(v / (1 - b2^n)) + eps)
     n is the count of all steps ("dense", "lazy") or the row's own ("row"); "lazy" adds eps to sqrt(v)
     before the bias is corrected, as SparseAdam does, and neither of the two misses steps.
+    bfloat16 moments are computed in float32 and rounded at random when they are written: 16 bits of a
+    Philox word keyed by (row, column, steps taken) are added below those that stay.
 
 Shapes:
-    rows, exp_avg, exp_avg_sq [N, W] float32; row_step [N] int32; index [B] int32 or int64; grad [B, W];
-    clock [2] int64; history [steps, 3] float64; lr float64, one element.
+    rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B]
+    int32 or int64; grad [B, W]; clock [2] int64; history [steps, 3] float64; lr float64, one element.
 
 Saved:
     Nothing.
 
 Traffic:
     Three rows of W numbers read and written for each row of the batch, and its gradient read: 28 B W
-    bytes for a step, 24 B W for a catch-up of rows that have missed something.
+    bytes for a step, 24 B W for a catch-up of rows that have missed something; with bfloat16 moments 20
+    B W and 16 B W.
 
 Limits:
     A row may stand in a catch-up more than once. The program that exchanges its `row_step` for the clock
@@ -42,12 +45,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ._adam import flushed, logarithm, one_minus_exp
-from ._common import row_error
+from ._common import INFINITY_KEY, row_error
 
 # reference.WINDOW_TOLERANCE
 WINDOW_TOLERANCE = 1e-9
 # columns a program holds at once; 4 for each of 128 threads at W = 304, three tables of them
 MAX_BLOCK_W = 1024
+# reference.MOMENT_SEED
+MOMENT_SEED = tl.constexpr(0x6D6F6D656E7473)
 
 
 @triton.jit
@@ -75,6 +80,43 @@ def _catch_up(theta, moment, square, missed, eps):
     decay, weight, slope, moment_factor, square_factor = missed
     theta = theta * decay - weight * moment / (slope * tl.sqrt(square) + eps)
     return theta, flushed(moment * moment_factor), flushed(square * square_factor)
+
+
+@triton.jit
+def _load_moment(pointers, valid):
+    """float32 from float32, or from the bits of bfloat16."""
+    if pointers.dtype.element_ty == tl.int16:
+        bits = tl.load(pointers, mask=valid, other=0).to(tl.int32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return tl.load(pointers, mask=valid, other=0.0)
+
+
+@triton.jit
+def _bfloat16_bits(value, random):
+    """`reference.to_bfloat16`, as int16; `random` int32 in [0, 2^16)."""
+    bits = value.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    finite = tl.minimum(magnitude + random, INFINITY_KEY - 1)
+    # a NaN whose upper half is that of infinity
+    other = tl.where(magnitude > INFINITY_KEY, magnitude | 0x400000, magnitude)
+    rounded = (bits ^ magnitude) | tl.where(magnitude < INFINITY_KEY, finite, other)
+    return (rounded >> 16).to(tl.int16)
+
+
+@triton.jit
+def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
+    """Writes both moments of the columns from `first`, up to date with step `count`."""
+    if exp_avg.dtype.element_ty == tl.int16:
+        quads = first // 4 + tl.arange(0, moment.shape[0] // 4)
+        seed = tl.full((), MOMENT_SEED, tl.int64)
+        low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
+        w0, w1, w2, w3 = tl.philox(seed, quads, count.to(tl.int32), low, high)
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [moment.shape[0]])
+        moment = _bfloat16_bits(moment, (words >> 16).to(tl.int32))
+        square = _bfloat16_bits(square, (words & 0xFFFF).to(tl.int32))
+    tl.store(exp_avg, moment, mask=valid)
+    tl.store(exp_avg_sq, square, mask=valid)
 
 
 @triton.jit
@@ -122,14 +164,22 @@ def _row_adam_catch_up_kernel(
                 offsets, valid = row * width + columns, columns < width
                 theta, moment, square = _catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
-                    tl.load(exp_avg_ptr + offsets, mask=valid, other=0.0),
-                    tl.load(exp_avg_sq_ptr + offsets, mask=valid, other=0.0),
+                    _load_moment(exp_avg_ptr + offsets, valid),
+                    _load_moment(exp_avg_sq_ptr + offsets, valid),
                     missed,
                     eps,
                 )
                 tl.store(rows_ptr + offsets, theta, mask=valid)
-                tl.store(exp_avg_ptr + offsets, moment, mask=valid)
-                tl.store(exp_avg_sq_ptr + offsets, square, mask=valid)
+                _store_moments(
+                    exp_avg_ptr + offsets,
+                    exp_avg_sq_ptr + offsets,
+                    moment,
+                    square,
+                    row,
+                    first,
+                    now,
+                    valid,
+                )
 
 
 @triton.jit(do_not_specialize=["num_data"])
@@ -186,8 +236,8 @@ def _row_adam_step_kernel(
             columns = first + tl.arange(0, BLOCK_W)
             offsets, valid = row * width + columns, columns < width
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
-            moment = tl.load(exp_avg_ptr + offsets, mask=valid, other=0.0)
-            square = tl.load(exp_avg_sq_ptr + offsets, mask=valid, other=0.0)
+            moment = _load_moment(exp_avg_ptr + offsets, valid)
+            square = _load_moment(exp_avg_sq_ptr + offsets, valid)
             grads = tl.program_id(0).to(tl.int64) * width + columns
             grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
             if SEMANTICS == "dense":
@@ -200,8 +250,16 @@ def _row_adam_step_kernel(
                 denominator = tl.sqrt(square) / root + eps
             theta = theta * decay - step_size * moment / denominator
             tl.store(rows_ptr + offsets, theta, mask=valid)
-            tl.store(exp_avg_ptr + offsets, moment, mask=valid)
-            tl.store(exp_avg_sq_ptr + offsets, square, mask=valid)
+            _store_moments(
+                exp_avg_ptr + offsets,
+                exp_avg_sq_ptr + offsets,
+                moment,
+                square,
+                row,
+                first,
+                now + 1,
+                valid,
+            )
         if SEMANTICS != "lazy":
             tl.store(row_step_ptr + row, count.to(tl.int32))
 
@@ -262,11 +320,23 @@ def _covered(
 ) -> bool:
     """Whether the kernels can work in place."""
     return (
-        rows.dtype == exp_avg.dtype == exp_avg_sq.dtype == torch.float32
+        rows.dtype == torch.float32
+        and exp_avg.dtype == exp_avg_sq.dtype
+        and exp_avg.dtype in (torch.float32, torch.bfloat16)
         and (row_step.dtype, clock.dtype) == (torch.int32, torch.int64)
         and history.dtype == torch.float64
         and all(t.is_contiguous() for t in (rows, exp_avg, exp_avg_sq, row_step, clock, history))
     )
+
+
+def _moment_table(table: Tensor) -> Tensor:
+    """bfloat16 goes to the kernels as its bits."""
+    return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
+
+
+def _block_w(width: int) -> int:
+    """Columns of a tile, a multiple of the four that share their random words."""
+    return max(4, min(MAX_BLOCK_W, triton.next_power_of_2(width)))
 
 
 def _window(beta1: float, beta2: float) -> int:
@@ -295,8 +365,8 @@ def row_adam_catch_up(
     num_data, width = rows.shape
     _row_adam_catch_up_kernel[(index.shape[0],)](
         rows_ptr=rows,
-        exp_avg_ptr=exp_avg,
-        exp_avg_sq_ptr=exp_avg_sq,
+        exp_avg_ptr=_moment_table(exp_avg),
+        exp_avg_sq_ptr=_moment_table(exp_avg_sq),
         row_step_ptr=row_step,
         index_ptr=index.contiguous(),
         clock_ptr=clock,
@@ -307,7 +377,7 @@ def row_adam_catch_up(
         log2_beta1=logarithm(beta1) / math.log(2.0),
         log2_beta2=logarithm(beta2) / math.log(2.0),
         eps=eps,
-        BLOCK_W=min(MAX_BLOCK_W, triton.next_power_of_2(width)),
+        BLOCK_W=_block_w(width),
         num_warps=4,
         enable_fp_fusion=True,
     )
@@ -339,8 +409,8 @@ def row_adam_step(
     if index.shape[0] > 0:
         _row_adam_step_kernel[(index.shape[0],)](
             rows_ptr=rows,
-            exp_avg_ptr=exp_avg,
-            exp_avg_sq_ptr=exp_avg_sq,
+            exp_avg_ptr=_moment_table(exp_avg),
+            exp_avg_sq_ptr=_moment_table(exp_avg_sq),
             row_step_ptr=row_step,
             index_ptr=index.contiguous(),
             grad_ptr=grad.contiguous(),
@@ -360,7 +430,7 @@ def row_adam_step(
             eps=eps,
             weight_decay=float(weight_decay),
             SEMANTICS=semantics,
-            BLOCK_W=min(MAX_BLOCK_W, triton.next_power_of_2(width)),
+            BLOCK_W=_block_w(width),
             num_warps=4,
             enable_fp_fusion=True,
         )

@@ -75,6 +75,17 @@ def check_row_numbers(index: Tensor, num_data: int) -> None:
         )
 
 
+def check_moment_dtype(value: Any, rows: torch.dtype) -> torch.dtype:
+    """The dtype of the moments of rows of a dtype; None is that of the rows."""
+    if value is not None and not isinstance(value, torch.dtype):
+        raise TypeError(f"moment_dtype: expected a torch.dtype or None, got {value!r}")
+    if value not in (None, rows, torch.bfloat16):
+        raise ValueError(f"moment_dtype: expected torch.bfloat16 or {rows}, got {value}")
+    if value == torch.bfloat16 and rows not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"moment_dtype: expected {rows} as the rows have, got {value}")
+    return rows if value is None else value
+
+
 def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device.type != device.type:
         raise ValueError(f"{name}: expected a tensor on {device.type}, got one on {tensor.device}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from itertools import product
 from typing import Any
 
 import torch
@@ -77,9 +78,9 @@ def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
         functional.linear_gaussian_log_likelihood(hidden, weight, None, x, 0.5).sum().backward()
 
     def row_adam() -> None:
-        for mode in optim.MODES:
+        for mode, moments in product(optim.MODES, (None, torch.bfloat16)):
             posterior = RelayPosterior(6, 4, groups=(3, 5), sparse=True, device=device)
-            optimizer = optim.RowAdam(posterior, mode=mode)
+            optimizer = optim.RowAdam(posterior, mode=mode, moment_dtype=moments)
             posterior(index).kl.sum().backward()
             optimizer.step()
             posterior.mean()

@@ -1,4 +1,4 @@
-"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce`."""
+"""The command line: `rvi-fast train | infer | impute | info | demo | reproduce | report`."""
 
 from __future__ import annotations
 
@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         "outside the batch: dense equals torch's Adam on all rows, lazy leaves them "
         "alone, row corrects by each row's own visits (default: dense)",
     )
+    train.add_argument(
+        "--moments",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="Adam's moments of the rows: bfloat16, rounded at random, takes a third off what "
+        "a row needs; a model without rows has none (default: float32)",
+    )
     train.add_argument("--latent-dim", type=int, default=64, help="latent dimensions (default: 64)")
     train.add_argument(
         "--hidden",
@@ -208,12 +215,18 @@ def _parser() -> argparse.ArgumentParser:
         _reproduce,
         "make figures of the paper: a csv of results and a picture of each; started again, it goes on",
     )
-    figures.add_argument("figures", nargs="+", metavar="FIGURE", help="fig1 to fig11, or all")
+    figures.add_argument(
+        "figures",
+        nargs="+",
+        metavar="FIGURE",
+        help="fig1 to fig11, interpolation, latent, map, or all",
+    )
     figures.add_argument(
         "--scale",
-        choices=("quick", "paper"),
+        choices=("quick", "reduced", "paper"),
         default="quick",
-        help="quick: digits, minutes; paper: full data and epochs, days (default: quick)",
+        help="quick: digits, minutes; reduced: 10,000 rows, two seeds, an hour or so on "
+        "two cores; paper: full data and epochs, days (default: quick)",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
@@ -225,6 +238,27 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("results"),
         metavar="DIR",
         help="where figures and runs go (default: results)",
+    )
+
+    page = _command(
+        commands,
+        "report",
+        _report,
+        "write one page, HTML and Markdown, with the paper's claims beside the results of "
+        "`rvi-fast reproduce`",
+    )
+    page.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="the --out of `rvi-fast reproduce` (default: results)",
+    )
+    page.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page; FILE.md goes beside it (default: DIR/report.html)",
     )
     for command in (train, new, fill, demo, figures):
         command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -285,6 +319,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="learning rate; 0.03 suits a model without groups (default: 0.01)",
     )
+    parser.add_argument(
+        "--scale-factor",
+        type=_factor,
+        default=1.0,
+        metavar="NUMBER|held-out",
+        help="raise the likelihood's scale for these rows; held-out finds by how much, for imputation "
+        "where much is missing (default: 1)",
+    )
+
+
+def _factor(text: str) -> float | str:
+    return text if text == "held-out" else float(text)
 
 
 def _share_or_count(text: str) -> float | int:
@@ -390,6 +436,7 @@ def _train(arguments: argparse.Namespace) -> int:
         lr=arguments.lr,
         posterior_lr=arguments.posterior_lr,
         optimizer=arguments.optimizer,
+        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
         kl_weight=arguments.kl_weight,
         seed=arguments.seed,
         device=device,
@@ -432,6 +479,7 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
         steps=arguments.steps,
         lr=arguments.lr,
         seed=arguments.seed,
+        scale_factor=arguments.scale_factor,
         progress=not arguments.quiet,
     )
 
@@ -451,7 +499,7 @@ def _infer(arguments: argparse.Namespace) -> int:
 def _impute(arguments: argparse.Namespace) -> int:
     own = arguments.data is None and arguments.split is None
     model, table, standardizer = _open_run(arguments, training_data=own)
-    known = own and not model.amortized
+    known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
     torch.manual_seed(arguments.seed)
     filled = impute(
@@ -504,6 +552,14 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
         return 2
     for path in written:
+        print(path)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .experiments.report import report
+
+    for path in report(arguments.results, arguments.out):
         print(path)
     return 0
 

@@ -35,6 +35,12 @@ _DATA_TYPES = {
     torch.bfloat16: 3,
     torch.uint8: 4,
 }
+# dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
+_ADAM_TYPES = {
+    (torch.float32, torch.float32): 0,
+    (torch.float64, torch.float64): 1,
+    (torch.float32, torch.bfloat16): 2,
+}
 
 
 def cpu_path() -> str:
@@ -336,11 +342,10 @@ def _adam_arguments(
     history: Tensor,
 ) -> tuple[Any, ...] | None:
     """What both functions pass on; None where the kernels cannot work in place."""
-    dtype = rows.dtype
+    dtypes = rows.dtype, exp_avg.dtype
     if (
-        dtype not in _BOTH
-        or exp_avg.dtype is not dtype
-        or exp_avg_sq.dtype is not dtype
+        dtypes not in _ADAM_TYPES
+        or exp_avg_sq.dtype is not exp_avg.dtype
         or row_step.dtype is not _INT32
         or clock.dtype is not _INT64
         or history.dtype is not _FLOAT64
@@ -356,7 +361,7 @@ def _adam_arguments(
         return None
     num_data, width = rows.shape
     return (
-        dtype is _FLOAT64,
+        _ADAM_TYPES[dtypes],
         get_num_threads(),
         num_data,
         width,

@@ -99,7 +99,22 @@ def check_rows_read(device: torch.device) -> None:
         raise IndexError("index: a batch held a row number outside its table; it was left out")
 
 
+def _check_moments(rows: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+    allowed = [rows.dtype]
+    if rows.dtype == torch.float32:
+        allowed.append(torch.bfloat16)
+    for name, table, expected in (
+        ("exp_avg", exp_avg, allowed),
+        ("exp_avg_sq", exp_avg_sq, [exp_avg.dtype]),
+    ):
+        if table.dtype not in expected:
+            wanted = " or ".join(map(str, expected))
+            raise TypeError(f"{name}: expected {wanted}, got {table.dtype}; rows are {rows.dtype}")
+
+
 def _run(device_type: str, name: str, *args: Any) -> Any:
+    if name.startswith("row_adam"):
+        _check_moments(*args[:3])
     chosen = implementation(device_type)
     if chosen is not reference:
         # a kernel is launched on the device that is current
@@ -176,12 +191,12 @@ def _(grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need
 
 @torch.library.register_fake("rvi_fast::row_adam_catch_up")
 def _(*args):
-    return None
+    _check_moments(*args[:3])
 
 
 @torch.library.register_fake("rvi_fast::row_adam_step")
 def _(*args):
-    return None
+    _check_moments(*args[:3])
 
 
 @torch.library.register_fake("rvi_fast::adam_step")

@@ -40,9 +40,14 @@ class RowAdam(torch.optim.Optimizer):
             "lazy": `torch.optim.SparseAdam`: rows outside the batch rest, bias correction by the
             global step count.
             "row": as lazy, bias correction by the row's own visit count.
+        moment_dtype: of the two moments; None is the dtype of the rows. `torch.bfloat16` with float32
+            rows takes a third off rows and moments. They are then rounded at random, up or down so
+            that the mean is right (with the nearest number a second moment would never fall); the
+            random bits depend on row, element and step count alone.
 
     Memory:
-        Two moments of the table's size, 4 bytes per row, 24 bytes per step taken (dense mode).
+        Two moments of the table's size (of half of it in bfloat16), 4 bytes per row, 24 bytes per step
+        taken (dense mode).
 
     Raises:
         ValueError, TypeError: an argument is out of its range.
@@ -75,6 +80,7 @@ class RowAdam(torch.optim.Optimizer):
         *,
         mode: str = "dense",
         decoupled_weight_decay: bool = True,
+        moment_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(posterior, RelayPosterior):
             raise TypeError(f"posterior: expected a RelayPosterior, got {type(posterior).__name__}")
@@ -92,6 +98,7 @@ class RowAdam(torch.optim.Optimizer):
                 )
             if mode != "dense":
                 raise ValueError(f"weight_decay: expected 0 in mode {mode!r}, got {weight_decay!r}")
+        moment_dtype = _checks.check_moment_dtype(moment_dtype, posterior.rows.dtype)
 
         super().__init__(
             [posterior.rows],
@@ -105,6 +112,7 @@ class RowAdam(torch.optim.Optimizer):
 
         # the parameter itself: torch.func.functional_call lends the posterior another one
         self._rows = rows = posterior.rows
+        self._dtype = rows.dtype
         # steps taken, and steps taken when all rows were last up to date: the start of `_history`
         device = posterior.relays.device
         self._clock = torch.zeros(2, dtype=torch.int64, device=device)
@@ -113,10 +121,11 @@ class RowAdam(torch.optim.Optimizer):
         # dense: the step a row is up to date with; row: its visits
         tables = posterior.tables
         if not isinstance(tables, MappedTables):
-            check_memory(rows.device, "moments of posterior.rows", 2 * rows.nbytes + 4 * len(rows))
+            size = 2 * rows.numel() * moment_dtype.itemsize + 4 * len(rows)
+            check_memory(rows.device, "moments of posterior.rows", size)
         self._row_step = tables.make("row_step", (len(rows),), torch.int32, rows.device)
-        self._exp_avg = tables.make("exp_avg", rows.shape, rows.dtype, rows.device)
-        self._exp_avg_sq = tables.make("exp_avg_sq", rows.shape, rows.dtype, rows.device)
+        self._exp_avg = tables.make("exp_avg", rows.shape, moment_dtype, rows.device)
+        self._exp_avg_sq = tables.make("exp_avg_sq", rows.shape, moment_dtype, rows.device)
         # asked before rows of these numbers, or all rows, are written to
         self.before_write: Callable[[Tensor], None] | None = None
         # the clock as the host knows it, so that nothing has to be read back from a GPU
@@ -235,10 +244,10 @@ class RowAdam(torch.optim.Optimizer):
                 hook.remove()
 
     def _table(self) -> Tensor:
-        rows, moment = self._rows, self._exp_avg
-        if rows.dtype != moment.dtype or rows.device != moment.device:
+        rows, device = self._rows, self._exp_avg.device
+        if rows.dtype != self._dtype or rows.device != device:
             raise ValueError(
-                f"posterior: expected rows in {moment.dtype} on {moment.device}, got {rows.dtype} on "
+                f"posterior: expected rows in {self._dtype} on {device}, got {rows.dtype} on "
                 f"{rows.device}; make the RowAdam after moving or converting the posterior"
             )
         clock, relays = self._clock.device, self.posterior.relays.device
@@ -424,7 +433,8 @@ class RowAdam(torch.optim.Optimizer):
         """Loads in place.
 
         Raises:
-            ValueError: another mode, other shapes or missing entries; nothing is changed then.
+            ValueError: another mode, other shapes, bfloat16 moments where others are expected or the
+                other way round, missing entries; nothing is changed then.
         """
         (group,), entries = state_dict["param_groups"], state_dict["state"].get(0)
         if group.get("mode", "dense") != self.mode:
@@ -446,6 +456,12 @@ class RowAdam(torch.optim.Optimizer):
                 raise ValueError(f"state_dict: expected an entry {name!r}, got {sorted(entries)}")
             if name != "step":
                 _checks.check_shape(name, entries[name], tuple(value.shape))
+            found = torch.as_tensor(entries[name]).dtype
+            if torch.bfloat16 in (found, value.dtype) and found != value.dtype:
+                raise ValueError(
+                    f"{name}: expected {value.dtype}, got {found}; make the RowAdam with "
+                    f"moment_dtype={found}"
+                )
         self.flush()
         for name, value in own.items():
             value.copy_(torch.as_tensor(entries[name]))

@@ -320,10 +320,12 @@ class RelayPosterior(nn.Module):
     def over(self, rows: Tensor) -> RelayPosterior:
         """This posterior, hooks and all, over other packed rows [n, W] where the relays are.
 
-        The relays are the same parameter, and the memory of `rows` is used as it is.
+        The relays are the same parameter, and the memory of `rows` is used as it is. Who writes to
+        `rows` itself says that no backward to come needs what was there.
         """
         posterior = copy.copy(self)
-        own = nn.Parameter(rows, requires_grad=self.rows.requires_grad)
+        # .data: what is written to `rows` itself between a forward and its backward are other rows
+        own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
         posterior._parameters = {**self._parameters, "rows": own}
         posterior.num_data, posterior.tables = len(rows), Tables()
         posterior.first_row, posterior.row_numbers = 0, None

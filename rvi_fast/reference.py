@@ -455,8 +455,16 @@ def linear_gaussian_log_likelihood_bwd(
 
 # and log_decay = sum of log(1 - lr weight_decay) up to tau. Each w_j is divided by the decay between
 # tau and tau + j.
+#
+# Moments of float32 rows may be bfloat16: they are computed in the dtype of the rows, and rounded up or
+# down at random when they are written, so that their mean is right. With the nearest number instead,
+# a second moment would never fall: 0.999 v is less than half a unit in the last place from v. The
+# bits are Philox words with the counter (element // 4, steps taken, row): a row is written once for
+# each number of steps taken at most, and gets the same bits in every batch and on every backend.
 
 WINDOW_TOLERANCE = 1e-9
+# the key of the bits that moments are rounded with
+MOMENT_SEED = int.from_bytes(b"moments", "big")
 
 
 def row_adam_window(beta1: float, beta2: float) -> int:
@@ -485,6 +493,26 @@ def row_adam_catch_up(
 
     exact for eps = 0, and in the limits of sqrt(v) far above or far below eps.
     """
+    values = _caught_up(
+        rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
+    )
+    _write(rows, exp_avg, exp_avg_sq, index, clock, *values)
+    row_step[index] = clock[0].to(row_step.dtype)
+
+
+def _caught_up(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `index` and their moments with the steps they have missed, in the dtype of the rows."""
     last = row_step[index].to(torch.int64)
     missed = (clock[0] - last).to(torch.float64)
     weight, ratio, log_decay = history[last - clock[1]].unbind(-1)
@@ -494,12 +522,13 @@ def row_adam_catch_up(
     def column(values: Tensor) -> Tensor:
         return values.to(rows.dtype)[:, None]
 
-    moment, square = exp_avg[index], exp_avg_sq[index]
+    moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     moved = column(decay * weight) * moment / (column(slope) * square.sqrt() + eps)
-    rows[index] = rows[index] * column(decay) - moved
-    exp_avg[index] = _flushed(moment * column(beta1**missed))
-    exp_avg_sq[index] = _flushed(square * column(beta2**missed))
-    row_step[index] = clock[0].to(row_step.dtype)
+    return (
+        rows[index] * column(decay) - moved,
+        _flushed(moment * column(beta1**missed), exp_avg.dtype),
+        _flushed(square * column(beta2**missed), exp_avg.dtype),
+    )
 
 
 def row_adam_step(
@@ -524,8 +553,10 @@ def row_adam_step(
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
+    theta = rows[index]
+    moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
-        row_adam_catch_up(
+        theta, moment, square = _caught_up(
             rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
         )
     clock[0] += 1
@@ -537,9 +568,8 @@ def row_adam_step(
         row_step[index] += 1
         count = row_step[index].to(torch.float64)[:, None]
 
-    moment, square = exp_avg[index], exp_avg_sq[index]
-    moment = _flushed(moment + (grad - moment) * (1.0 - beta1))
-    square = _flushed(square * beta2 + grad * grad * (1.0 - beta2))
+    moment = _flushed(moment + (grad - moment) * (1.0 - beta1), exp_avg.dtype)
+    square = _flushed(square * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)
     step_size = (lr / (1.0 - beta1**count)).to(rows.dtype)
     root_correction = (1.0 - beta2**count).sqrt().to(rows.dtype)
     if semantics == "lazy":  # SparseAdam adds eps before it corrects the bias
@@ -547,13 +577,65 @@ def row_adam_step(
     else:
         denominator = square.sqrt() / root_correction + eps
     decay = (1.0 - lr * weight_decay).to(rows.dtype)
-    rows[index] = rows[index] * decay - step_size * moment / denominator
-    exp_avg[index], exp_avg_sq[index] = moment, square
+    theta = theta * decay - step_size * moment / denominator
+    _write(rows, exp_avg, exp_avg_sq, index, clock, theta, moment, square)
 
 
-def _flushed(moment: Tensor) -> Tensor:
+def _flushed(moment: Tensor, dtype: torch.dtype) -> Tensor:
     # denormals make CPU arithmetic many times slower and move nothing
-    return torch.where(moment.abs() < torch.finfo(moment.dtype).tiny, 0.0, moment)
+    return torch.where(moment.abs() < torch.finfo(dtype).tiny, 0.0, moment)
+
+
+def _write(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    theta: Tensor,
+    moment: Tensor,
+    square: Tensor,
+) -> None:
+    if exp_avg.dtype != rows.dtype:
+        words = moment_words(index, clock[0], rows.shape[1])
+        moment = to_bfloat16(moment, words >> 16)
+        square = to_bfloat16(square, words & 0xFFFF)
+    rows[index], exp_avg[index], exp_avg_sq[index] = theta, moment, square
+
+
+def moment_words(index: Tensor, count: Tensor, width: int) -> Tensor:
+    """32 random bits for each element of rows `index` [B] written at step `count`: int64 [B, W].
+
+    The upper 16 are for the first moment, the lower 16 for the second.
+    """
+    row = index.to(torch.int64)[:, None]
+    quad = torch.arange(-(-width // 4), device=index.device)
+    seed = torch.tensor(MOMENT_SEED, device=index.device)
+    words = philox(
+        (quad, count & _MASK32, row & _MASK32, (row >> 32) & _MASK32),
+        (seed & _MASK32, seed >> 32),
+    )
+    return torch.stack(words, -1).flatten(-2)[..., :width]
+
+
+def to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
+    """Rounds away from zero with the probability of what is cut off, so that the mean is the value.
+
+    Numbers that bfloat16 holds stay as they are, finite ones finite, NaN NaN.
+
+    Args:
+        values: float32 or float64; not below 2^-126 unless 0.
+        bits: random integers in [0, 2^16), of the same shape.
+    """
+    integer, cut = {torch.float32: (torch.int32, 16), torch.float64: (torch.int64, 45)}[
+        values.dtype
+    ]
+    # 16 random bits below those that stay: the sum carries into them as often as it should
+    magnitude = values.abs().view(integer) + (bits << (cut - 16)).to(integer)
+    rounded = (magnitude >> cut << cut).view(values.dtype)
+    largest = torch.finfo(torch.bfloat16).max
+    finite = rounded.clamp(max=largest).copysign(values)
+    return torch.where(values.isfinite(), finite, values).to(torch.bfloat16)
 
 
 def _extend_history(
@@ -596,8 +678,8 @@ def adam_step(
     step += 1
     count = step.to(torch.float64)
     grad = grads.to(params.dtype).sum(0)
-    moment = _flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1))
-    square = _flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2))
+    moment = _flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1), exp_avg.dtype)
+    square = _flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)
     step_size = (lr / (1.0 - beta1**count)).to(params.dtype)
     root_correction = (1.0 - beta2**count).sqrt().to(params.dtype)
     decay = (1.0 - lr * weight_decay).to(params.dtype)

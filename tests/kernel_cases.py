@@ -42,5 +42,8 @@ LAUNCHES = {
         RowAdamCase(512, 256, 304),
         RowAdamCase(512, 256, 304, mode="lazy"),
         RowAdamCase(512, 256, 304, mode="row"),
+        RowAdamCase(512, 256, 304, bfloat16=True),
+        RowAdamCase(512, 256, 304, mode="lazy", bfloat16=True),
+        RowAdamCase(512, 256, 304, mode="row", bfloat16=True),
     ),
 }

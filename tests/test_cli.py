@@ -39,9 +39,10 @@ def trained(table, tmp_path_factory):
     return run_dir
 
 
-def test_train_scores_observed_and_hidden_entries(table, tmp_path, capsys):
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_train_scores_observed_and_hidden_entries(table, tmp_path, capsys, moments):
     out = run("train", "--data", table, "--missing", 0.3, "--run-dir", tmp_path / "r", "--quiet",
-              *SMALL, "--model", "vad", capsys=capsys)  # fmt: skip
+              *SMALL, "--model", "vad", "--moments", moments, capsys=capsys)  # fmt: skip
     scores = [float(line.split()[-1]) for line in out.splitlines() if "entries" in line]
     assert len(scores) == 2
     assert 0 < scores[0] < scores[1]
@@ -110,6 +111,8 @@ def test_a_run_is_resumed_but_never_overwritten_or_mixed(table, tmp_path, capsys
     before = (tmp_path / "r" / "run.json").read_bytes()
     changed = run(*arguments, "--resume", "--missing", 0.5, status=2, capsys=capsys)
     assert "missing: expected 0.0" in changed
+    changed = run(*arguments, "--resume", "--moments", "bfloat16", status=2, capsys=capsys)
+    assert "moment_dtype: expected 'float32'" in changed
     assert (tmp_path / "r" / "run.json").read_bytes() == before
     arguments[arguments.index("--epochs") + 1] = 125
     run(*arguments, "--resume", capsys=capsys)
@@ -194,7 +197,9 @@ def test_a_damaged_run_file_is_named(trained, tmp_path, capsys):
     assert "run.json is damaged" in text
 
 
-@pytest.mark.parametrize("command", ["train", "infer", "impute", "info", "demo", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["train", "infer", "impute", "info", "demo", "reproduce", "report"]
+)
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

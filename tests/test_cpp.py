@@ -377,13 +377,13 @@ def test_a_half_precision_value_of_every_kind():
 # row_adam
 
 
-def adam_state(num_data, width, dtype, seed=0):
+def adam_state(num_data, width, dtype, seed=0, moments=None):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(num_data, width, generator=generator, dtype=dtype)
     return {
         "rows": rows,
-        "exp_avg": torch.zeros_like(rows),
-        "exp_avg_sq": torch.zeros_like(rows),
+        "exp_avg": torch.zeros_like(rows, dtype=moments),
+        "exp_avg_sq": torch.zeros_like(rows, dtype=moments),
         "row_step": torch.zeros(num_data, dtype=torch.int32),
         "clock": torch.zeros(2, dtype=torch.int64),
         "history": torch.zeros((400, 3), dtype=torch.float64),
@@ -437,6 +437,20 @@ def test_row_adam_equals_the_reference(mode, dtype, betas, weight_decay, width):
     smallest = torch.finfo(dtype).smallest_normal
     for name in ("exp_avg", "exp_avg_sq"):
         assert not ((ours[name] != 0) & (ours[name].abs() < smallest)).any()
+
+
+@pytest.mark.parametrize("width", [1, 7, 63, 139])
+def test_bfloat16_moments_have_the_random_bits_of_the_reference(width):
+    testing.RowAdamContract().check_rounding(testing.Implementation("cpp", cpp), width)
+
+
+@pytest.mark.parametrize("function", testing.RowAdamContract.functions)
+def test_bfloat16_moments_pass_the_contract(function):
+    contract = testing.RowAdamContract()
+    for case in contract.cases:
+        if case.bfloat16:
+            inputs = contract.inputs(function, case, torch.float32)
+            contract.check(testing.Implementation("cpp", cpp), function, inputs)
 
 
 def test_row_adam_leaves_other_rows_alone():
@@ -506,17 +520,19 @@ def everything(num_threads, threads):
         grad = results[-1].sin()
         inputs = (grad, x, x.cos()[None], scale, None)
         results += cpp.gaussian_log_likelihood_bwd(*inputs, True, True)
-    state = adam_state(2 * batch, 8, torch.float32)
-    tables = [state[name] for name in ("rows", "exp_avg", "exp_avg_sq", "row_step")]
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(3):
-        index = torch.randperm(2 * batch, generator=generator)[:batch]
-        tail = (state["clock"], state["history"])
-        cpp.row_adam_catch_up(*tables, index.repeat(2), *tail, 0.9, 0.999, 1e-8)
-        grad = torch.randn(batch, 8, generator=generator)
-        lr = torch.tensor(0.01, dtype=torch.float64)
-        cpp.row_adam_step(*tables, index, grad, *tail, lr, 0.9, 0.999, 1e-8, 0.0, "dense")
-    return results + list(state.values())
+    for moments in (torch.float32, torch.bfloat16):
+        state = adam_state(2 * batch, 8, torch.float32, moments=moments)
+        tables = [state[name] for name in ("rows", "exp_avg", "exp_avg_sq", "row_step")]
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            index = torch.randperm(2 * batch, generator=generator)[:batch]
+            tail = (state["clock"], state["history"])
+            cpp.row_adam_catch_up(*tables, index.repeat(2), *tail, 0.9, 0.999, 1e-8)
+            grad = torch.randn(batch, 8, generator=generator)
+            lr = torch.tensor(0.01, dtype=torch.float64)
+            cpp.row_adam_step(*tables, index, grad, *tail, lr, 0.9, 0.999, 1e-8, 0.0, "dense")
+        results += state.values()
+    return results
 
 
 def test_results_do_not_depend_on_the_number_of_threads(threads):

@@ -44,7 +44,9 @@ class TestLinearGaussianLogLikelihood(OnTheDevice, testing.LinearGaussianLogLike
 
 
 class TestRowAdam(OnTheDevice, testing.RowAdamContract):
-    pass
+    def test_bfloat16_moments_have_the_random_bits_of_the_reference(self):
+        for width in (1, 7, 63, 139, 1030):
+            self.check_rounding(IMPLEMENTATIONS[0], width)
 
 
 class TestAdamStep(OnTheDevice, testing.AdamStepContract):
@@ -58,7 +60,7 @@ def digits():
     return x, torch.rand(350, 64, generator=generator) < 0.6
 
 
-def train(device, *, capture=True, epochs=4):
+def train(device, *, capture=True, epochs=4, moment_dtype=None):
     torch.manual_seed(0)
     x, mask = digits()
     model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,))
@@ -71,12 +73,16 @@ def train(device, *, capture=True, epochs=4):
         device=device,
         progress=False,
         capture=capture,
+        moment_dtype=moment_dtype,
     )
     return dict(history), {name: value.cpu() for name, value in model.state_dict().items()}
 
 
-def test_captured_steps_equal_the_others_bit_for_bit():
-    captured, plain = train(CUDA), train(CUDA, capture=False)
+@pytest.mark.parametrize("moment_dtype", [None, torch.bfloat16])
+def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
+    captured, plain = (
+        train(CUDA, capture=capture, moment_dtype=moment_dtype) for capture in (True, False)
+    )
     assert captured[0] == plain[0]
     testing.assert_bit_equal(captured[1], plain[1])
 

@@ -1,12 +1,14 @@
 """Posteriors of new rows: better than where they start, and the model as it was."""
 
 import copy
+import math
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
-from rvi_fast import elastic, fit, infer, models
+from rvi_fast import data, elastic, fit, infer, models
 
 N, D, T = 60, 6, 4
 MIX = torch.randn(2, D, generator=torch.Generator().manual_seed(9))
@@ -183,3 +185,57 @@ def test_an_inference_that_diverges_returns_no_posterior(model):
 def test_arguments_out_of_range_are_named(model, options, error, words):
     with pytest.raises(error, match=words):
         infer(model, X_NEW, **options)
+
+
+def test_a_scale_factor_is_the_same_model_with_a_larger_scale(model):
+    raised = copy.deepcopy(model)
+    with torch.no_grad():
+        raised.likelihood.log_scale += math.log(2.5)
+    before = model.likelihood.log_scale.detach().clone()
+    rows = infer(model, X_NEW, steps=12, scale_factor=2.5).rows
+    torch.testing.assert_close(rows, infer(raised, X_NEW, steps=12).rows, rtol=0, atol=0)
+    assert not torch.equal(rows, infer(model, X_NEW, steps=12).rows)
+    assert torch.equal(model.likelihood.log_scale, before)
+
+
+@pytest.mark.parametrize("kind", ["float", "pixels"])
+def test_entries_held_out_choose_a_scale_that_imputes_better(kind):
+    pytest.importorskip("sklearn", reason="scikit-learn holds the digits")
+    x = data.load_data("digits").train[:1500]
+    mask = data.mcar(x.shape, 0.7, seed=0)
+    truth = x / 255
+    if kind == "float":
+        x = truth
+    torch.manual_seed(0)
+    digits = models.rvi(1200, 64, latent_dim=32)
+    options = {"epochs": 60, "lr": 3e-3, "batch_size": 64, "eval_every": 0, "progress": False}
+    fit(digits, x[:1200], mask=mask[:1200], **options)
+    new, errors = (x[1200:], mask[1200:]), {}
+    for factor in (1.0, "held-out"):
+        posterior = infer(digits, new[0], mask=new[1], steps=40, scale_factor=factor)
+        wrong = digits.reconstruct(posterior=posterior).detach().numpy() - truth[1200:]
+        errors[factor] = np.square(wrong[~new[1]]).mean()
+    assert errors["held-out"] < 0.93 * errors[1.0]
+    again = infer(digits, new[0], mask=new[1], steps=40, scale_factor="held-out")
+    assert torch.equal(again.rows, posterior.rows)
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "message"),
+    [
+        (0.0, ValueError, "scale_factor: expected a finite number > 0, got 0.0"),
+        (math.nan, ValueError, "scale_factor"),
+        (True, TypeError, "scale_factor: expected a number, got True"),
+        ("auto", ValueError, "scale_factor: expected a number or 'held-out', got 'auto'"),
+    ],
+)
+def test_a_bad_scale_factor_is_refused(model, factor, error, message):
+    with pytest.raises(error, match=message):
+        infer(model, X_NEW, scale_factor=factor)
+
+
+def test_a_scale_factor_needs_a_likelihood_and_entries(model):
+    with pytest.raises(ValueError, match="expected 1 for a model with an encoder"):
+        infer(models.vae(N, D, latent_dim=T), X_NEW, scale_factor=2.0)
+    with pytest.raises(ValueError, match="too few to hold a tenth of them out"):
+        infer(model, torch.full((2, D), torch.nan), scale_factor="held-out")

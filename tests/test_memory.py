@@ -16,7 +16,7 @@ from rvi_fast.training.inputs import prepare
 MEASURE = """
 import sys, numpy as np, torch, rvi_fast, torch._dynamo
 torch.set_num_threads(1)
-num_data, num_features, place, folder, block = sys.argv[1:]
+num_data, num_features, place, folder, block, moments = sys.argv[1:]
 num_data, num_features = int(num_data), int(num_features)
 def fit(model, x, **options):
     rvi_fast.fit(model, x, epochs=1, progress=False, eval_every=1, **options)
@@ -32,6 +32,7 @@ if place == "file":
     np.save(folder + "/x.npy", x)
     x = np.load(folder + "/x.npy", mmap_mode="r")
 options = {} if block == "None" else {"block_rows": int(block)}
+options["moment_dtype"] = getattr(torch, moments)
 fit(rvi_fast.models.rvi(num_data, num_features, storage=storage), x, **options)
 print(peak() - before)
 """
@@ -50,9 +51,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @needs_proc
-def test_the_estimate_is_within_a_twentieth_of_what_a_run_takes(tmp_path):
-    expected = estimate_memory(120_000, 20, data_dtype=torch.uint8)
-    assert measured(120_000, 20, "device", tmp_path, None) == pytest.approx(
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_the_estimate_is_within_a_twentieth_of_what_a_run_takes(tmp_path, moments):
+    expected = estimate_memory(
+        120_000, 20, data_dtype=torch.uint8, moment_dtype=getattr(torch, moments)
+    )
+    assert measured(120_000, 20, "device", tmp_path, None, moments) == pytest.approx(
         expected.device, rel=0.05
     )
 
@@ -68,7 +72,7 @@ def test_tables_in_files_take_the_memory_of_a_few_blocks(tmp_path):
         data_dtype=torch.uint8,
         data_in_memory=False,
     )
-    used = measured(120_000, 20, "file", tmp_path, block)
+    used = measured(120_000, 20, "file", tmp_path, block, "float32")
     assert used < 1.5 * expected.device < 0.5 * expected.tables + expected.resident
     on_disk = sum(
         (tmp_path / f"{name}.bin").stat().st_size

@@ -15,7 +15,7 @@ from rvi_fast.experiments.sweep import directory_of
 
 pytest.importorskip("matplotlib")
 
-NAMES = [f"fig{number}" for number in range(1, 12)]
+NAMES = [*(f"fig{number}" for number in range(1, 12)), "interpolation", "latent", "map"]
 TINY = replace(
     scales.SCALES["quick"],
     common={
@@ -24,7 +24,7 @@ TINY = replace(
     },
     seeds=2, lrs=(1e-3,), decoders=((8,),), grid_missing=(0.5,), curve_missing=(0.0, 0.5),
     missing=(0.0, 0.5), posterior_lrs=(1e-3, 1e-2), ratios=(0.1, 0.9), boxes=(1,),
-    classifier_epochs=2,
+    classifier_epochs=2, latent_dims=(1, 3),
 )  # fmt: skip
 
 
@@ -68,6 +68,8 @@ def test_every_figure_has_a_table_and_a_picture(out):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "fig7-digits-25-50-100.png").exists()
     assert len([*out.glob("fig9-digits-*.png")]) == 3
+    assert len([*out.glob("interpolation-digits-*.png")]) == 2
+    assert (out / "map-digits.png").exists()
 
 
 def test_a_point_of_a_curve_is_over_all_runs_that_share_it(out):
@@ -94,6 +96,9 @@ def test_axes_are_what_the_figure_is_over(out):
     assert {row["stage"] for row in table(out / "fig7.csv")} == set("01234")
     assert {row["boxes"] for row in table(out / "fig11.csv")} == {"1"}
     assert {row["top"] for row in table(out / "fig10.csv")} == {"0.1", "0.9"}
+    assert {row["point"] for row in table(out / "interpolation.csv")} == set("123456789")
+    assert {row["component"] for row in table(out / "map.csv")} == set("1234")
+    assert {row["latent_dim"] for row in table(out / "latent.csv")} == {"1", "3"}
 
 
 def test_figures_share_runs_and_nothing_is_run_again(out, tmp_path, monkeypatch):
@@ -109,14 +114,35 @@ def test_figures_share_runs_and_nothing_is_run_again(out, tmp_path, monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in results} == before
 
 
+def test_a_figure_and_a_data_set_can_have_sizes_of_their_own():
+    own = {"fig3": {"epochs": 7, "seeds": 1, "tables": ("t",)}}
+    scale = replace(TINY, own=own, sets={"t": {"rows": None, "epochs": 9}})
+    assert scale.of("fig2").common == scale.common
+    runs = registry.FIGURES["fig3"].configurations(scale.of("fig3"))
+    assert {(run.data, run.rows, run.epochs) for run in runs} == {("digits", 40, 7), ("t", None, 9)}
+    assert {run.seed for run in runs} == {0}
+    # what a figure is about goes before what suits the data set
+    assert scale.experiment(data="t", epochs=3).epochs == 3
+
+
+def test_the_reduced_scale_has_the_main_figure_whole():
+    scale = scales.SCALES["reduced"]
+    runs = registry.FIGURES["fig2"].configurations(scale.of("fig2"))
+    assert {(run.rows, run.epochs, run.batch_size) for run in runs} == {(10_000, 250, 256)}
+    assert {run.data for run in runs} == {"mnist", "fashion-mnist"}
+    assert len(runs) == 2 * 3 * 3 * 2
+
+
 def test_the_paper_scale_has_the_sizes_of_the_paper():
     scale = scales.SCALES["paper"]
     assert scale.images == ("mnist", "fashion-mnist")
     for name, figure in registry.FIGURES.items():
-        found = figure.configurations(scale)
+        found = figure.configurations(scale.of(name))
         assert len(set(found)) == len(found), name
         assert {run.epochs for run in found} == {250}, name
-        assert {run.rows for run in found} == {None}, name
+        assert {run.rows for run in found if run.data != "mosi"} == {10_000}, name
+        # which has 1,284
+        assert {run.rows for run in found if run.data == "mosi"} <= {None}, name
     assert {run.boxes for run in registry.FIGURES["fig11"].configurations(scale)} == {10, 20}
     classifiers = registry.FIGURES["fig5"].configurations(scale)
     assert {run.classifier_epochs for run in classifiers} == {250}

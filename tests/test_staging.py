@@ -16,6 +16,7 @@ import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, infer, models, storage
 from rvi_fast.optim import RowAdam
 from rvi_fast.testing import training_step
+from rvi_fast.training.blocks import EpochOrder
 from rvi_fast.training.staging import Mover, Staging
 
 N, D, BLOCK = 131, 4, 7
@@ -169,6 +170,18 @@ def test_each_row_crosses_once_each_way_in_an_epoch(where, place, monkeypatch):
     )
     run(model, epochs=3, eval_every=0)
     assert sum(moved["to_device"]) == sum(moved["to_host"]) == 3 * N
+
+
+def test_blocks_that_enter_meanwhile_do_not_disturb_a_backward():
+    model = make("host")
+    staging = Staging(model, RowAdam(model.posterior), 3, 8)
+    with staging.epoch(EpochOrder(N, 3, torch.Generator().manual_seed(0))):
+        staging.enter(0, 3)
+        sample = staging.posterior(staging.slots_of(torch.tensor([2, 0])), seed=1)
+        staging.enter(3, 6)
+        sample.kl.sum().backward()
+        assert staging.posterior.rows.grad is not None
+    model.posterior._row_optimizer.detach()
 
 
 def test_no_more_than_three_windows_lie_on_the_device():

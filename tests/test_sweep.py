@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import rvi_fast
 from rvi_fast import data
 from rvi_fast.experiments import experiment
 from rvi_fast.experiments.experiment import Experiment
@@ -85,8 +86,12 @@ def test_a_directory_says_what_it_holds_and_a_damaged_result_is_made_again(tmp_p
     sweep([Job(7)], work, tmp_path, progress=False)
     (result,) = tmp_path.glob("*/result.json")
     assert json.loads((result.parent / "config.json").read_text()) == asdict(Job(7))
+    made = json.loads(result.read_text())["made"]
+    assert (made["version"], made["resumed"]) == (rvi_fast.__version__, False)
+    assert 0 <= made["seconds"] < 60
     result.write_text('{"number":')
     assert sweep([Job(7)], work, tmp_path, progress=False)[0]["number"] == 7
+    assert json.loads(result.read_text())["made"]["resumed"]
     assert calls(tmp_path) == [7, 7]
 
 
@@ -202,6 +207,7 @@ def test_tables_with_gaps_are_standardised_on_what_is_shown(tmp_path):
         ({"test_rows": 0}, "test_rows"),
         ({"data": "artificial", "boxes": 1}, "boxes"),
         ({"data": "artificial"}, "classifier_epochs"),
+        ({"data": "artificial", "classifier_epochs": 0, "latents": True}, "latents"),
     ],
 )
 def test_experiments_that_cannot_be_are_refused(changes, name, tmp_path):

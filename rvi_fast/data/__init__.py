@@ -5,7 +5,7 @@ True = observed.
 """
 
 from .artificial import artificial
-from .imputers import column_mean, knn
+from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import Standardizer, elastic
 from .missingness import mcar, missing_boxes
 from .readers import DATASETS, DataError, Dataset, load_data, save_table
@@ -17,6 +17,7 @@ __all__ = [
     "Standardizer",
     "artificial",
     "column_mean",
+    "conditional_gaussian",
     "elastic",
     "knn",
     "load_data",

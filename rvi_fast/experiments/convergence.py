@@ -9,9 +9,7 @@ from .scales import Scale
 
 def _grid(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(
-            data=data, model=model, lr=lr, hidden=hidden, missing=missing, seed=seed, **scale.common
-        )
+        scale.experiment(data=data, model=model, lr=lr, hidden=hidden, missing=missing, seed=seed)
         for data in scale.images
         for model in MODELS
         for lr in scale.lrs
@@ -23,7 +21,7 @@ def _grid(scale: Scale) -> list[Experiment]:
 
 def _at_one_rate(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=data, model=model, missing=missing, seed=seed, **scale.common)
+        scale.experiment(data=data, model=model, missing=missing, seed=seed)
         for data in scale.images
         for missing in scale.curve_missing
         for model in MODELS
@@ -33,7 +31,7 @@ def _at_one_rate(scale: Scale) -> list[Experiment]:
 
 def _posterior_rates(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=scale.images[0], posterior_lr=rate, seed=seed, **scale.common)
+        scale.experiment(data=scale.images[0], posterior_lr=rate, seed=seed)
         for rate in scale.posterior_lrs
         for seed in range(scale.seeds)
     ]
@@ -41,7 +39,7 @@ def _posterior_rates(scale: Scale) -> list[Experiment]:
 
 def _forms(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=data, form=form, seed=seed, **scale.common)
+        scale.experiment(data=data, form=form, seed=seed)
         for data in scale.images
         for form in ("linear", "cluster")
         for seed in range(scale.seeds)
@@ -50,7 +48,7 @@ def _forms(scale: Scale) -> list[Experiment]:
 
 def _ratios(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=scale.images[0], top=ratio, seed=seed, **scale.common)
+        scale.experiment(data=scale.images[0], top=ratio, seed=seed)
         for ratio in scale.ratios
         for seed in range(scale.seeds)
     ]

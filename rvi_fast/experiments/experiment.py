@@ -16,6 +16,7 @@ from .. import data, models
 from ..posterior import RelayPosterior
 from ..training import fit, infer
 from ..training.run import stream
+from . import latents
 
 # share of the rows of a set without a test part that become one
 _TEST_SHARE = 0.25
@@ -39,6 +40,7 @@ class Experiment:
         infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
         progression: keep images and scores of reconstructions from the first groups only.
+        latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
     """
 
@@ -61,6 +63,7 @@ class Experiment:
     infer_lr: float | None = None
     classifier_epochs: int = 0
     progression: bool = False
+    latents: bool = False
     seed: int = 0
 
 
@@ -95,9 +98,13 @@ def run(
     Returns:
         "elastic", "loss" by epoch; "train_observed", "train_missing", "test_observed",
         "test_missing"; with a classifier "cross_entropy" and "accuracy" by its epoch; with a
-        progression "stages", by the number of groups and last with the deviation.
+        progression "stages", by the number of groups and last with the deviation; with latents
+        what `latents.explore` returns.
     """
     train, test = _parts(experiment, data_dir)
+    for wish in ("classifier_epochs", "latents"):
+        if getattr(experiment, wish) and (train.labels is None or test.labels is None):
+            raise ValueError(f"{wish}: {experiment.data} has no labels")
     model = _model(experiment, train.x.shape)
     history = fit(
         model,
@@ -129,6 +136,11 @@ def run(
         result |= _classify(experiment, (posterior, train), (inferred, test))
     if experiment.progression:
         result["stages"] = _progress(model, train, directory)
+    if experiment.latents:
+        assert test.labels is not None
+        result |= latents.explore(
+            model.decoder, posterior.mean(), train.x, inferred.mean(), test.labels, directory
+        )
     return result
 
 
@@ -196,8 +208,6 @@ def _classify(
     test: tuple[RelayPosterior, Part],
 ) -> dict[str, list[float]]:
     """Test cross-entropy in nats and accuracy after each epoch of a network on posterior means."""
-    if train[1].labels is None or test[1].labels is None:
-        raise ValueError(f"classifier_epochs: {experiment.data} has no labels")
     (z, y), (z_test, y_test) = (
         (posterior.mean().detach(), torch.from_numpy(part.labels))
         for posterior, part in (train, test)

@@ -26,10 +26,18 @@ LABELS = {
     "cross_entropy": "cross-entropy (nats)",
     "accuracy": "accuracy",
     "stages": "elastic error",
+    "off_data": "decoded: distance to the data",
+    "off_data_pixels": "pixels blended: distance to the data",
+    "agreement": "nearest neighbour has the same label",
     "missing": "missing rate",
+    "lr": "learning rate",
+    "hidden": "decoder",
     "posterior_lr": "learning rate of the posterior",
     "top": "ratio m/K",
     "boxes": "missing boxes",
+    "point": "point of the line, first and last are its ends",
+    "component": "principal components of the latent means",
+    "latent_dim": "latent dimensions",
     "stage": "relay groups used; last: deviation as well",
 }
 MODELS = ("rvi", "vad", "vae")
@@ -43,7 +51,8 @@ class Figure:
         title: in words.
         configurations: the runs of a scale.
         quantities: entries of a run's result; numbers, or lists by epoch or stage.
-        over: the x axis: "epoch", "stage", or a field of `Experiment`.
+        over: the x axis: a field of `Experiment`, or "epoch", "stage", "point", "component" for
+            the position in a list.
         curves: fields whose values are told apart within a panel.
         panels: fields that get a panel each; what is in neither, seeds above all, is averaged over.
         log: logarithmic x axis.
@@ -64,10 +73,10 @@ class Figure:
         points: dict[tuple[Any, ...], list[float]] = {}
         keys = (*self.panels, *self.curves)
         for experiment, result in results:
-            named = tuple(_text(getattr(experiment, key)) for key in keys)
+            at = tuple(_text(getattr(experiment, key)) for key in keys)
             for quantity in self.quantities:
                 for x, value in self._values(experiment, result[quantity]):
-                    points.setdefault((quantity, *named, x), []).append(value)
+                    points.setdefault((quantity, *at, x), []).append(value)
         rows = []
         for (quantity, *names, x), values in points.items():
             finite = np.array(values, np.float64)
@@ -102,11 +111,11 @@ class Figure:
         panels: Panels = {}
         for row in rows:
             panel = (row["quantity"], *(row[key] for key in self.panels))
-            curve = ", ".join(_shown(key, row[key]) for key in self.curves)
+            curve = ", ".join(named(key, row[key]) for key in self.curves)
             points = panels.setdefault(panel, {}).setdefault(curve, [])
             points.append((row[self.over], row["mean"], row["std"], row["median"]))
         titled = {
-            (", ".join(map(_shown, self.panels, panel[1:])), LABELS[panel[0]]): curves
+            (", ".join(map(named, self.panels, panel[1:])), LABELS[panel[0]]): curves
             for panel, curves in panels.items()
         }
         label = LABELS.get(self.over, self.over)
@@ -119,9 +128,15 @@ def _text(value: Any) -> Any:
     return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _shown(key: str, value: Any) -> str:
+def shown(value: Any) -> str:
+    """A field of an experiment in words."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return str(_text(value))
+
+
+def named(key: str, value: Any) -> str:
+    """The value of a field, with the name of the field where it needs one."""
     if key in ("model", "data"):
         return str(value).upper() if key == "model" else str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        value = f"{value:g}"
-    return f"{LABELS.get(key, key)} {value}"
+    return f"{LABELS.get(key, key)} {shown(value)}"

@@ -9,7 +9,7 @@ from .scales import Scale
 
 def _rates(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=data, model=model, missing=missing, seed=seed, **scale.common)
+        scale.experiment(data=data, model=model, missing=missing, seed=seed)
         for data in (*scale.images, *scale.tables)
         for model in MODELS
         for missing in scale.missing
@@ -23,7 +23,7 @@ def _hidden(scale: Scale) -> list[Experiment]:
 
 def _boxes(scale: Scale) -> list[Experiment]:
     return [
-        Experiment(data=data, model=model, missing=0.0, boxes=boxes, seed=seed, **scale.common)
+        scale.experiment(data=data, model=model, missing=0.0, boxes=boxes, seed=seed)
         for data in scale.images
         for model in MODELS
         for boxes in scale.boxes

@@ -134,3 +134,25 @@ def save_image_rows(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
     figure.savefig(path)
+
+
+def save_map(path: Path, panels: dict[str, np.ndarray]) -> None:
+    """Points in the plane coloured by label, one panel each.
+
+    Args:
+        path: where to.
+        panels: title -> [n, 3]: coordinates and label.
+    """
+    figure = _figure(4.2 * len(panels) + 0.8, 4.0)
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    classes = 1 + max(int(points[:, 2].max()) for points in panels.values())
+    for axes, (title, points) in zip(grid.flat, panels.items(), strict=True):
+        for label in range(classes):
+            x, y = points[points[:, 2] == label, :2].T
+            axes.plot(x, y, ".", markersize=3, label=str(label), color=f"C{label % 10}")
+        axes.set(title=title, xlabel="first principal component", ylabel="second")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize="small", markerscale=3)
+    figure.savefig(path)

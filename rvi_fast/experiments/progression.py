@@ -17,9 +17,7 @@ _GROUPS = ((25,), (25, 50), (25, 50, 100))
 
 def _runs(scale: Scale, groups: Sequence[tuple[int, ...]], seeds: int) -> list[Experiment]:
     return [
-        Experiment(
-            data=data, missing=0.0, groups=sizes, progression=True, seed=seed, **scale.common
-        )
+        scale.experiment(data=data, missing=0.0, groups=sizes, progression=True, seed=seed)
         for data in scale.images
         for sizes in groups
         for seed in range(seeds)
@@ -32,7 +30,7 @@ def _images(stem: Path, results: Results, directories: Sequence[Path]) -> None:
         if experiment.seed:
             continue
         images = np.load(directory / "progression.npy")
-        shape = _square(images.shape[-1])
+        shape = square(images.shape[-1])
         count = len(experiment.groups)
         names = ["no relay", *(f"{used} of {count} groups" for used in range(1, count + 1))]
         names += ["with deviation", "original"]
@@ -42,7 +40,7 @@ def _images(stem: Path, results: Results, directories: Sequence[Path]) -> None:
         )
 
 
-def _square(features: int) -> tuple[int, int]:
+def square(features: int) -> tuple[int, int]:
     """Height and width of square images."""
     side = int(np.sqrt(features))
     if side * side != features:

@@ -1,8 +1,9 @@
-"""`rvi-fast reproduce`: the figures of the paper, by name."""
+"""`rvi-fast reproduce`: the figures of the paper, and others, by name."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +14,16 @@ from .pictures import check_matplotlib
 from .scales import SCALES
 from .sweep import directory_of, sweep
 
-FIGURES: dict[str, Figure] = dict(
-    sorted(
-        {
-            **convergence.FIGURES,
-            **missing.FIGURES,
-            **representations.FIGURES,
-            **progression.FIGURES,
-        }.items(),
-        key=lambda item: int(item[0].removeprefix("fig")),
-    )
-)
+
+def _place(name: str) -> tuple[int, str]:
+    """Figures of the paper by number, then the others by name."""
+    number = name.removeprefix("fig")
+    return (int(number) if number.isdecimal() else sys.maxsize, name)
+
+
+_FAMILIES = (convergence, missing, representations, progression)
+_ALL = {name: figure for family in _FAMILIES for name, figure in family.FIGURES.items()}
+FIGURES: dict[str, Figure] = {name: _ALL[name] for name in sorted(_ALL, key=_place)}
 
 
 def reproduce(
@@ -62,7 +62,7 @@ def reproduce(
         raise ValueError(f"figures: expected all, {', '.join(FIGURES)}, got {unknown[0]!r}")
     check_matplotlib()
     chosen = [name for name in FIGURES if name in names or "all" in names]
-    runs = {name: FIGURES[name].configurations(SCALES[scale]) for name in chosen}
+    runs = {name: FIGURES[name].configurations(SCALES[scale].of(name)) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
     every: list[Experiment] = [experiment for name in chosen for experiment in runs[name]]
     results = sweep(

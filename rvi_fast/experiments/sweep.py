@@ -1,7 +1,10 @@
 """Many runs side by side, each in a directory of its own that outlives a kill.
 
     out/3f0c2b9d41e6a87c/ config.json    what was asked for
-                          result.json    what came out; written last, its presence marks the run done
+                          result.json    what came out; written last, its presence marks the run done;
+                                         "made" says by which version, in how many seconds, and
+                                         whether an earlier start had been interrupted (seconds
+                                         are then those since the last start)
 
 The directory is named by a hash of the configuration. A run that is done is not started again; one
 that was interrupted is called again with its directory, where it finds its own checkpoints.
@@ -16,6 +19,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from .. import _checks
+from .._version import __version__
 from ..training.checkpoints import RunDirectory
 
 # a frozen dataclass and the directory of its run -> what JSON can hold
@@ -108,11 +113,19 @@ def directory_of(out: Path, config: Any) -> Path:
     return out / hashlib.sha256(_plain(config).encode()).hexdigest()[:16]
 
 
-def _result(directory: Path) -> dict[str, Any] | None:
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """What a run came to, with "made"; None if it is not done."""
     try:
-        return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # damaged later on: the run is done again
         return None
+    return result if isinstance(result, dict) else None
+
+
+def _result(directory: Path) -> dict[str, Any] | None:
+    """What the run function returned: the same wherever and however fast it ran."""
+    result = read_result(directory)
+    return result and {name: value for name, value in result.items() if name != "made"}
 
 
 def _write(path: Path, text: str) -> None:
@@ -190,9 +203,14 @@ def _die_with_parent() -> None:
 def _run_one(run: Run, config: Any, directory: Path) -> str | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        started, resumed = time.monotonic(), (directory / "config.json").exists()
         _write(directory / "config.json", json.dumps(asdict(config), indent=2) + "\n")
-        result = json.dumps(run(config, directory), allow_nan=False)
-        _write(directory / "result.json", result + "\n")
+        result = run(config, directory)
+        seconds = round(time.monotonic() - started, 3)
+        made = {"seconds": seconds, "version": __version__, "resumed": resumed}
+        _write(
+            directory / "result.json", json.dumps(result | {"made": made}, allow_nan=False) + "\n"
+        )
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]

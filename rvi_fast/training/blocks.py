@@ -22,6 +22,11 @@ _TOGETHER = 4
 _WINDOW_BYTES = 256 << 20
 
 
+def row_bytes(width: int, dtype: torch.dtype, moment_dtype: torch.dtype) -> int:
+    """Of one datapoint: its row, two moments, and the step it is up to date with."""
+    return width * (dtype.itemsize + 2 * moment_dtype.itemsize) + 4
+
+
 def default_block_rows(row_bytes: int) -> int:
     """Rows of a block of a table, moments included, that is streamed."""
     return max(1, _WINDOW_BYTES // (_TOGETHER * row_bytes))

@@ -15,6 +15,7 @@ from ..models import LatentModel
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
+from .held_out import check_scale_factor, held_out_factor, scaled
 from .inputs import Inputs, prepare
 from .run import device_of, stream
 from .sources import HostInputs
@@ -33,6 +34,7 @@ def infer(
     lr: float = 0.01,
     batch_size: int | None = None,
     seed: int = 0,
+    scale_factor: float | str = 1.0,
     progress: bool = False,
 ) -> RelayPosterior:
     """Optimises the posteriors of new datapoints; relays, decoder and scale stay as they are.
@@ -48,7 +50,10 @@ def infer(
         steps: Adam steps for each row.
         lr: learning rate; 0.01 suits RVI, 0.03 a model without groups.
         batch_size: rows optimised together; each row's result does not depend on it, to rounding.
-        seed: of the noise.
+        seed: of the noise, and of the entries that are held out.
+        scale_factor: the likelihood's scale is taken so many times as large as training left it.
+            "held-out" takes, of a few factors, the one that best predicts a tenth of the observed
+            entries of up to 1,024 rows, held out for that: for imputation where much is missing.
         progress: show a progress bar.
 
     Returns:
@@ -65,10 +70,32 @@ def infer(
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
-    device, num_data = device_of(model), inputs.num_data
+    check_scale_factor(model, scale_factor)
     if model.amortized:
         with _frozen(model.posterior):
             return _encoded(model, inputs)
+
+    def optimise(inputs: Inputs | HostInputs, progress: bool) -> RelayPosterior:
+        return _optimise(model, inputs, steps, lr, size, seed, progress)
+
+    if scale_factor == "held-out":
+        scale_factor = held_out_factor(
+            model, inputs, seed, lambda x: model.reconstruct(posterior=optimise(x, False)).detach()
+        )
+    with scaled(model, float(scale_factor)):
+        return optimise(inputs, progress)
+
+
+def _optimise(
+    model: LatentModel,
+    inputs: Inputs | HostInputs,
+    steps: int,
+    lr: float,
+    size: int,
+    seed: int,
+    progress: bool,
+) -> RelayPosterior:
+    device, num_data = device_of(model), inputs.num_data
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
     start = model.posterior.mean_row()

@@ -12,7 +12,7 @@ from .. import _checks
 from ..layout import RowLayout
 from ..storage import StrPath
 from . import sources
-from .blocks import blocks_resident, default_block_rows
+from .blocks import blocks_resident, default_block_rows, row_bytes
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
@@ -24,7 +24,7 @@ class MemoryEstimate:
 
     Attributes:
         tables: the rows of the posterior.
-        moments: two of their size, and a step count for each row.
+        moments: two of their size, or of half of it, and a step count for each row.
         data: x, and its copy in the model's dtype where that is made.
         shared: relays, decoder and scale, each with gradient and moments.
         step: what steps and evaluations make and free, and the order of an epoch.
@@ -68,6 +68,7 @@ def estimate_memory(
     storage: StrPath = "device",
     block_rows: int | None = None,
     dtype: torch.dtype = torch.float32,
+    moment_dtype: torch.dtype | None = None,
     data_dtype: torch.dtype = torch.float32,
     data_in_memory: bool = True,
     run_dir: bool = False,
@@ -81,6 +82,7 @@ def estimate_memory(
         latent_dim, groups, hidden, storage: as in `models.rvi`.
         batch_size, block_rows: as in `fit`.
         dtype: of the model.
+        moment_dtype: as in `fit`.
         data_dtype: of x.
         data_in_memory: false for memory maps and data sets.
         run_dir: whether `fit` gets one: with tables in files it needs room for a journal.
@@ -103,7 +105,8 @@ def estimate_memory(
     size, in_files = dtype.itemsize, storage not in ("device", "host")
     staged = storage != "device" and torch.device(device).type != "cpu"
     tables = num_data * layout.width * size
-    moments = 2 * tables + 4 * num_data
+    row = row_bytes(layout.width, dtype, _checks.check_moment_dtype(moment_dtype, dtype))
+    moments = num_data * row - tables
 
     copied = data_dtype not in (torch.uint8, dtype)
     entry = dtype.itemsize if copied else 0
@@ -113,23 +116,22 @@ def estimate_memory(
     decoder = sum((a + 1) * b for a, b in pairwise(widths))
     shared = 4 * size * (layout.num_relays * latent_dim + decoder + 1)
 
-    row_bytes = 3 * layout.width * size + 4
     if (in_files or staged) and block_rows is None:
-        block_rows = default_block_rows(row_bytes)
+        block_rows = default_block_rows(row)
     held = num_data
     if block_rows is not None:
         held = min(num_data, blocks_resident(num_data, block_rows, batch_size) * block_rows)
-    resident = row_bytes * held if in_files else 0
+    resident = row * held if in_files else 0
     ahead = 1 if data_in_memory else sources.AHEAD + 2
-    row = 4 * (layout.width + latent_dim + sum(hidden)) * size
-    batch = batch_size * (row + num_features * (data_dtype.itemsize * ahead + 2 * size))
+    made = 4 * (layout.width + latent_dim + sum(hidden)) * size
+    batch = batch_size * (made + num_features * (data_dtype.itemsize * ahead + 2 * size))
     evaluation = min(num_data, _EVALUATED) * num_features * size * _EVALUATION_TENSORS
     step = 8 * held + max(batch, evaluation)
 
     lying = resident if in_files else tables + moments
     # each slot has its row number too, and each table a buffer for a block
-    on_device = data + shared + step + ((row_bytes + 8) * held if staged else lying)
-    host = lying + row_bytes * min(block_rows or 0, num_data) if staged else 0
+    on_device = data + shared + step + ((row + 8) * held if staged else lying)
+    host = lying + row * min(block_rows or 0, num_data) if staged else 0
     on_disk = tables + moments if in_files else 0
     journal = on_disk if run_dir else 0
     return MemoryEstimate(

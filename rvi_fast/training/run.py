@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..data.metrics import elastic
 from ..models import LatentModel
 from ..optim import RowAdam
+from ..posterior import RelayPosterior
 from ..storage import MappedTables
 from .blocks import EpochOrder, Residence
 from .capture import BatchStep, CapturedStep
@@ -81,6 +82,11 @@ class History(dict[str, list[float]]):
 Callback = Callable[[LatentModel, History], bool | None]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as settings hold it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def device_of(model: LatentModel) -> torch.device:
     """Where the model's posterior lies."""
     return next(model.posterior.parameters()).device
@@ -130,10 +136,11 @@ class Run:
         self.block_rows: int | None = settings["block_rows"]
         self.rows: RowAdam | NoRows = NoRows()
         self.journal: Journal | None = None
-        found = self._found(resume)
+        # what to go on from; read before the tables of another run are opened
+        self.found = self._found(resume)
         if not model.amortized:
             model.posterior.sparse = True
-            self.rows = self._row_optimizer(found)
+            self.rows = self._row_optimizer(self.found is not None)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -177,7 +184,7 @@ class Run:
         if mapped is not None and not found:
             discard(mapped.directory)
         with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            rows = RowAdam(posterior, lr=settings["posterior_lr"], mode=settings["optimizer"])
+            rows = row_adam(posterior, settings)
         if mapped is not None and self.run_dir is not None:
             assert self.block_rows is not None
             self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
@@ -189,23 +196,37 @@ class Run:
             self.shared.detach()
         self.rows.detach()
 
-    def _found(self, resume: bool) -> bool:
-        """Whether there is a checkpoint to go on from."""
+    def _found(self, resume: bool) -> Checkpoint | None:
+        """The last checkpoint if there is one, of a run with these settings."""
         epoch = None if self.run_dir is None else latest_epoch(self.run_dir)
-        if epoch is not None and not resume:
+        if self.run_dir is None or epoch is None:
+            return None
+        if not resume:
             raise ValueError(
                 f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
             )
-        return epoch is not None
+        # tables that have no room on the device must not be loaded there
+        staged = getattr(self.model.posterior, "staged", False)
+        device = torch.device("cpu") if staged else device_of(self.model)
+        checkpoint = load_checkpoint(self.run_dir, device=device)
+        rows = getattr(self.model.posterior, "rows", None)
+        # older checkpoints have moments in the dtype of the rows, and do not say so
+        stored = {"moment_dtype": None if rows is None else name_of(rows.dtype)}
+        stored |= checkpoint.metadata.get("settings", {})
+        for name, value in self.settings.items():
+            if stored.get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
+                )
+        return checkpoint
 
     def start(self) -> None:
         """Goes on from the last checkpoint if there is one."""
         if self.run_dir is None:
             return
-        if latest_epoch(self.run_dir) is not None:
-            # tables that have no room on the device must not be loaded there
-            device = device_of(self.model) if self.staging is None else torch.device("cpu")
-            self._restore(load_checkpoint(self.run_dir, device=device))
+        if self.found is not None:
+            self._restore(self.found)
+            self.found = None
         elif self.journal is not None:
             # what a run that is killed in its first epoch goes back to
             self.journal.begin(f"{secrets.token_hex(8)}-start")
@@ -427,12 +448,6 @@ class Run:
         return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        stored = checkpoint.metadata.get("settings", {})
-        for name, value in self.settings.items():
-            if stored.get(name) != value:
-                raise ValueError(
-                    f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
-                )
         own, held = self.model.state_dict(), checkpoint.tensors["model"]
         if self.journal is not None:
             del own["posterior.rows"]
@@ -457,6 +472,17 @@ class Run:
         self.history = History(checkpoint.metadata["history"])
         self.stopped = checkpoint.metadata["stopped"]
         self.last_checkpoint = checkpoint.path
+
+
+def row_adam(posterior: RelayPosterior, settings: dict[str, Any]) -> RowAdam:
+    """The optimiser of the rows that the settings of a run name."""
+    narrow = settings.get("moment_dtype") == name_of(torch.bfloat16)
+    return RowAdam(
+        posterior,
+        lr=settings["posterior_lr"],
+        mode=settings["optimizer"],
+        moment_dtype=torch.bfloat16 if narrow else None,
+    )
 
 
 def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> None:

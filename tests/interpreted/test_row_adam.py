@@ -15,9 +15,14 @@ class TestContract(testing.RowAdamContract):
     dtypes = (torch.float32,)
 
 
-def arguments(function, **changes):
-    contract, case = testing.RowAdamContract(), testing.RowAdamCase(9, 4, 5)
+def arguments(function, bfloat16=False, **changes):
+    contract, case = testing.RowAdamContract(), testing.RowAdamCase(9, 4, 5, bfloat16=bfloat16)
     return contract, contract.inputs(function, case, torch.float32) | changes
+
+
+@pytest.mark.parametrize("width", [1, 7, 139, 1030])
+def test_bfloat16_moments_have_the_random_bits_of_the_reference(width):
+    testing.RowAdamContract().check_rounding(INTERPRETER, width)
 
 
 def test_rows_outside_the_table_are_neither_read_nor_written():
@@ -49,9 +54,10 @@ def test_rows_outside_the_table_are_neither_read_nor_written():
             assert (guard == 7).all() if name == "row_step" else guard.isnan().all()
 
 
-def test_a_row_that_stands_twice_is_caught_up_once():
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_row_that_stands_twice_is_caught_up_once(bfloat16):
     function = "row_adam_catch_up"
-    contract, inputs = arguments(function, index=torch.tensor([3, 1, 3, 3, 1]))
+    contract, inputs = arguments(function, bfloat16, index=torch.tensor([3, 1, 3, 3, 1]))
     once = inputs | {"index": torch.tensor([1, 3])}
     got, expected = (contract.call(INTERPRETER, function, i) for i in (inputs, once))
     testing.assert_bit_equal(got, expected)

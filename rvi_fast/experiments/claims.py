@@ -1,0 +1,203 @@
+"""What the paper (arXiv 2110.13422) claims, each with the rule by which runs decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .comparisons import (
+    ROBUST,
+    Compare,
+    Comparison,
+    against,
+    boxes,
+    classified,
+    forms,
+    imputed,
+    more_groups,
+    reaches,
+    robust,
+    stages,
+    test,
+    train,
+)
+from .figure import Results
+
+HOLDS, PARTLY, FAILS, MISSING = "holds", "partly", "does not hold", "no results"
+
+RULE = (
+    "A comparison is made seed by seed, since runs of one seed have the same rows and masks; it "
+    "holds (✓) if it does for every seed, fails (✗) if it does for none, and is open (~) otherwise. "
+    f"A claim “{HOLDS}” if all of its comparisons do, “{FAILS}” if all fail, and holds "
+    f"“{PARTLY}” in every other case. Numbers are means over the seeds."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    Args:
+        text: in words.
+        place: where in the paper.
+        figure: name of the figure whose runs decide it.
+        rule: what is compared with what.
+        compare: comparisons from the runs of one data set; none where runs are missing.
+    """
+
+    text: str
+    place: str
+    figure: str
+    rule: str
+    compare: Compare
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the runs on one data set say of a claim."""
+
+    claim: Claim
+    data: str
+    comparisons: tuple[Comparison, ...]
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """One of the four."""
+        outcomes = {comparison.outcome for comparison in self.comparisons}
+        if not outcomes:
+            return MISSING
+        return HOLDS if outcomes == {True} else FAILS if outcomes == {False} else PARTLY
+
+    @property
+    def reason(self) -> str:
+        """One sentence on what does not hold; nothing if all does."""
+        parts = []
+        for outcome, words in ((False, "Not so in"), (None, "Depends on the seed in")):
+            found = [str(each) for each in self.comparisons if each.outcome is outcome]
+            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+            if found:
+                count = f"{len(found)} of {len(self.comparisons)}"
+                parts.append(f"{words} {count}: {'; '.join(found[:4])}{more}.")
+        return " ".join(parts)
+
+
+def judge(claim: Claim, data: Iterable[str], results: Results) -> list[Judgement]:
+    """One judgement for each data set."""
+    judgements = []
+    for name in data:
+        own = [pair for pair in results if pair[0].data == name]
+        seeds = len({experiment.seed for experiment, _ in own})
+        judgements.append(Judgement(claim, name, tuple(claim.compare(own)), seeds))
+    return judgements
+
+
+_ENDS = "epochs until RVI's training error is that of {} after its last epoch < epochs of {}"
+CLAIMS = (
+    Claim(
+        "RVI converges faster than encoderless inference without relays (VAD)",
+        "Figure 2",
+        "fig2",
+        _ENDS.format("VAD", "VAD"),
+        reaches("vad", "missing"),
+    ),
+    Claim(
+        "RVI converges faster than VAD over learning rates, decoders and missing rates",
+        "Figure 1",
+        "fig1",
+        _ENDS.format("VAD", "VAD") + ", at every point of the grid",
+        reaches("vad", "lr", "hidden", "missing"),
+    ),
+    Claim(
+        "RVI converges faster than a VAE, at high missing rates too",
+        "Figure 2",
+        "fig2",
+        _ENDS.format("the VAE", "the VAE"),
+        reaches("vae", "missing"),
+    ),
+    Claim(
+        "RVI ends at a lower or equal training error than VAD and VAE at every missing rate",
+        "Figure 2",
+        "fig2",
+        "training error of RVI after the last epoch ≤ that of VAD, of VAE",
+        against(train, "vad", "vae", over=("missing",), sign="<="),
+    ),
+    Claim(
+        "RVI has the lowest test error at every missing rate",
+        "Figure 3",
+        "fig3",
+        "test error of RVI over observed entries < that of VAD, of VAE",
+        against(test, "vad", "vae", over=("missing",)),
+    ),
+    Claim(
+        "RVI imputes better than a VAE at every missing rate",
+        "Figure 4",
+        "fig4",
+        "test error of RVI over missing entries < that of VAE",
+        against(imputed, "vae", over=("missing",)),
+    ),
+    Claim(
+        "RVI imputes better than VAD at every missing rate",
+        "Figure 4",
+        "fig4",
+        "test error of RVI over missing entries < that of VAD",
+        against(imputed, "vad", over=("missing",)),
+    ),
+    Claim(
+        "RVI's representations serve a classifier better and faster than a VAE's",
+        "Figure 5",
+        "fig5",
+        "over the classifier's epochs: lowest test cross-entropy lower, highest accuracy higher, "
+        "and fewer epochs to the VAE's lowest cross-entropy",
+        classified,
+    ),
+    Claim(
+        "RVI is robust to the learning rate of the posterior",
+        "Figure 6, section 6.4",
+        "fig6",
+        f"training error at every rate ≤ limit, {ROBUST:g} times that at the best rate",
+        robust(train, "posterior_lr"),
+    ),
+    Claim(
+        "Each group of relay vectors improves the reconstruction",
+        "Figure 7",
+        "fig7",
+        "error with the first g groups, without deviations < that with the first g - 1",
+        stages,
+    ),
+    Claim(
+        "Each group does so with other choices of groups",
+        "Figure 9",
+        "fig9",
+        "error with the first g groups, without deviations < that with the first g - 1",
+        stages,
+    ),
+    Claim(
+        "More groups of relays end at a lower error",
+        "Figure 9",
+        "fig9",
+        "training error with a further group < that without it",
+        more_groups,
+    ),
+    Claim(
+        "Cluster relays are weaker than linear ones",
+        "Figure 8, Appendix A",
+        "fig8",
+        "training error of linear relays < that of clusters",
+        forms,
+    ),
+    Claim(
+        "RVI is robust to the share of coefficients kept, m/K",
+        "Figure 10",
+        "fig10",
+        f"training error at every ratio ≤ limit, {ROBUST:g} times that at the best ratio",
+        robust(train, "top"),
+    ),
+    Claim(
+        "RVI is better with missing boxes too",
+        "Figure 11",
+        "fig11",
+        "test error of RVI, over observed and over missing entries < that of VAD, of VAE",
+        boxes,
+    ),
+)
