@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -323,12 +322,15 @@ class RelayPosterior(nn.Module):
         The relays are the same parameter, and the memory of `rows` is used as it is. Who writes to
         `rows` itself says that no backward to come needs what was there.
         """
-        posterior = copy.copy(self)
+        # `copy.copy` would bring all rows up to date
+        posterior = object.__new__(type(self))
+        posterior.__dict__.update(self.__dict__)
         # .data: what is written to `rows` itself between a forward and its backward are other rows
         own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
         posterior._parameters = {**self._parameters, "rows": own}
         posterior.num_data, posterior.tables = len(rows), Tables()
         posterior.first_row, posterior.row_numbers = 0, None
+        posterior._row_optimizer = None
         return posterior
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ Shown without one: here the CPU is told that it is elsewhere, so that all its re
 copies. What is CUDA's own, streams and pinned memory, is shown by test_gpu.py and by a stand-in.
 """
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -135,6 +136,19 @@ def test_a_run_broken_off_within_an_epoch_goes_back_to_its_checkpoint(
     assert_same(model, history, expected, run(expected, eval_every=0))
 
 
+def test_moments_of_half_the_size_are_staged_and_resumed(tmp_path, where):
+    """Rounded at random by where a row lies at hand: not as on the device, but each time the same."""
+    options = {"moment_dtype": torch.bfloat16, "checkpoint_every": 0}
+    expected = make("host")
+    expected_history = run(expected, epochs=4, **options)
+    run(make(where("file")), epochs=2, run_dir=tmp_path / "run", **options)
+    model = make(where("file"))
+    history = run(model, epochs=4, run_dir=tmp_path / "run", resume=True, **options)
+    assert_same(model, history, expected, expected_history)
+    on_device = make()
+    assert run(on_device, epochs=4, **options)["loss"] == pytest.approx(history["loss"], rel=0.01)
+
+
 def test_a_run_may_change_between_the_devices(tmp_path, where, monkeypatch):
     """A table in files that was trained on the CPU goes on on a GPU, and back."""
     expected = make()
@@ -248,6 +262,96 @@ def test_new_datapoints_are_inferred_a_batch_at_a_time(where, place):
         impute(model, X[:50], posterior=inferred[1]),
         impute(expected, X[:50], posterior=inferred[0]),
     )
+
+
+class Recorder:
+    """What `Mover` asks of CUDA, in order."""
+
+    def __init__(self, monkeypatch):
+        self.calls = calls = []
+
+        class Stream:
+            def __init__(self, device):
+                self.device = device
+
+            def record_event(self):
+                calls.append("record")
+                return "mark"
+
+            def wait_event(self, event):
+                calls.append(f"wait for {event}")
+
+            def synchronize(self):
+                calls.append("synchronize")
+
+        empty_like, copy_ = torch.empty_like, torch.Tensor.copy_
+
+        def pinned(tensor, pin_memory=False):
+            calls.append(f"pinned {pin_memory}")
+            return empty_like(tensor)
+
+        def copied(self, source, non_blocking=False):
+            calls.append("copy" + " and go on" * non_blocking)
+            return copy_(self, source)
+
+        @contextlib.contextmanager
+        def within(stream):
+            calls.append("on the stream")
+            yield
+            calls.append("off the stream")
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", within)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+        monkeypatch.setattr(torch, "empty_like", pinned)
+        monkeypatch.setattr(torch.Tensor, "copy_", copied)
+
+
+def test_copies_go_through_pinned_memory_on_a_stream_of_their_own(monkeypatch):
+    host, slots = torch.arange(6.0), torch.zeros(4)
+    recorder = Recorder(monkeypatch)
+    mover = Mover(torch.device("cuda", 0), [host[:4]])
+    with mover.at_work():
+        mover.to_device([(host[2:6], slots)])
+    assert slots.tolist() == [2, 3, 4, 5]
+    assert recorder.calls == [
+        "pinned True",
+        "on the stream",
+        "copy",  # into the buffer
+        "copy and go on",
+        "off the stream",
+        "synchronize",
+    ]
+    recorder.calls.clear()
+    with mover.at_work(mover.mark()):
+        mover.to_host([(slots[:2], host[:2])])
+    assert host.tolist() == [2, 3, 2, 3, 4, 5]
+    assert recorder.calls == [
+        "record",
+        "wait for mark",
+        "on the stream",
+        "copy and go on",
+        "synchronize",
+        "copy",  # out of the buffer
+        "off the stream",
+        "synchronize",
+    ]
+
+
+def test_a_block_leaves_after_the_steps_that_were_asked_for_before(where, monkeypatch):
+    events = []
+    monkeypatch.setattr(Mover, "mark", lambda self: events.append("mark") or len(events))
+    leave = Staging.leave
+    monkeypatch.setattr(
+        Staging, "leave", lambda self, *args: events.append(args[2]) or leave(self, *args)
+    )
+    run(make("host"), epochs=1, eval_every=0)
+    assert events.count("mark") == len(EpochOrder(N, BLOCK, torch.Generator()).windows)
+    # each block goes with the mark of its window
+    marks = [event for event in events if event != "mark"]
+    assert marks == sorted(marks)
+    assert len(marks) == -(-N // BLOCK)
+    assert all(events[mark - 1] == "mark" for mark in marks)
 
 
 def test_rows_that_became_infinite_are_noticed_as_they_leave(where):

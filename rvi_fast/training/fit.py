@@ -105,13 +105,14 @@ def fit(
         capture: on CUDA, run whole steps from CUDA graphs; the result is the same.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
             order and shuffles four of them together. What is in memory at a time is then a few
-            blocks, where the posterior's storage is a directory; that has blocks of 64 MB if not told
-            otherwise. The result does not depend on where the tables lie. None elsewhere: the order
-            is a permutation of all rows. In blocks, what "dense" rows have missed is applied when they
-            are next read, not at the end of each epoch, so that a callback that reads rows changes the
-            rounding of what follows.
+            blocks, where the posterior's storage is a directory, and on a GPU also where it is "host";
+            those have blocks of 64 MB if not told otherwise. The result does not depend on where the
+            tables lie. None elsewhere: the order is a permutation of all rows. In blocks, what "dense"
+            rows have missed is applied when they are next read, not at the end of each epoch, so that
+            a callback that reads rows changes the rounding of what follows.
         moment_dtype: of the moments of the rows, see `RowAdam`; `torch.bfloat16` makes tables of
-            float32 rows a third smaller. None is the dtype of the rows.
+            float32 rows a third smaller. None is the dtype of the rows. Where a GPU trains tables that
+            lie elsewhere, the random bits of their rounding are others than on the device.
 
     Returns:
         The `History`, that of the epochs before a resume included.
