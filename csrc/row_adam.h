@@ -61,7 +61,7 @@ RVI_INLINE void store_moment(BFloat16* to, FloatVec value, Uint32Vec bits, std::
   constexpr int LANES = Simd<float>::LANES;
   const Int32Vec all = (Int32Vec)value, magnitude = all & Simd<float>::SIGN_CLEARED;
   const std::int32_t infinity = Simd<float>::INFINITY_KEY;
-  const Int32Vec carried = magnitude + (Int32Vec)bits;
+  const Int32Vec carried = (Int32Vec)((Uint32Vec)magnitude + bits);
   const Int32Vec finite = carried < infinity ? carried : (infinity - 1) - Int32Vec{};
   // a NaN whose upper half is that of infinity
   const Int32Vec other = magnitude > infinity ? magnitude | 0x400000 : magnitude;

@@ -17,7 +17,7 @@ from ._version import __version__
 from .layout import FORMS
 from .optim import MODES
 from .reference import PIXEL_SCALE
-from .training import fit, impute, infer, load
+from .training import distributed, export, fit, impute, infer, load
 from .training.checkpoints import RunDirectory, RunDirectoryInUse, latest_epoch
 
 _DATA_HELP = (
@@ -43,13 +43,18 @@ class _Table(NamedTuple):
         """Entries whose true value the file holds."""
         return ~np.isnan(self.raw) if self.raw.dtype != np.uint8 else np.ones_like(self.mask)
 
+    def part(self, rows: range) -> _Table:
+        """Some of its rows."""
+        own = slice(rows.start, rows.stop)
+        return _Table(self.dataset, self.raw[own], self.mask[own], self.x[own])
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (ValueError, ImportError, OSError, RunDirectoryInUse) as error:
+    except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
@@ -152,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
         "its last checkpoint; the other options must be as before",
     )
 
+    train.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time between checkpoints, which follow an epoch; 0: after each (default: 30)",
+    )
+    train.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="under torchrun: how long processes wait for each other (default: 60)",
+    )
+
     new = _command(
         commands, "infer", _infer, "find the posteriors of new rows with a trained model"
     )
@@ -183,6 +203,20 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="S",
         help="write S random completions [S, N, D] instead of one; .npy or .npz",
+    )
+
+    file = _command(
+        commands, "export", _export, "write the model of a run directory to one safetensors file"
+    )
+    file.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a run directory, whether one process trained it or many",
+    )
+    file.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the file, which load() reads"
     )
 
     _command(
@@ -376,13 +410,25 @@ def _load_table(
 def _print_scores(table: _Table, reconstruction: np.ndarray) -> None:
     """Elastic errors in the model's units: pixels in [0, 1], other features standardised."""
     rows = [("observed entries", table.mask), ("hidden entries", table.known & ~table.mask)]
-    print("\nelastic error (mean of |error| + error^2, from the posterior mean)")
+    _say("\nelastic error (mean of |error| + error^2, from the posterior mean)")
     for name, scored in rows:
-        if scored.any():
-            print(f"  {name:<18} {data.elastic(table.x, reconstruction, scored):.4f}")
+        count = int(scored.sum())
+        error = data.elastic(table.x, reconstruction, scored) * count if count else 0.0
+        # of the rows of all processes, where there are several
+        error, count = distributed.total(torch.tensor([error, count], dtype=torch.float64)).tolist()
+        if count:
+            _say(f"  {name:<18} {error / count:.4f}")
+
+
+def _say(text: str) -> None:
+    """Prints, in the first process alone where there are several."""
+    distributed.first(lambda: print(text, flush=True))
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if distributed.launched():
+        device = distributed.init(timeout=arguments.timeout, device=arguments.device)
     table, standardizer = _load_table(
         arguments.data,
         arguments.data_dir,
@@ -400,33 +446,31 @@ def _train(arguments: argparse.Namespace) -> int:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option}: expected with --model {owner} only")
             options[name] = value
+    shape = table.raw.shape
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(shape[0])
     torch.manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = models.BUILDERS[arguments.model](*shape, **options)
     run_dir: Path = arguments.run_dir
-    if latest_epoch(run_dir) is not None and not arguments.resume:
-        raise ValueError(
-            f"--run-dir: {run_dir} already holds a run; add --resume to go on with it, or name "
-            "another directory"
-        )
-    print(
-        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
-        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}",
-        flush=True,
-    )
     named = arguments.data in data.DATASETS
-    _record_run(
-        run_dir,
-        {
-            "data": arguments.data if named else str(Path(arguments.data).resolve()),
-            "subset": arguments.subset,
-            "missing": arguments.missing,
-            "missing_boxes": arguments.missing_boxes,
-            "seed": arguments.seed,
-            "pixels": table.raw.dtype == np.uint8,
-            "standardizer": standardizer.to_dict() if standardizer else None,
-        },
+    run = {
+        "data": arguments.data if named else str(Path(arguments.data).resolve()),
+        "subset": arguments.subset,
+        "missing": arguments.missing,
+        "missing_boxes": arguments.missing_boxes,
+        "seed": arguments.seed,
+        "pixels": table.raw.dtype == np.uint8,
+        "standardizer": standardizer.to_dict() if standardizer else None,
+    }
+    distributed.first(lambda: _record_run(run_dir, run, resume=arguments.resume))
+    _say(
+        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
+        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}"
     )
+    if "shard" in options:
+        table = table.part(options["shard"])
     fit(
         model,
         table.x,
@@ -443,10 +487,13 @@ def _train(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         run_dir=run_dir,
         resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
     )
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
     _print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
-    print(f"\nwritten to {run_dir}")
+    _say(f"\nwritten to {run_dir}")
+    if distributed.launched():
+        distributed.leave()
     return 0
 
 
@@ -521,6 +568,12 @@ def _impute(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    export(load(arguments.run_dir), arguments.out)
+    print(f"written to {arguments.out}")
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from .experiments import demo
 
@@ -564,9 +617,14 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record_run(run_dir: Path, run: dict[str, Any]) -> None:
+def _record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
     """Writes run.json; where the directory holds a run, compares instead."""
     if latest_epoch(run_dir) is not None:
+        if not resume:
+            raise ValueError(
+                f"--run-dir: {run_dir} already holds a run; add --resume to go on with it, or name "
+                "another directory"
+            )
         stored = _read_run(run_dir)
         for name, value in run.items():
             if stored.get(name) != value:

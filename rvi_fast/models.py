@@ -179,6 +179,7 @@ def rvi(
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
     storage: StrPath = "device",
+    shard: range | None = None,
 ) -> LatentModel:
     """Relay Variational Inference with a ReLU decoder and one learned observation scale.
 
@@ -191,6 +192,7 @@ def rvi(
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
         storage: where the rows lie, see `RelayPosterior`.
+        shard: the rows that this process holds, see `training.distributed`.
     """
     config = {
         "builder": "rvi",
@@ -204,7 +206,7 @@ def rvi(
         **_stored(storage),
     }
     posterior = RelayPosterior(
-        num_data, latent_dim, groups=groups, top=top, form=form, storage=storage
+        num_data, latent_dim, groups=groups, top=top, form=form, storage=storage, shard=shard
     )
     return _gaussian_model(posterior, num_features, hidden, config)
 
@@ -216,6 +218,7 @@ def vad(
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
     storage: StrPath = "device",
+    shard: range | None = None,
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
     config = {
@@ -226,7 +229,7 @@ def vad(
         "hidden": list(hidden),
         **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=(), storage=storage)
+    posterior = RelayPosterior(num_data, latent_dim, groups=(), storage=storage, shard=shard)
     return _gaussian_model(posterior, num_features, hidden, config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -55,8 +56,12 @@ class RelayPosterior(nn.Module):
             (`reset_parameters` draws them anew); copies and pickles of it lie in memory. With "host" or
             a directory the rows stay in host memory when the module is on a GPU or moved to one: `fit`
             streams them through the GPU, other reads copy the rows they need.
+        shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
+            hold the rest; all if not given. What a row starts with does not depend on it.
 
     Attributes:
+        num_data: rows held here.
+        table_size: rows of the whole table; more than `num_data` in a shard.
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
         relays: parameter [K, T].
         layout: the `RowLayout`.
@@ -100,9 +105,13 @@ class RelayPosterior(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         storage: StrPath = "device",
+        shard: range | None = None,
     ) -> None:
         super().__init__()
-        self.num_data = _checks.check_positive_int("num_data", num_data)
+        self.table_size = _checks.check_positive_int("num_data", num_data)
+        own = _check_shard(shard, num_data, storage)
+        self.sharded = shard is not None
+        self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
@@ -112,7 +121,7 @@ class RelayPosterior(nn.Module):
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
         self.tables = tables = open_tables(storage, device)
-        shape, like = (num_data, self.layout.width), self.relays
+        shape, like = (self.num_data, self.layout.width), self.relays
         place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
         if isinstance(tables, MappedTables):
             opened = tables.holds(self._description())
@@ -148,13 +157,22 @@ class RelayPosterior(nn.Module):
 
     @torch.no_grad()
     def _draw_rows(self) -> None:
-        for start in range(0, self.num_data, _DRAWN):
-            part = self.rows[start : start + _DRAWN]
+        first, end = self.first_row, self.first_row + self.num_data
+        for start in range(0, self.table_size, _DRAWN):
+            stop = min(start + _DRAWN, self.table_size)
+            inside = first <= start and stop <= end
+            # rows that others hold are drawn as well, or those here would depend on who holds them
+            shape = (stop - start, self.layout.width)
+            part = self.rows[start - first : stop - first] if inside else self.rows.new_empty(shape)
             part.zero_()
             for columns in (*self.layout.group_slices, self.layout.deviation_slice):
                 part[:, columns].normal_(std=0.01)
             part[:, self.layout.log_std_slice].fill_(-2.0)
-            self.tables.release(start, start + len(part))
+            begin, finish = max(start, first), min(stop, end)
+            if begin < finish:
+                if not inside:
+                    self.rows[begin - first : finish - first] = part[begin - start : finish - start]
+                self.tables.release(begin - first, finish - first)
 
     @torch.no_grad()
     def _draw_relays(self) -> None:
@@ -328,7 +346,8 @@ class RelayPosterior(nn.Module):
         # .data: what is written to `rows` itself between a forward and its backward are other rows
         own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
         posterior._parameters = {**self._parameters, "rows": own}
-        posterior.num_data, posterior.tables = len(rows), Tables()
+        posterior.num_data = posterior.table_size = len(rows)
+        posterior.tables, posterior.sharded = Tables(), False
         posterior.first_row, posterior.row_numbers = 0, None
         posterior._row_optimizer = None
         return posterior
@@ -338,6 +357,8 @@ class RelayPosterior(nn.Module):
         text = f"num_data={self.num_data}, latent_dim={layout.latent_dim}, groups={layout.groups}"
         if layout.groups:
             text += f", kept={layout.kept}, form={layout.form!r}"
+        if self.num_data < self.table_size:
+            text += f", first_row={self.first_row}, table_size={self.table_size}"
         return text + (", sparse=True" if self.sparse else "")
 
     def _read(self, index: Tensor | None, columns: slice) -> Tensor:
@@ -452,3 +473,17 @@ class RelayPosterior(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
+    if shard is None:
+        return range(num_data)
+    if not isinstance(shard, range):
+        raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
+    if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
+        raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
+    if storage not in ("device", "host"):
+        raise ValueError(
+            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
+        )
+    return shard

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rvi_fast.experiments.claims import CLAIMS, FAILS, HOLDS, MISSING, PARTLY, judge
+from rvi_fast.experiments.claims import CLAIMS, FAILS, HOLDS, MISSING, PARTLY, SO_FAR, judge
 from rvi_fast.experiments.comparisons import Comparison, epochs_to
 from rvi_fast.experiments.experiment import Experiment
 from rvi_fast.experiments.registry import FIGURES
@@ -12,7 +12,7 @@ MODELS = ("rvi", "vad", "vae")
 
 def verdict(text, results):
     (claim,) = [claim for claim in CLAIMS if text in claim.text]
-    (judgement,) = judge(claim, ["digits"], results)
+    (judgement,) = judge(claim, [run for run, _ in results] or [Experiment()], results)
     return judgement
 
 
@@ -145,9 +145,22 @@ def test_data_sets_are_judged_apart():
         for model, error in zip(MODELS, (3, 2, 1), strict=True)
     ]
     (claim,) = [claim for claim in CLAIMS if LOWEST in claim.text]
-    judgements = judge(claim, ["digits", "mosi", "mnist"], trained((1, 2, 3)) + other)
+    results = trained((1, 2, 3)) + other
+    wanted = [*(run for run, _ in results), Experiment(data="mnist")]
+    judgements = judge(claim, wanted, results)
     assert [each.verdict for each in judgements] == [HOLDS, FAILS, MISSING]
     assert [each.seeds for each in judgements] == [1, 1, 0]
+
+
+def test_a_verdict_on_a_part_of_the_runs_says_so():
+    (claim,) = [claim for claim in CLAIMS if LOWEST in claim.text]
+    results = trained((1, 2, 3), missing=0.0)
+    wanted = [run for missing in (0.0, 0.9) for run, _ in trained((0, 0, 0), missing=missing)]
+    (judgement,) = judge(claim, wanted, results)
+    assert judgement.verdict == f"{HOLDS}{SO_FAR}"
+    assert (judgement.done, judgement.wanted) == (3, 6)
+    (nothing,) = judge(claim, wanted, [])
+    assert nothing.verdict == MISSING
 
 
 def test_an_outcome_needs_every_seed():

@@ -15,7 +15,13 @@ from rvi_fast.experiments.sweep import directory_of
 
 pytest.importorskip("matplotlib")
 
-NAMES = [*(f"fig{number}" for number in range(1, 12)), "interpolation", "latent", "map"]
+NAMES = [
+    *(f"fig{number}" for number in range(1, 12)),
+    "imputation",
+    "interpolation",
+    "latent",
+    "map",
+]
 TINY = replace(
     scales.SCALES["quick"],
     common={
@@ -181,3 +187,11 @@ def test_runs_that_fail_are_named(tiny, tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().err
     assert "4 of 4 runs failed" in text
     assert "no.npy: no such file" in text
+
+
+def test_a_figure_is_made_although_runs_of_another_fail(tiny, tmp_path, capsys, monkeypatch):
+    scale = replace(scales.SCALES["quick"], own={"fig8": {"images": (str(tmp_path / "no.npy"),)}})
+    monkeypatch.setitem(scales.SCALES, "quick", scale)
+    assert cli.main(["reproduce", "fig7", "fig8", "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    assert "4 of 5 runs failed" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("o/fig*.csv")} == {"fig7.csv"}

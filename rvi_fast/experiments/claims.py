@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .comparisons import (
@@ -21,15 +21,18 @@ from .comparisons import (
     test,
     train,
 )
+from .experiment import Experiment
 from .figure import Results
 
 HOLDS, PARTLY, FAILS, MISSING = "holds", "partly", "does not hold", "no results"
+SO_FAR = " so far"
 
 RULE = (
     "A comparison is made seed by seed, since runs of one seed have the same rows and masks; it "
     "holds (✓) if it does for every seed, fails (✗) if it does for none, and is open (~) otherwise. "
     f"A claim “{HOLDS}” if all of its comparisons do, “{FAILS}” if all fail, and holds "
-    f"“{PARTLY}” in every other case. Numbers are means over the seeds."
+    f"“{PARTLY}” in every other case; “{SO_FAR.strip()}” says that runs are missing. "
+    "Numbers are means over the seeds."
 )
 
 
@@ -54,20 +57,23 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs on one data set say of a claim."""
+    """What the runs on one data set say of a claim; `done` of `wanted` runs."""
 
     claim: Claim
     data: str
     comparisons: tuple[Comparison, ...]
     seeds: int
+    done: int
+    wanted: int
 
     @property
     def verdict(self) -> str:
-        """One of the four."""
+        """One of the four, with "so far" where runs are missing."""
         outcomes = {comparison.outcome for comparison in self.comparisons}
         if not outcomes:
             return MISSING
-        return HOLDS if outcomes == {True} else FAILS if outcomes == {False} else PARTLY
+        found = HOLDS if outcomes == {True} else FAILS if outcomes == {False} else PARTLY
+        return found if self.done == self.wanted else f"{found}{SO_FAR}"
 
     @property
     def reason(self) -> str:
@@ -82,13 +88,14 @@ class Judgement:
         return " ".join(parts)
 
 
-def judge(claim: Claim, data: Iterable[str], results: Results) -> list[Judgement]:
-    """One judgement for each data set."""
+def judge(claim: Claim, wanted: Sequence[Experiment], results: Results) -> list[Judgement]:
+    """One judgement for each data set of the wanted runs, from those that have results."""
     judgements = []
-    for name in data:
-        own = [pair for pair in results if pair[0].data == name]
+    for data in dict.fromkeys(run.data for run in wanted):
+        own = [pair for pair in results if pair[0].data == data]
         seeds = len({experiment.seed for experiment, _ in own})
-        judgements.append(Judgement(claim, name, tuple(claim.compare(own)), seeds))
+        counts = len(own), sum(run.data == data for run in wanted)
+        judgements.append(Judgement(claim, data, tuple(claim.compare(own)), seeds, *counts))
     return judgements
 
 

@@ -123,17 +123,18 @@ tbody th { font-weight: 600; }
 .numbers td, .numbers tbody th { white-space: nowrap; }
 td ul { margin: 0; padding: 0; }
 .cards table { width: 100%; }
+.cards td:has(ul) { width: 45%; }
 .cards td li { padding-left: 1.2em; text-indent: -1.2em; }
 .mark { font-weight: 700; white-space: nowrap; }
-.mark[data-is="holds"] { color: var(--yes); }
-.mark[data-is="does not hold"] { color: var(--no); }
-.mark[data-is="partly"] { color: var(--partly); }
+.mark[data-is^="holds"] { color: var(--yes); }
+.mark[data-is^="does not hold"] { color: var(--no); }
+.mark[data-is^="partly"] { color: var(--partly); }
 .mark[data-is="no results"] { color: var(--none); }
-@media (max-width: 48rem) {
+@media screen and (max-width: 48rem) {
   .cards thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   .cards table, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
   .cards tr { padding: .6rem 0; }
-  .cards th, .cards td { padding: .15rem 0; overflow-wrap: anywhere; }
+  .cards th, .cards td { width: auto !important; padding: .15rem 0; overflow-wrap: anywhere; }
   /* panels side by side would be too small to read */
   figure { overflow-x: auto; }
   figure img.wide { max-width: none; width: 46rem; }

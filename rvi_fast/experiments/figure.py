@@ -57,6 +57,7 @@ class Figure:
         panels: fields that get a panel each; what is in neither, seeds above all, is averaged over.
         log: logarithmic x axis.
         extra: writes further pictures from results and the directories of the runs.
+        caption: what those show.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Figure:
     panels: tuple[str, ...] = ("data",)
     log: bool = False
     extra: Callable[[Path, Results, Sequence[Path]], None] | None = None
+    caption: str = ""
 
     def table(self, results: Results) -> list[dict[str, Any]]:
         """Mean, population standard deviation and median over the runs of each point."""
@@ -137,6 +139,6 @@ def shown(value: Any) -> str:
 
 def named(key: str, value: Any) -> str:
     """The value of a field, with the name of the field where it needs one."""
-    if key in ("model", "data"):
+    if key in ("model", "data", "method"):
         return str(value).upper() if key == "model" else str(value)
     return f"{LABELS.get(key, key)} {shown(value)}"

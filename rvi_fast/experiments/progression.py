@@ -13,6 +13,9 @@ from .pictures import save_image_rows
 from .scales import Scale
 
 _GROUPS = ((25,), (25, 50), (25, 50, 100))
+_CAPTION = (
+    "Training images, a column each, reconstructed from more and more of their posterior mean."
+)
 
 
 def _runs(scale: Scale, groups: Sequence[tuple[int, ...]], seeds: int) -> list[Experiment]:
@@ -56,6 +59,7 @@ FIGURES = {
         over="stage",
         curves=("groups",),
         extra=_images,
+        caption=_CAPTION,
     ),
     "fig9": Figure(
         "Choices of relay groups",
@@ -64,5 +68,6 @@ FIGURES = {
         over="stage",
         curves=("groups",),
         extra=_images,
+        caption=_CAPTION,
     ),
 }

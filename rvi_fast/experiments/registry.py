@@ -6,13 +6,14 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from . import convergence, missing, progression, representations
-from .experiment import Experiment, run
+from . import convergence, experiment, imputation, missing, progression, representations
+from .experiment import Experiment
 from .figure import Figure
 from .pictures import check_matplotlib
 from .scales import SCALES
-from .sweep import directory_of, sweep
+from .sweep import SweepError, directory_of, read_result, sweep
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -21,9 +22,18 @@ def _place(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else sys.maxsize, name)
 
 
-_FAMILIES = (convergence, missing, representations, progression)
+_FAMILIES = (convergence, missing, representations, progression, imputation)
 _ALL = {name: figure for family in _FAMILIES for name, figure in family.FIGURES.items()}
 FIGURES: dict[str, Figure] = {name: _ALL[name] for name in sorted(_ALL, key=_place)}
+
+
+def run(
+    configuration: Experiment, directory: Path, *, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """One run of a figure."""
+    if isinstance(configuration, imputation.Imputation):
+        return imputation.run(configuration, directory, data_dir=data_dir)
+    return experiment.run(configuration, directory, data_dir=data_dir)
 
 
 def reproduce(
@@ -52,7 +62,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown name or scale.
-        SweepError: some runs failed.
+        SweepError: some runs failed; figures without them are made.
         ImportError: matplotlib is missing.
     """
     if scale not in SCALES:
@@ -64,17 +74,24 @@ def reproduce(
     chosen = [name for name in FIGURES if name in names or "all" in names]
     runs = {name: FIGURES[name].configurations(SCALES[scale].of(name)) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
-    every: list[Experiment] = [experiment for name in chosen for experiment in runs[name]]
-    results = sweep(
-        every,
-        functools.partial(run, data_dir=data_dir),
-        out / "runs",
-        jobs=jobs,
-        progress=progress,
-    )
-    by_run = dict(zip(every, results, strict=True))
+    every: list[Experiment] = [each for name in chosen for each in runs[name]]
+    failed: SweepError | None = None
+    try:
+        sweep(
+            every,
+            functools.partial(run, data_dir=data_dir),
+            out / "runs",
+            jobs=jobs,
+            progress=progress,
+        )
+    except SweepError as error:
+        failed = error  # the figures that do not need the failed runs are made all the same
     for name in chosen:
-        directories = [directory_of(out / "runs", experiment) for experiment in runs[name]]
-        pairs = [(experiment, by_run[experiment]) for experiment in runs[name]]
-        FIGURES[name].save(out / name, pairs, directories)
+        directories = [directory_of(out / "runs", each) for each in runs[name]]
+        results = [read_result(directory) for directory in directories]
+        done = [(one, result) for one, result in zip(runs[name], results, strict=True) if result]
+        if len(done) == len(runs[name]):
+            FIGURES[name].save(out / name, done, directories)
+    if failed is not None:
+        raise failed
     return sorted(path for name in chosen for path in out.glob(f"{name}[.-]*"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .claims import CLAIMS, FAILS, HOLDS, MISSING, PARTLY, RULE, Judgement, judge
+from .claims import CLAIMS, FAILS, HOLDS, MISSING, PARTLY, RULE, SO_FAR, Judgement, judge
 from .comparisons import Comparison
 from .document import (
     Block,
@@ -135,11 +135,7 @@ def compose(found: Sequence[Found], results: Path, scale: str) -> list[Block]:
     judgements = [
         judgement
         for claim in CLAIMS
-        for judgement in judge(
-            claim,
-            dict.fromkeys(run.data for run in by_name[claim.figure].wanted),
-            by_name[claim.figure].results,
-        )
+        for judgement in judge(claim, by_name[claim.figure].wanted, by_name[claim.figure].results)
     ]
     made = [each for each in found if each.results]
     absent = [each.name for each in found if not each.results]
@@ -153,7 +149,7 @@ def compose(found: Sequence[Found], results: Path, scale: str) -> list[Block]:
             "posterior mean: of pixels in [0, 1], of other features standardised. A comparison "
             "holds (✓) in every seed, in none (✗), or in some (~)."
         ),
-        _claims_table(judgements, by_name, results, scale),
+        _claims_table(judgements, results, scale),
         *_failures(judgements),
         Heading("How claims are decided", "rules", 3),
         Paragraph(RULE),
@@ -189,23 +185,23 @@ def _opening(made: Sequence[Found], scale: str) -> str:
 
 
 def _summary(judgements: Sequence[Judgement]) -> str:
-    counts = dict.fromkeys((HOLDS, PARTLY, FAILS, MISSING), 0)
-    for judgement in judgements:
-        counts[judgement.verdict] += 1
-    said = ", ".join(f"{count} “{verdict}”" for verdict, count in counts.items() if count)
+    verdicts = [judgement.verdict for judgement in judgements]
+    order = [word + more for word in (HOLDS, PARTLY, FAILS, MISSING) for more in ("", SO_FAR)]
+    counts = {word: verdicts.count(word) for word in order}
+    said = ", ".join(f"{count} “{word}”" for word, count in counts.items() if count)
     return f"{len(judgements)} claims and data sets: {said}."
 
 
-def _claims_table(
-    judgements: Sequence[Judgement], found: dict[str, Found], results: Path, scale: str
-) -> Table:
+def _claims_table(judgements: Sequence[Judgement], results: Path, scale: str) -> Table:
     rows: list[list[str | list[str]]] = []
     for judgement in judgements:
         claim = judgement.claim
         numbers = _lines(judgement.comparisons)
         if not numbers:
             numbers = [f"Made by: {_command([claim.figure], scale, results)}"]
-        seeds = f"{judgement.seeds}{_unfinished(found[claim.figure], judgement.data)}"
+        seeds = str(judgement.seeds)
+        if judgement.done < judgement.wanted:
+            seeds += f" ({judgement.done} of {judgement.wanted} runs done)"
         rows.append([claim.text, claim.place, judgement.data, judgement.verdict, numbers, seeds])
     header = ("Claim", "Where", "Data set", "Verdict", "Our numbers", "Seeds")
     return Table("Claims of the paper", header, rows, cards=True, marked=3)
@@ -228,12 +224,6 @@ def _lines(comparisons: Sequence[Comparison]) -> list[str]:
 def _together(text: str) -> str:
     """With no-break spaces."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _unfinished(found: Found, data: str) -> str:
-    wanted = sum(run.data == data for run in found.wanted)
-    done = sum(run.data == data for run, _ in found.results)
-    return "" if done == wanted else f" ({done} of {wanted} runs done)"
 
 
 def _failures(judgements: Sequence[Judgement]) -> list[Block]:
@@ -287,9 +277,8 @@ def _picture(path: Path, found: Found) -> Picture:
             path, alt, f"{figure.title}. Line: mean; band: standard deviation; dots: median."
         )
     part = path.stem.removeprefix(f"{found.name}-")
-    return Picture(
-        path, f"{figure.title}: images of {part}, seed 0", f"{figure.title}: {part}, seed 0."
-    )
+    caption = f"{part}, seed 0. {figure.caption}"
+    return Picture(path, f"{figure.title}: {caption}", caption)
 
 
 def _numbers(figure: Figure, quantity: str, rows: Iterable[dict[str, Any]]) -> Table:

@@ -78,9 +78,16 @@ FIGURES = {
         ("off_data", "off_data_pixels"),
         over="point",
         extra=_lines,
+        caption="The first and the last image of a row are training images; between them the line "
+        "between their latent means, decoded.",
     ),
     "map": Figure(
-        "Map of the representations", _explored, ("agreement",), over="component", extra=_maps
+        "Map of the representations",
+        _explored,
+        ("agreement",),
+        over="component",
+        extra=_maps,
+        caption="Test rows, coloured by label.",
     ),
     "latent": Figure(
         "Latent dimensions",

@@ -7,6 +7,7 @@ from .checkpoints import (
     RunDirectoryInUse,
     load_checkpoint,
 )
+from .export import export
 from .fit import EarlyStopping, fit, load
 from .impute import impute
 from .infer import infer
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryEstimate",
     "RunDirectoryInUse",
     "estimate_memory",
+    "export",
     "fit",
     "impute",
     "infer",

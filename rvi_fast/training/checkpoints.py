@@ -40,12 +40,13 @@ from rvi_fast._version import __version__
 
 StrPath = str | os.PathLike[str]
 
-_FORMAT = 1
+# of a manifest: one process wrote the checkpoint, or each of several its part
+_FORMAT, SHARDED = 1, 2
 _SEAL = b'{"sha256": "'  # opens a manifest; then the 64 hex digits, of all that follows them
 _BLOCK = 1 << 20
 _NAME = re.compile(r"epoch-([0-9]{6}|[1-9][0-9]{6,})(\.replaced)?")
 _STEM = re.compile(r"[a-z][a-z0-9_-]*")  # no dot and no slash: never a path to elsewhere
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -124,39 +125,66 @@ def save_checkpoint(
         ValueError, TypeError: for arguments that cannot be saved; nothing was written then.
         OSError: as the system raised it, with the path named; earlier checkpoints are as they were.
     """
-    for argument, value, least in (("epoch", epoch, 0), ("keep", keep, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{argument} must be an int of at least {least}, got {value!r}")
-    headers = {stem: _header(stem, named) for stem, named in tensors.items()}
-    manifest: dict[str, Any] = {"format": _FORMAT, "rvi_fast": __version__, "epoch": epoch}
-    manifest |= {"metadata": dict(metadata), "files": {}}
-    json.dumps(manifest)  # a TypeError is due before anything is written
-
-    folder = _folder(run_dir)
-    final = folder / f"epoch-{epoch:06d}"
-    writing = folder / f".writing-{final.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    check_numbers(epoch, keep)
+    headers = {stem: header_of(stem, named) for stem, named in tensors.items()}
+    manifest = manifest_of(epoch, metadata)
+    writing = begin_checkpoint(run_dir, epoch)
     try:
-        writing.mkdir()
         for stem, header in headers.items():
-            manifest["files"][stem] = _write_tensors(_file(writing, stem), header, tensors[stem])
-        # the seal brings its own opening brace: the whole is still JSON
-        body = b'",' + json.dumps(manifest, indent=1).encode().removeprefix(b"{")
-        with durable(writing / "manifest.json") as file:
-            file.write(_SEAL + hashlib.sha256(body).hexdigest().encode() + body)
-        sync_directory(writing)
-        if final.exists():
-            # no system renames over a full directory; this name too is loaded, should we die here
-            os.rename(final, final.with_suffix(".replaced"))
-        os.rename(writing, final)
+            path = file_of(writing, stem)
+            manifest["files"][stem] = write_tensors(path, header, tensors[stem])
+        return publish_checkpoint(run_dir, writing, manifest, keep)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
+
+
+def check_numbers(epoch: int, keep: int) -> None:
+    for argument, value, least in (("epoch", epoch, 0), ("keep", keep, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{argument} must be an int of at least {least}, got {value!r}")
+
+
+def manifest_of(
+    epoch: int, metadata: Mapping[str, Any], *, sharded: bool = False
+) -> dict[str, Any]:
+    """A manifest whose files are still to come."""
+    manifest: dict[str, Any] = {"format": SHARDED if sharded else _FORMAT}
+    manifest |= {"rvi_fast": __version__, "epoch": epoch, "metadata": dict(metadata), "files": {}}
+    if sharded:
+        manifest["tensors"] = {}
+    json.dumps(manifest)  # a TypeError is due before anything is written
+    return manifest
+
+
+def begin_checkpoint(run_dir: StrPath, epoch: int) -> Path:
+    """The directory in which a checkpoint is written until `publish_checkpoint` names it."""
+    folder, final = _folder(run_dir), path_of(run_dir, epoch)
+    writing = folder / f".writing-{final.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    writing.mkdir()
+    return writing
+
+
+def publish_checkpoint(
+    run_dir: StrPath, writing: Path, manifest: Mapping[str, Any], keep: int
+) -> Path:
+    """Seals what is written, gives it its name and removes what is no longer kept."""
+    folder, final = writing.parent, path_of(run_dir, manifest["epoch"])
+    # the seal brings its own opening brace: the whole is still JSON
+    body = b'",' + json.dumps(manifest, indent=1).encode().removeprefix(b"{")
+    with durable(writing / "manifest.json") as file:
+        file.write(_SEAL + hashlib.sha256(body).hexdigest().encode() + body)
+    sync_directory(writing)
+    if final.exists():
+        # no system renames over a full directory; this name too is loaded, should we die here
+        os.rename(final, final.with_suffix(".replaced"))
+    os.rename(writing, final)
     sync_directory(folder)
     sync_directory(folder.parent)
     _remove_leftovers(folder)
-    for old in [path for other, path in _checkpoints(run_dir) if other <= epoch][keep:]:
+    for old in [path for other, path in checkpoints(run_dir) if other <= manifest["epoch"]][keep:]:
         remove_directory(old)
     return final
 
@@ -172,9 +200,9 @@ def load_checkpoint(run_dir: StrPath, *, device: str | torch.device = "cpu") -> 
     """
     device = torch.device(device)
     bad: list[CheckpointError] = []
-    for epoch, path in _checkpoints(run_dir):
+    for epoch, path in checkpoints(run_dir):
         try:
-            checkpoint = _load(path, epoch, device)
+            checkpoint = load_one(path, epoch, device)
         except CheckpointError as error:
             bad.append(error)
             continue
@@ -188,18 +216,23 @@ def load_checkpoint(run_dir: StrPath, *, device: str | torch.device = "cpu") -> 
 
 def latest_epoch(run_dir: StrPath) -> int | None:
     """The epoch of the newest checkpoint, or None. Reads names only: it may turn out damaged."""
-    return next((epoch for epoch, _ in _checkpoints(run_dir)), None)
+    return next((epoch for epoch, _ in checkpoints(run_dir)), None)
 
 
 def _folder(run_dir: StrPath) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-def _file(checkpoint: Path, stem: str) -> Path:
+def path_of(run_dir: StrPath, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies."""
+    return _folder(run_dir) / f"epoch-{epoch:06d}"
+
+
+def file_of(checkpoint: Path, stem: str) -> Path:
     return checkpoint / f"{stem}.safetensors"
 
 
-def _checkpoints(run_dir: StrPath) -> list[tuple[int, Path]]:
+def checkpoints(run_dir: StrPath) -> list[tuple[int, Path]]:
     """Epoch and directory of every checkpoint, newest first, by names only."""
     folder = _folder(run_dir)
     names = os.listdir(folder) if folder.exists() else []
@@ -208,7 +241,7 @@ def _checkpoints(run_dir: StrPath) -> list[tuple[int, Path]]:
     return [(int(match[1]), folder / match[0]) for match in matches]
 
 
-def _header(stem: str, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def header_of(stem: str, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """The header of a safetensors file, in the order in which the bytes follow it."""
     if not _STEM.fullmatch(stem):
         raise ValueError(f"tensors: a file stem must match {_STEM.pattern}, got {stem!r}")
@@ -218,19 +251,19 @@ def _header(stem: str, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             got = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"tensors[{stem!r}][{name!r}] must be a dense tensor, got {got}")
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise TypeError(f"tensors[{stem!r}][{name!r}]: safetensors lacks {tensor.dtype}")
     header, end = {}, 0
     # widest first: every tensor is then aligned in the mapped file
     for name in sorted(named, key=lambda name: (-named[name].element_size(), name)):
         tensor = named[name]
         start, end = end, end + tensor.numel() * tensor.element_size()
-        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        dtype, shape = DTYPES[tensor.dtype], list(tensor.shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     return header
 
 
-def _write_tensors(
+def write_tensors(
     path: Path, header: Mapping[str, Any], named: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Writes one safetensors file and returns its size and SHA-256.
@@ -258,38 +291,94 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return dense.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _load(path: Path, epoch: int, device: torch.device) -> Checkpoint:
+def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
     """Reads one checkpoint, or says in a `CheckpointError` which file is bad and why."""
+    manifest = read_manifest(path, epoch)
+    # all are checked before the first is loaded: no memory is spent on a half good checkpoint
+    for stem in manifest["files"]:
+        verify_file(path, manifest, stem)
+    tensors = {}
+    for stem in manifest["files"]:
+        with reading(file_of(path, stem)):
+            tensors[stem] = load_file(file_of(path, stem), device=str(device))
+    if manifest["format"] == SHARDED:
+        tensors = _joined(path / "manifest.json", manifest["tensors"], tensors)
+    return Checkpoint(path, epoch, tensors, manifest["metadata"])
+
+
+def read_manifest(path: Path, epoch: int) -> dict[str, Any]:
+    """The manifest of a checkpoint, whose files have not been looked at."""
     source = path / "manifest.json"
-    with _reading(source):
+    with reading(source):
         text = source.read_bytes()
         end = len(_SEAL) + 64
         if text[:end] != _SEAL + hashlib.sha256(text[end:]).hexdigest().encode():
             raise CheckpointError(source, "is damaged: it does not match its own SHA-256")
         manifest = json.loads(text)
-    if manifest.get("format") != _FORMAT:
+    if manifest.get("format") not in (_FORMAT, SHARDED):
         reason = f"has format {manifest.get('format')!r}, this version reads {_FORMAT}"
-        raise CheckpointError(source, reason)
+        raise CheckpointError(source, f"{reason} and {SHARDED}")
     match manifest:
-        case {"epoch": int(said), "metadata": dict(metadata), "files": dict(files)}:
+        case {"epoch": int(said), "metadata": dict(), "files": dict(files)}:
             if said != epoch:
                 raise CheckpointError(source, f"is of epoch {said}, its directory of {epoch}")
         case _:
             raise CheckpointError(source, "is not the manifest of a checkpoint")
-    # all are checked before the first is loaded: no memory is spent on a half good checkpoint
-    for stem, entry in files.items():
+    for stem in files:
         if not _STEM.fullmatch(stem):
             raise CheckpointError(source, f"names a file outside its directory: {stem!r}")
-        _verify(_file(path, stem), entry)
-    tensors = {}
-    for stem in files:
-        with _reading(_file(path, stem)):
-            tensors[stem] = load_file(_file(path, stem), device=str(device))
-    return Checkpoint(path, epoch, tensors, metadata)
+    if manifest["format"] == SHARDED:
+        _check_parts(source, manifest)
+    return manifest
+
+
+def _check_parts(source: Path, manifest: dict[str, Any]) -> None:
+    """Every tensor of a sharded checkpoint lies in files that there are, without a gap."""
+    if not isinstance(manifest.get("tensors"), dict):
+        raise CheckpointError(source, "does not say where its tensors lie")
+    for name, entry in manifest["tensors"].items():
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape), "parts": list(parts)}:
+                end, wrong = 0, dtype not in DTYPES.values() or "/" not in name
+                for part in parts:
+                    match part:
+                        case [int(first), int(rows), str(stem)]:
+                            wrong |= first != end or rows < 0 or stem not in manifest["files"]
+                            end += rows
+                        case _:
+                            wrong = True
+                wrong |= end != (shape[0] if shape else 1)
+            case _:
+                wrong = True
+        if wrong:
+            raise CheckpointError(source, f"does not say where {name!r} lies")
+
+
+def _joined(
+    source: Path, entries: dict[str, Any], files: dict[str, dict[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a sharded checkpoint, their parts put together."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, entry in entries.items():
+        kind, inner = name.split("/", 1)
+        try:
+            parts = [files[stem][name] for _, _, stem in entry["parts"]]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(source, f"does not fit the files: {name!r}: {error}") from error
+        if [*whole.shape] != entry["shape"] or DTYPES[whole.dtype] != entry["dtype"]:
+            raise CheckpointError(source, f"does not fit the files: {name!r} is {whole.shape}")
+        tensors.setdefault(kind, {})[inner] = whole
+    return tensors
+
+
+def verify_file(path: Path, manifest: dict[str, Any], stem: str) -> None:
+    """Compares a file with its size and SHA-256 in the manifest."""
+    _verify(file_of(path, stem), manifest["files"][stem])
 
 
 def _verify(path: Path, entry: Any) -> None:
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         match entry:
             case {"size": int(due), "sha256": str(sha256)}:
@@ -302,7 +391,7 @@ def _verify(path: Path, entry: Any) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong in reading a file from elsewhere is a `CheckpointError` that names it."""
     try:
         if not path.is_file():  # a pipe, from a hostile archive, would block

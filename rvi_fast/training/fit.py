@@ -16,6 +16,8 @@ from ..optim import MODES
 from ..storage import MappedTables
 from .blocks import default_block_rows, row_bytes
 from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
+from .distributed import ranks_of
+from .export import load_export
 from .inputs import prepare
 from .journal import Journal
 from .run import Callback, History, KLWeight, Run, device_of, name_of, restore_lagging, row_adam
@@ -77,12 +79,16 @@ def fit(
     result depends on the model's parameters, the data and the arguments alone: neither does it
     depend on torch's global random state nor change it.
 
+    Several processes train one model where each of them calls this with a shard of it, see
+    `training.distributed`.
+
     Args:
         model: changed in place. Its posterior has one row for each row of x.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
             which count as x / 255. A memory map (`np.load(..., mmap_mode="r")`) is never read as a
             whole: the rows of a batch are read ahead of its step. So are those of a map-style
-            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing.
+            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing. Of all rows
+            or, for a shard, of its own.
         mask: bool [N, D], true = observed.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
@@ -102,7 +108,8 @@ def fit(
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
-        capture: on CUDA, run whole steps from CUDA graphs; the result is the same.
+        capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
+            processes train: a graph cannot hold what they exchange.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
             order and shuffles four of them together. What is in memory at a time is then a few
             blocks, where the posterior's storage is a directory, and on a GPU also where it is "host";
@@ -121,6 +128,7 @@ def fit(
         ValueError, TypeError: an argument is out of its range; x or mask hold what they should not.
         FloatingPointError: the loss became NaN or infinite; names step and last good checkpoint.
         RunDirectoryInUse: another process trains in `run_dir`.
+        RankError: another process of those that train this model has failed, died or hangs.
         CheckpointError: no checkpoint in `run_dir` can be read.
     """
     _checks.check_positive_int("epochs", epochs)
@@ -153,7 +161,12 @@ def fit(
             block_rows = default_block_rows(row_bytes(rows.shape[1], rows.dtype, moments))
     elif moment_dtype is not None:
         raise ValueError("moment_dtype: expected None for an encoder, which has no rows")
-    inputs = prepare(model, x, mask, num_data=model.num_data)
+    ranks = ranks_of(model)
+    if not ranks.alone and moments is not None and model.posterior.staged:
+        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
+    if not ranks.alone and block_rows is not None:
+        raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
+    inputs = prepare(model, *ranks.own(x, mask), num_data=model.num_data)
     settings = {
         "batch_size": batch_size,
         "lr": lr,
@@ -164,11 +177,21 @@ def fit(
         "eval_every": eval_every,
         "block_rows": block_rows,
         "moment_dtype": None if moments is None else name_of(moments),
-        "data": "" if run_dir is None else inputs.fingerprint(),
+        "data": "",
     }
+    called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
+    ranks.begin(model, inputs, called)
+    if run_dir is not None:
+        settings["data"] = ranks.fingerprint(inputs)
     target = device_of(model)
     with contextlib.ExitStack() as stack:
-        directory = None if run_dir is None else Path(stack.enter_context(RunDirectory(run_dir)))
+        directory = None if run_dir is None else Path(run_dir)
+
+        def hold() -> None:
+            if directory is not None:
+                stack.enter_context(RunDirectory(directory))
+
+        ranks.first(hold)
         stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_unchanged(model))
@@ -176,7 +199,9 @@ def fit(
             directory is None or directory.resolve() != tables.directory.resolve()
         ):  # two runs must not share them
             stack.enter_context(RunDirectory(tables.directory))
-        run = Run(model, inputs, settings, kl_weight, directory, checkpoint_every, capture, resume)
+        run = Run(
+            model, inputs, ranks, settings, kl_weight, directory, checkpoint_every, capture, resume
+        )
         stack.callback(run.detach)
         run.start()
         run.train(epochs, eval_every, callbacks, progress)
@@ -184,7 +209,9 @@ def fit(
 
 
 def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
-    """The model of the last good checkpoint in a run directory.
+    """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
+
+    One process reads all rows, however many have written the checkpoint.
 
     Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
@@ -193,6 +220,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
         CheckpointError: there is none that can be read.
         ValueError: the model was not made by a builder.
     """
+    if Path(run_dir).is_file():
+        return load_export(Path(run_dir), device)
     # where the tables belong is known by the config alone
     checkpoint = load_checkpoint(run_dir)
     config = checkpoint.metadata.get("config")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,7 +14,18 @@ from torch.utils.data import Dataset
 from .. import _checks
 from ..models import LatentModel
 from ..storage import check_memory
-from .sources import DatasetRows, HostInputs, MappedArray, Visit, chunks, convert, is_mapped
+from .sources import (
+    DatasetRows,
+    HostInputs,
+    MappedArray,
+    Visit,
+    chunks,
+    convert,
+    digest_of,
+    fingerprint_of,
+    is_mapped,
+    kind_of,
+)
 
 # rows examined at once, so that no mask of the whole table is made
 _CHUNK = 8192
@@ -54,11 +64,20 @@ class Inputs(NamedTuple):
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, dtype and all entries: are two data sets the same?"""
-        digest = hashlib.sha256(f"{tuple(self.x.shape)} {self.x.dtype}".encode())
-        for tensor in (self.x, self.mask):
-            for rows in () if tensor is None else tensor.split(_CHUNK):
-                digest.update(rows.cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(self.kind, self.num_data, self.digest(0, self.num_data))
+
+    @property
+    def kind(self) -> str:
+        """What all rows have in common."""
+        return kind_of(self.x.shape[1], self.x.dtype, self.mask is not None)
+
+    def digest(self, first_row: int, num_data: int) -> int:
+        """Of all entries, where these rows are a part of `num_data`; see `digest_of`."""
+        masks = [None] * len(self.x) if self.mask is None else self.mask.split(_CHUNK)
+        return sum(
+            digest_of(rows, mask, first_row + position * _CHUNK)
+            for position, (rows, mask) in enumerate(zip(self.x.split(_CHUNK), masks, strict=False))
+        )
 
 
 def prepare(

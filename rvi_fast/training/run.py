@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from .checkpoints import (
     CheckpointError,
     append_metrics,
     latest_epoch,
-    load_checkpoint,
     rewrite_metrics,
     save_checkpoint,
 )
+from .distributed import Alone
 from .inputs import Inputs
 from .journal import Journal, discard
 from .shared_adam import SharedAdam, shared_adam
@@ -118,6 +119,7 @@ class Run:
         self,
         model: LatentModel,
         inputs: Inputs | HostInputs,
+        ranks: Alone,
         settings: dict[str, Any],
         kl_weight: KLWeight,
         run_dir: Path | None,
@@ -126,7 +128,9 @@ class Run:
         resume: bool,
     ) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
-        self.steps_per_epoch = -(-model.num_data // settings["batch_size"])
+        # those who train the rows, and how many rows they all have
+        self.ranks, self.num_data = ranks, ranks.num_data
+        self.steps_per_epoch = -(-self.num_data // settings["batch_size"])
         self.kl_weight = kl_weight
         self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
         self.history = History()
@@ -154,6 +158,7 @@ class Run:
                 {"params": others, "lr": settings["lr"]},
             ]
         )
+        ranks.attach(self.shared)
         self.staging: Staging | None = None
         if isinstance(self.rows, RowAdam) and model.posterior.staged:
             assert self.block_rows is not None
@@ -168,6 +173,7 @@ class Run:
         )
         if (
             capture
+            and ranks.alone  # a graph cannot hold the exchange between processes
             and isinstance(inputs, Inputs)
             and device_of(model).type == "cuda"
             and isinstance(step, DirectStep)
@@ -198,8 +204,10 @@ class Run:
 
     def _found(self, resume: bool) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
-        epoch = None if self.run_dir is None else latest_epoch(self.run_dir)
-        if self.run_dir is None or epoch is None:
+        if (run_dir := self.run_dir) is None:
+            return None
+        epoch = self.ranks.first(lambda: latest_epoch(run_dir))
+        if epoch is None:
             return None
         if not resume:
             raise ValueError(
@@ -208,7 +216,7 @@ class Run:
         # tables that have no room on the device must not be loaded there
         staged = getattr(self.model.posterior, "staged", False)
         device = torch.device("cpu") if staged else device_of(self.model)
-        checkpoint = load_checkpoint(self.run_dir, device=device)
+        checkpoint = self.ranks.load(run_dir, device)
         rows = getattr(self.model.posterior, "rows", None)
         # older checkpoints have moments in the dtype of the rows, and do not say so
         stored = {"moment_dtype": None if rows is None else name_of(rows.dtype)}
@@ -231,7 +239,8 @@ class Run:
             # what a run that is killed in its first epoch goes back to
             self.journal.begin(f"{secrets.token_hex(8)}-start")
             self._save()
-        rewrite_metrics(self.run_dir, self.history.records())
+        if self.ranks.leads:
+            rewrite_metrics(self.run_dir, self.history.records())
         if self.journal is not None and isinstance(self.rows, RowAdam):
             self.rows.before_write = self.journal.before_write
 
@@ -242,7 +251,8 @@ class Run:
         if self.stopped or first >= epochs:
             return
         steps = self.steps_per_epoch
-        bar = tqdm(total=epochs * steps, initial=first * steps, unit="step", disable=not progress)
+        quiet = not (progress and self.ranks.leads)
+        bar = tqdm(total=epochs * steps, initial=first * steps, unit="step", disable=quiet)
         with bar:
             for epoch in range(first, epochs):
                 bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
@@ -256,27 +266,33 @@ class Run:
                 self._check_parameters(epoch)
                 record = self.history.records()[-1]
                 bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
-                for callback in callbacks:
-                    self.stopped = bool(callback(self.model, self.history)) or self.stopped
-                if self.run_dir is None:
-                    if self.stopped:
-                        break
-                    continue
-                seconds = round(time.monotonic() - started, 3)
-                append_metrics(self.run_dir, {**record, "seconds": seconds})
-                last = self.stopped or epoch + 1 == epochs
-                if last or time.monotonic() - saved_at >= self.checkpoint_every:
+
+                finish = partial(self._finish_epoch, callbacks, started, saved_at)
+                self.stopped, due = self.ranks.first(finish)
+                if self.run_dir is not None and (due or self.stopped or epoch + 1 == epochs):
                     self._save()
                     saved_at = time.monotonic()
                 if self.stopped:
                     break
 
+    def _finish_epoch(
+        self, callbacks: Sequence[Callback], started: float, saved_at: float
+    ) -> tuple[bool, bool]:
+        """Calls callbacks and writes metrics; whether to stop, and whether a checkpoint is due."""
+        stopped = self.stopped
+        for callback in callbacks:
+            stopped = bool(callback(self.model, self.history)) or stopped
+        if self.run_dir is not None:
+            seconds = round(time.monotonic() - started, 3)
+            append_metrics(self.run_dir, {**self.history.records()[-1], "seconds": seconds})
+        return stopped, time.monotonic() - saved_at >= self.checkpoint_every
+
     def _train_epoch(self, epoch: int, bar: Any) -> None:
         device, seed = device_of(self.model), self.settings["seed"]
         self.model.train()
-        _seed_generators(stream(seed, GLOBAL, epoch), device)
+        _seed_generators(stream(seed, GLOBAL, epoch, *self.ranks.counters), device)
         generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
-        num_data, size = self.model.num_data, self.settings["batch_size"]
+        num_data, size = self.num_data, self.settings["batch_size"]
         order = EpochOrder(num_data, self.block_rows or num_data, generator)
         self.step.seed.fill_(stream(seed, NOISE, epoch))
         self.step.kl_weight.fill_(
@@ -286,7 +302,8 @@ class Run:
         unchecked: list[Tensor] = []
         sizes: list[int] = []
         first_step = self.rows.num_steps if isinstance(self.rows, RowAdam) else 0
-        with self._resident(order, epoch) as residence, self.inputs.feed(order.visits(size)) as fed:
+        visits = self.ranks.visits(order.visits(size))
+        with self._resident(order, epoch) as residence, self.inputs.feed(visits) as fed:
             for step, (index, window) in enumerate(fed):
                 if residence is not None:
                     residence.before(window)
@@ -298,8 +315,11 @@ class Run:
                     residence.after(window)
                 if len(unchecked) == _CHECK_EVERY or step + 1 == self.steps_per_epoch:
                     values = torch.stack(unchecked).to(torch.float64)
-                    self._check_finite(values[:, 0], epoch, step + 1 - len(unchecked))
-                    totals += torch.tensor(sizes, dtype=torch.float64, device=device) @ values
+                    weights = torch.tensor(sizes, dtype=torch.float64, device=device)[:, None]
+                    # the mean over no rows is not a number
+                    sums = self.ranks.sum(torch.where(weights > 0, values * weights, 0.0))
+                    self._check_finite(sums[:, 0], epoch, step + 1 - len(unchecked))
+                    totals += sums.sum(0)
                     bar.update(len(unchecked))
                     unchecked.clear()
                     sizes.clear()
@@ -368,8 +388,13 @@ class Run:
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
+        broken = self.ranks.sum(1.0 - finite.all().double())
         if not bool(finite.all()):
             self._check_table(*named[int((~finite).to(torch.uint8).argmax())], epoch)
+        if bool(broken):
+            raise FloatingPointError(
+                f"rows of another process became nan or inf in epoch {epoch + 1}; {self._kept()}"
+            )
 
     def _check_table(self, name: str, table: Tensor, epoch: int) -> None:
         if not bool(torch.isfinite(torch.stack(torch.aminmax(table))).all()):
@@ -402,6 +427,9 @@ class Run:
                 self.model.posterior.tables.release(*ends)
                 self.inputs.release(*ends)
         self.model.train()
+        device = device_of(self.model)
+        sums = self.ranks.sum(torch.tensor([total, count], dtype=torch.float64, device=device))
+        total, count = sums.tolist()
         return total / count if count else float("nan")
 
     def _chunks(self) -> Iterator[Tensor]:
@@ -427,7 +455,7 @@ class Run:
         }
         epochs = self.history.epochs
         if self.journal is None:
-            self.last_checkpoint = save_checkpoint(self.run_dir, epochs, tensors, metadata)
+            self.last_checkpoint = self.ranks.save(self.run_dir, epochs, tensors, metadata)
             return
         self.model.posterior.tables.sync()
         token = f"{secrets.token_hex(8)}-{epochs}"

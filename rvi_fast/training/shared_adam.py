@@ -29,11 +29,15 @@ def shared_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 class SharedAdam(torch.optim.Optimizer):
     """`torch.optim.Adam`, in one launch for each learning rate.
 
-    The parameters of a group lie in one buffer until `detach`, and so do their gradients and moments.
+    The parameters of a group lie in one buffer until `detach`, and so do their moments; the gradients of
+    all groups lie in one.
 
     Args:
         groups: {"params": ..., "lr": ...} for each learning rate.
         betas, eps: as in torch.
+
+    Attributes:
+        reduce: called with all gradients [n] before each step, to change them in place.
 
     Note:
         A parameter without a gradient is stepped as if it were zero.
@@ -47,9 +51,16 @@ class SharedAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
-        self._buffers = [_Buffers(group["params"]) for group in self.param_groups]
+        like = self.param_groups[0]["params"][0]
+        sizes = [sum(_padded(group["params"])) for group in self.param_groups]
+        self._grad = torch.zeros(sum(sizes), dtype=like.dtype, device=like.device)
+        self._buffers = [
+            _Buffers(group["params"], grad)
+            for group, grad in zip(self.param_groups, self._grad.split(sizes), strict=True)
+        ]
         for buffers in self._buffers:
             self.state.update(buffers.states())
+        self.reduce: Callable[[Tensor], None] | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -58,8 +69,11 @@ class SharedAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, buffers in zip(self.param_groups, self._buffers, strict=True):
+        for buffers in self._buffers:
             buffers.collect()
+        if self.reduce is not None:
+            self.reduce(self._grad)
+        for group, buffers in zip(self.param_groups, self._buffers, strict=True):
             captured = buffers.lr.is_cuda and torch.cuda.is_current_stream_capturing()
             if not captured:  # a graph would keep the learning rate of its capture
                 buffers.lr.fill_(group["lr"])
@@ -98,28 +112,30 @@ class SharedAdam(torch.optim.Optimizer):
             buffers.detach()
 
 
+def _padded(parameters: list[torch.nn.Parameter]) -> list[int]:
+    """Elements that each parameter takes in a buffer."""
+    return [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
+
+
 class _Buffers:
-    """Parameters, gradients and moments of one group, each in one piece."""
+    """Parameters, gradients and moments of one group, each in one piece; that of `grad` is given."""
 
     @torch.no_grad()
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: list[torch.nn.Parameter], grad: Tensor) -> None:
         self.parameters = parameters
         self.originals = [parameter.detach() for parameter in parameters]
-        sizes = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
-        like = parameters[0]
+        sizes, like = _padded(parameters), parameters[0]
 
-        def make() -> tuple[Tensor, list[Tensor]]:
-            whole = torch.zeros(sum(sizes), dtype=like.dtype, device=like.device)
-            parts = whole.split(sizes)
-            return whole, [
+        def parts(whole: Tensor) -> list[Tensor]:
+            return [
                 part.narrow(0, 0, parameter.numel()).view(parameter.shape)
-                for part, parameter in zip(parts, parameters, strict=True)
+                for part, parameter in zip(whole.split(sizes), parameters, strict=True)
             ]
 
-        self.values, self._values = make()
-        self.grad, self._grads = make()
-        self.exp_avg, self._exp_avgs = make()
-        self.exp_avg_sq, self._exp_avg_sqs = make()
+        self.grad, self._grads = grad, parts(grad)
+        self.values, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(grad) for _ in range(3))
+        self._values, self._exp_avgs = parts(self.values), parts(self.exp_avg)
+        self._exp_avg_sqs = parts(self.exp_avg_sq)
         self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
         self.lr = torch.zeros((), dtype=torch.float64, device=like.device)
         for parameter, value in zip(parameters, self._values, strict=True):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from .. import _checks
 from ..storage import forget_pages, want_pages
@@ -24,6 +24,7 @@ AHEAD = 4
 # rows of a data set that its fingerprint reads
 _SAMPLED = 64
 _POLL = 0.05  # seconds
+_DIGEST = 1 << 256
 Batch = tuple[Tensor, Tensor | None]
 
 
@@ -46,8 +47,12 @@ class Source(Protocol):
         """Rows [start, stop) will be needed soon."""
         ...
 
-    def fingerprint(self, dtype: torch.dtype) -> str:
-        """Are two data sets the same to a model of this dtype?"""
+    def kind(self, dtype: torch.dtype) -> str:
+        """What all rows have in common."""
+        ...
+
+    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
+        """Of the entries as a model of this dtype sees them, see `digest_of`."""
         ...
 
     def release(self, start: int, stop: int) -> None:
@@ -78,17 +83,20 @@ class MappedArray:
         x = _native(self.x[rows])
         return x, None if self.mask is None else torch.from_numpy(self.mask[rows])
 
-    def fingerprint(self, dtype: torch.dtype) -> str:
+    def kind(self, dtype: torch.dtype) -> str:
         """That of the same table in memory."""
-        kind = torch.uint8 if self.x.dtype == np.uint8 else dtype
-        digest = hashlib.sha256(f"{self.x.shape} {kind}".encode())
-        for part in range(1 if self.mask is None or kind != torch.uint8 else 2):
-            for rows in chunks(len(self)):
-                entry = convert(*self.read(rows), dtype, rows)[part]
-                assert entry is not None
-                digest.update(entry.contiguous().view(torch.uint8).numpy().data)
-                self.release(rows[0], rows[-1] + 1)
-        return digest.hexdigest()
+        pixels = self.x.dtype == np.uint8
+        return kind_of(
+            self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
+        )
+
+    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
+        """That of the same table in memory."""
+        total = 0
+        for rows in chunks(len(self)):
+            total += digest_of(*convert(*self.read(rows), dtype, rows), first_row + int(rows[0]))
+            self.release(rows[0], rows[-1] + 1)
+        return total % _DIGEST
 
     def prefetch(self, start: int, stop: int) -> None:
         for array in self._mapped():
@@ -142,13 +150,18 @@ class DatasetRows:
         _checks.check_shape(f"x[{row}]", value, (self.num_features,))
         return value
 
-    def fingerprint(self, dtype: torch.dtype) -> str:
-        """Of type, length and some rows: reading all of a data set may take as long as an epoch."""
-        digest = hashlib.sha256(f"{type(self.dataset).__qualname__} {len(self)}".encode())
-        rows = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64))
-        x, _ = self.read(rows)
-        digest.update(str(x.dtype).encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    def kind(self, dtype: torch.dtype) -> str:
+        """Type of the data set and of its items."""
+        dataset = self.dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        return f"{type(dataset).__qualname__} {self.read(np.arange(1))[0].dtype}"
+
+    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
+        """Of some rows: reading all of a data set may take as long as an epoch."""
+        sampled = np.unique(np.linspace(0, num_data - 1, _SAMPLED).astype(np.int64)) - first_row
+        sampled = sampled[(sampled >= 0) & (sampled < len(self))]
+        return sum(digest_of(*self.read(row[None]), first_row + int(row)) for row in sampled)
 
     def prefetch(self, start: int, stop: int) -> None:
         pass
@@ -180,7 +193,16 @@ class HostInputs:
 
     def fingerprint(self) -> str:
         """SHA-256 that tells two data sets apart."""
-        return self.source.fingerprint(self.dtype)
+        return fingerprint_of(self.kind, self.num_data, self.digest(0, self.num_data))
+
+    @property
+    def kind(self) -> str:
+        """What all rows have in common."""
+        return self.source.kind(self.dtype)
+
+    def digest(self, first_row: int, num_data: int) -> int:
+        """See `Inputs.digest`."""
+        return self.source.digest(self.dtype, first_row, num_data)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Rows [start, stop) will be needed soon."""
@@ -238,6 +260,32 @@ def chunks(num_data: int) -> Iterator[np.ndarray]:
     """All row numbers, some at a time."""
     for start in range(0, num_data, _CHUNK):
         yield np.arange(start, min(start + _CHUNK, num_data))
+
+
+def kind_of(num_features: int, dtype: torch.dtype, masked: bool) -> str:
+    """What all rows of a table have in common."""
+    return f"{num_features} {dtype}" + (" masked" if masked else "")
+
+
+def digest_of(x: Tensor, mask: Tensor | None, first_row: int) -> int:
+    """A number below 2^256 for some rows: those of the parts of a table add up to that of the whole."""
+    parts = [
+        entry.cpu().contiguous().view(torch.uint8).numpy()
+        for entry in (x, mask)
+        if entry is not None
+    ]
+    total = 0
+    for row in range(len(x)):
+        digest = hashlib.sha256((first_row + row).to_bytes(8, "little"))
+        for part in parts:
+            digest.update(part[row].data)
+        total += int.from_bytes(digest.digest(), "little")
+    return total % _DIGEST
+
+
+def fingerprint_of(kind: str, num_data: int, digest: int) -> str:
+    """SHA-256 that tells two data sets apart."""
+    return hashlib.sha256(f"{num_data} {kind} {digest % _DIGEST:064x}".encode()).hexdigest()
 
 
 def convert(x: Tensor, mask: Tensor | None, dtype: torch.dtype, rows: Any) -> Batch:

@@ -42,7 +42,7 @@ class Staging:
 
     def __init__(self, model: LatentModel, rows: RowAdam, block_rows: int, batch_size: int) -> None:
         posterior, self.rows, self.block_rows = model.posterior, rows, block_rows
-        self.host = rows.raw_tables()
+        self.host, self.first = rows.raw_tables(), posterior.first_row
         device, num_blocks = posterior.relays.device, -(-posterior.num_data // block_rows)
         self.places = blocks_resident(posterior.num_data, block_rows, batch_size)
         num_slots = self.places * block_rows
@@ -83,7 +83,7 @@ class Staging:
         pairs = [(self.host[name][start:stop], table[slots]) for name, table in self.slots.items()]
         with self.mover.at_work():
             self.mover.to_device(pairs)
-            torch.arange(start, stop, out=self.numbers[slots])
+            torch.arange(self.first + start, self.first + stop, out=self.numbers[slots])
 
     def leave(self, start: int, stop: int, mark: Any, check: Callable[[Tensor], None]) -> None:
         """Copies a block back, after the steps before `mark`; returns when it is on the host.

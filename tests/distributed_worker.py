@@ -1,0 +1,115 @@
+"""What the processes of tests/test_distributed.py run, and how they are started.
+
+They are forked from one server that has imported everything, so that a process starts at once.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import rvi_fast
+from rvi_fast.training import distributed
+
+# rows, features; and batches of which most processes own nothing
+N, D, BATCH = 37, 6, 3
+TIMEOUT = 20.0
+
+
+def table(num_data=N, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(num_data, D, generator=generator, dtype=dtype)
+    return torch.where(torch.rand(num_data, D, generator=generator) < 0.3, torch.nan, x)
+
+
+def make(shard=None, *, kind="rvi", dtype=torch.float32, num_data=N):
+    """The same model whatever the shard."""
+    torch.manual_seed(3)
+    posterior = rvi_fast.RelayPosterior(
+        num_data, 4, groups=(3, 5) if kind != "vad" else (), dtype=dtype, shard=shard
+    )
+    layers = [torch.nn.Linear(4, 7), torch.nn.ReLU(), torch.nn.Linear(7, D)]
+    if kind == "autograd":
+        layers[1] = torch.nn.Tanh()
+    decoder = torch.nn.Sequential(*layers).to(dtype)
+    if kind == "autograd":  # a hook, which only a call of the module sees
+        posterior.register_forward_hook(lambda *_: None)
+    return rvi_fast.models.LatentModel(posterior, decoder, rvi_fast.GaussianLikelihood(D).to(dtype))
+
+
+def built(shard=None):
+    torch.manual_seed(3)
+    return rvi_fast.models.rvi(N, D, latent_dim=4, hidden=(7,), groups=(3, 5), shard=shard)
+
+
+def options(**changes):
+    base = {"epochs": 2, "batch_size": BATCH, "lr": 3e-3, "posterior_lr": 2e-2, "progress": False}
+    return {**base, **changes}
+
+
+def train(
+    rank, size, *, kind="rvi", dtype=torch.float32, num_data=N, make_model=make, x=None, **changes
+):
+    """State of the model and history."""
+    x = table(num_data, dtype) if x is None else x
+    shard = distributed.rows_of_rank(num_data)
+    keywords = {} if make_model is built else {"kind": kind, "dtype": dtype, "num_data": num_data}
+    model = make_model(shard, **keywords)
+    history = rvi_fast.fit(model, x, **options(**changes))
+    return {**model.state_dict(), "history": dict(history)}
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        return sock.getsockname()[1]
+
+
+def _enter(rank, size, port, folder, timeout, function, keywords):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    try:
+        distributed.init(timeout=timeout, device="cpu")
+        result = function(rank, size, **keywords)
+        torch.save(result, folder / f"{rank}.pt")
+        dist.barrier()
+    except BaseException as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        os._exit(1)
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "distributed_worker"])
+
+
+def start(size, function, folder, *, timeout=TIMEOUT, **keywords):
+    """Processes that run `function(rank, size, **keywords)`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    processes = [
+        _context.Process(
+            target=_enter, args=(rank, size, port, folder, timeout, function, keywords)
+        )
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run(size, function, folder, **keywords):
+    """What `function(rank, size, **keywords)` returns in each of `size` processes."""
+    processes = start(size, function, folder, **keywords)
+    for process in processes:
+        process.join(120)
+    said = "; ".join(path.read_text() for path in sorted(Path(folder).glob("*.txt")))
+    assert [process.exitcode for process in processes] == [0] * size, said
+    # written by the processes above
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
