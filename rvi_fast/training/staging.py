@@ -33,6 +33,8 @@ _ADVICE = "lower block_rows, groups or latent_dim"
 class Staging:
     """The slots on the device, and how blocks get there and back.
 
+    An epoch that is broken off leaves the blocks at work as they were before it.
+
     Args:
         model: its posterior's rows lie in host memory.
         rows: their optimiser.
