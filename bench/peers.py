@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +86,37 @@ def decoder(latent_dim: int, num_features: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(64, num_features),
     )
+
+
+def pyro_step(
+    num_data: int, latent_dim: int, num_features: int
+) -> Callable[[Tensor, Tensor], None]:
+    """A step of Pyro's SVI: a mean and a standard deviation of its own for each row, no relays."""
+    import pyro
+    from pyro import distributions
+
+    pyro.clear_param_store()
+    net, scale = decoder(latent_dim, num_features), nn.Parameter(torch.ones(()))
+    shape = (num_data, latent_dim)
+    device = torch.get_default_device()
+
+    def model(index: Tensor, x: Tensor) -> None:
+        pyro.module("decoder", net)
+        sigma = pyro.param("scale", scale, constraint=distributions.constraints.positive)
+        with pyro.plate("rows", num_data, subsample=index):
+            zeros = torch.zeros(len(index), latent_dim, device=device)
+            z = pyro.sample("z", distributions.Normal(zeros, 1.0).to_event(1))
+            observed = ~torch.isnan(x)
+            likelihood = distributions.Normal(net(z), sigma).mask(observed).to_event(1)
+            pyro.sample("x", likelihood, obs=torch.where(observed, x, 0.0))
+
+    def guide(index: Tensor, x: Tensor) -> None:
+        mean = pyro.param("mean", lambda: 0.01 * torch.randn(shape, device=device))
+        log_std = pyro.param("log_std", lambda: torch.full(shape, -2.0, device=device))
+        with pyro.plate("rows", num_data, subsample=index):
+            posterior = distributions.Normal(mean[index], log_std[index].exp())
+            pyro.sample("z", posterior.to_event(1))
+
+    optimizer = pyro.optim.Adam({"lr": 1e-3})
+    inference = pyro.infer.SVI(model, guide, optimizer, pyro.infer.Trace_ELBO())
+    return lambda index, x: inference.step(index, x)

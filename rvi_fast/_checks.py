@@ -75,14 +75,19 @@ def check_row_numbers(index: Tensor, num_data: int) -> None:
         )
 
 
+def moment_dtypes(rows: torch.dtype) -> list[torch.dtype]:
+    """What the moments of rows of a dtype may be."""
+    return [torch.float32, torch.bfloat16] if rows == torch.float32 else [rows]
+
+
 def check_moment_dtype(value: Any, rows: torch.dtype) -> torch.dtype:
     """The dtype of the moments of rows of a dtype; None is that of the rows."""
     if value is not None and not isinstance(value, torch.dtype):
         raise TypeError(f"moment_dtype: expected a torch.dtype or None, got {value!r}")
-    if value not in (None, rows, torch.bfloat16):
-        raise ValueError(f"moment_dtype: expected torch.bfloat16 or {rows}, got {value}")
-    if value == torch.bfloat16 and rows not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"moment_dtype: expected {rows} as the rows have, got {value}")
+    allowed = moment_dtypes(rows)
+    if value is not None and value not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        raise ValueError(f"moment_dtype: expected {wanted} for rows in {rows}, got {value}")
     return rows if value is None else value
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import reference
-from ._checks import check_row_numbers
+from ._checks import check_row_numbers, moment_dtypes
 from .layout import RowLayout
 
 _LAYOUT = "int[] groups, int[] kept, str form"
@@ -100,11 +100,8 @@ def check_rows_read(device: torch.device) -> None:
 
 
 def _check_moments(rows: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-    allowed = [rows.dtype]
-    if rows.dtype == torch.float32:
-        allowed.append(torch.bfloat16)
     for name, table, expected in (
-        ("exp_avg", exp_avg, allowed),
+        ("exp_avg", exp_avg, moment_dtypes(rows.dtype)),
         ("exp_avg_sq", exp_avg_sq, [exp_avg.dtype]),
     ):
         if table.dtype not in expected:

@@ -19,6 +19,8 @@ MODES = ("dense", "lazy", "row")
 _HISTORY = 1024
 # rows brought up to date at once when all are
 _CHUNK = 65536
+# the same where they are copied to the device for it
+_STAGED = 8192
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -41,7 +43,8 @@ class RowAdam(torch.optim.Optimizer):
         moment_dtype: of the two moments; None is the dtype of the rows. `torch.bfloat16` with float32
             rows takes a third off rows and moments. They are then rounded at random, up or down so
             that the mean is right (with the nearest number a second moment would never fall); the
-            random bits depend on row, element and step count alone.
+            random bits depend on row number, element and step count alone; for a part of a larger
+            table the number is that within the part.
 
     Memory:
         Two moments of the table's size (of half of it in bfloat16), 4 bytes per row, 24 bytes per step
@@ -112,9 +115,10 @@ class RowAdam(torch.optim.Optimizer):
         self._rows = rows = posterior.rows
         self._dtype = rows.dtype
         # steps taken, and steps taken when all rows were last up to date: the start of `_history`
-        self._clock = torch.zeros(2, dtype=torch.int64, device=rows.device)
-        self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=rows.device)
-        self._lr = torch.zeros((), dtype=torch.float64, device=rows.device)
+        device = posterior.relays.device
+        self._clock = torch.zeros(2, dtype=torch.int64, device=device)
+        self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=device)
+        self._lr = torch.zeros((), dtype=torch.float64, device=device)
         # dense: the step a row is up to date with; row: its visits
         tables = posterior.tables
         if not isinstance(tables, MappedTables):
@@ -166,28 +170,79 @@ class RowAdam(torch.optim.Optimizer):
         """Brings all rows to the state dense Adam has now; nothing to do in the other modes."""
         if self.mode != "dense" or self._flushed_at == self._num_steps:
             return
-        num_data = len(self._row_step)
-        for start in range(0, num_data, _CHUNK):
-            end = min(start + _CHUNK, num_data)
+        num_data, chunk = len(self._row_step), _STAGED if self.posterior.staged else _CHUNK
+        for start in range(0, num_data, chunk):
+            end = min(start + chunk, num_data)
             self._catch_up(torch.arange(start, end, device=self._row_step.device))
             self.posterior.tables.release(start, end)
         self._start_history(self._num_steps)
 
     @torch.no_grad()
     def _catch_up(self, index: Tensor) -> None:
+        if self.posterior.staged:  # a row that is copied twice would be written back twice
+            index = index.unique()
+        with self._at_hand(index) as (tables, index):
+            rows, *others = tables
+            # .data: rows that a pending backward needs do not change, so autograd need not object
+            ops.row_adam_catch_up(
+                rows.data, *others, index, self._clock, self._history, *self._applied
+            )
+
+    @contextmanager
+    def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Tables where the clock is, and where in them rows `index` lie; what is written stays."""
+        own = [self._table(), self._exp_avg, self._exp_avg_sq, self._row_step]
+        if not self.posterior.staged:
+            if self.before_write is not None:
+                self.before_write(index)
+            yield own, index
+            return
+        _checks.check_row_numbers(index, len(self._row_step))
+        index = index.to(own[0].device)
         if self.before_write is not None:
             self.before_write(index)
-        # .data: rows that a pending backward needs do not change, so autograd need not object
-        ops.row_adam_catch_up(
-            self._table().data,
-            self._exp_avg,
-            self._exp_avg_sq,
-            self._row_step,
-            index,
-            self._clock,
-            self._history,
-            *self._applied,
-        )
+        device = self._clock.device
+        copies = [table[index].to(device) for table in own]
+        yield copies, torch.arange(len(index), device=device)
+        for table, copied in zip(own, copies, strict=True):
+            table[index] = copied.to(table.device)
+
+    @contextmanager
+    def lent(self, posterior: RelayPosterior, tables: dict[str, Tensor]) -> Iterator[None]:
+        """Within it the optimiser works on the rows of another posterior, a part of its own.
+
+        Args:
+            posterior: its rows are `tables["rows"]`.
+            tables: as `raw_tables` names them.
+        """
+        rows = posterior.rows
+        group, hook = self.param_groups[0], None
+        own = {
+            name: getattr(self, name)
+            for name in (
+                "posterior",
+                "_rows",
+                "_exp_avg",
+                "_exp_avg_sq",
+                "_row_step",
+                "before_write",
+            )
+        }
+        self.posterior, self._rows, self.before_write = posterior, rows, None
+        self._exp_avg, self._exp_avg_sq = tables["exp_avg"], tables["exp_avg_sq"]
+        self._row_step, group["params"] = tables["row_step"], [rows]
+        posterior._row_optimizer = self
+        if self._hook is not None:
+            hook = rows.register_post_accumulate_grad_hook(self.after_backward)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                setattr(self, name, value)
+            group["params"] = [self._rows]
+            posterior._row_optimizer = None
+            if hook is not None:
+                hook.remove()
 
     def _table(self) -> Tensor:
         rows, device = self._rows, self._exp_avg.device
@@ -195,6 +250,12 @@ class RowAdam(torch.optim.Optimizer):
             raise ValueError(
                 f"posterior: expected rows in {self._dtype} on {device}, got {rows.dtype} on "
                 f"{rows.device}; make the RowAdam after moving or converting the posterior"
+            )
+        clock, relays = self._clock.device, self.posterior.relays.device
+        if clock != relays:
+            raise ValueError(
+                f"posterior: expected relays on {clock}, got {relays}; make the RowAdam after moving "
+                "or converting the posterior"
             )
         return rows
 
@@ -278,9 +339,7 @@ class RowAdam(torch.optim.Optimizer):
             grad: gradients [B, W].
         """
         self._check_owner()
-        if self.before_write is not None:
-            self.before_write(index)
-        rows, weight_decay = self._table(), self.param_groups[0]["weight_decay"]
+        weight_decay = self.param_groups[0]["weight_decay"]
         if self._applied != self._constants():  # the closed form holds for constant betas and eps
             _check_betas(self.param_groups[0]["betas"], self.mode)
             self.flush()
@@ -288,23 +347,21 @@ class RowAdam(torch.optim.Optimizer):
         used = self._num_steps - self._flushed_at + 2
         if self.mode == "dense" and used > len(self._history):
             self._history = torch.cat((self._history, torch.zeros_like(self._history)))
-        captured = rows.is_cuda and torch.cuda.is_current_stream_capturing()
+        captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
         if not captured:  # a graph would keep the learning rate of its capture
             self._set_lr()
-        ops.row_adam_step(
-            rows,
-            self._exp_avg,
-            self._exp_avg_sq,
-            self._row_step,
-            index,
-            grad,
-            self._clock,
-            self._history,
-            self._lr,
-            *self._applied,
-            weight_decay,
-            self.mode,
-        )
+        with self._at_hand(index) as (tables, index):
+            ops.row_adam_step(
+                *tables,
+                index,
+                grad.to(self._clock.device),
+                self._clock,
+                self._history,
+                self._lr,
+                *self._applied,
+                weight_decay,
+                self.mode,
+            )
         self._num_steps += not captured
         self._present.clear()
 
@@ -340,7 +397,7 @@ class RowAdam(torch.optim.Optimizer):
         # a row that was in the batch is stepped even where its gradient happens to be zero
         touched = (grad != 0).any(-1)
         for part in self._present:
-            touched[part] = True
+            touched[part.to(grad.device)] = True
         index = touched.nonzero()[:, 0]
         return index, grad[index]
 

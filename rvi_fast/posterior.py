@@ -16,7 +16,7 @@ from . import _checks, reference
 from .functional import RelaySample, relay_sample
 from .layout import FORMS, RowLayout
 from .ops import check_rows_read
-from .storage import MappedTables, StrPath, Tables, check_memory, open_tables
+from .storage import HOSTED, HostTables, MappedTables, StrPath, Tables, check_memory, open_tables
 
 # rows read at once when a whole table is asked for
 _CHUNK = 8192
@@ -53,8 +53,9 @@ class RelayPosterior(nn.Module):
         storage: "device": rows and moments in the memory of the device; "host": in that of the host;
             else a directory, for tables larger than memory: they lie in files that are mapped, and
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
-            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. "host" and
-            directories serve the CPU.
+            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. With "host" or
+            a directory the rows stay in host memory when the module is on a GPU or moved to one: `fit`
+            streams them through the GPU, other reads copy the rows they need.
         shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
             hold the rest; all if not given. What a row starts with does not depend on it.
 
@@ -121,10 +122,11 @@ class RelayPosterior(nn.Module):
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
         self.tables = tables = open_tables(storage, device)
         shape, like = (self.num_data, self.layout.width), self.relays
+        place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
         if isinstance(tables, MappedTables):
             opened = tables.holds(self._description())
             with tables.kept() if opened else contextlib.nullcontext():
-                self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, like.device))
+                self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, place))
             if opened:
                 tables.skip_drawing()
             else:
@@ -133,14 +135,19 @@ class RelayPosterior(nn.Module):
                 tables.finish(self._description(), before)
             self._draw_relays()
         else:
-            check_memory(like.device, "posterior.rows", math.prod(shape) * like.element_size())
-            self.rows = nn.Parameter(torch.empty(shape, device=like.device, dtype=like.dtype))
+            check_memory(place, "posterior.rows", math.prod(shape) * like.element_size())
+            self.rows = nn.Parameter(torch.empty(shape, device=place, dtype=like.dtype))
             self.reset_parameters()
 
     @property
     def latent_dim(self) -> int:
         """T."""
         return self.layout.latent_dim
+
+    @property
+    def staged(self) -> bool:
+        """Whether the rows lie in host memory while all else is on a GPU."""
+        return self.tables.staged(self.relays.device)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -204,24 +211,29 @@ class RelayPosterior(nn.Module):
         Raises:
             IndexError: a row number outside [0, N).
         """
-        _checks.check_index(index, self.rows.device)
+        _checks.check_index(index, self.relays.device)
         self._before_read(index)
+        if noise_index is None:
+            noise_index = self.noise_index(index)
+        if noise_index is None and self.staged:
+            noise_index = index
+        rows, place = self._lent(index)
         if noise is not None:
             seed = 0
         elif seed is None:
             seed = torch.randint(
-                2**63 - 1, (1,), dtype=torch.int64, device=self.rows.device, generator=generator
+                2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
             )
         sample = relay_sample(
-            self.rows,
+            rows,
             self.relays,
-            index,
+            place,
             seed,
             layout=self.layout,
             num_samples=num_samples,
             noise=noise,
-            noise_index=self.noise_index(index) if noise_index is None else noise_index,
-            sparse=self.sparse,
+            noise_index=noise_index,
+            sparse=self.sparse and not self.staged,
         )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
@@ -255,21 +267,20 @@ class RelayPosterior(nn.Module):
         return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
 
     def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
-        rows: Tensor = self.rows
+        rows, index = self._lent(index)
         if not deviation:
             keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
             keep[self.layout.deviation_slice] = False
             rows = torch.where(keep, rows[index], 0.0)
             index = torch.arange(len(index), device=rows.device)
         zeros = rows.new_zeros((len(index), self.latent_dim))
-        return relay_sample(
-            rows, relays, index, layout=self.layout, noise=zeros, sparse=self.sparse and deviation
-        ).z
+        sparse = self.sparse and deviation and not self.staged
+        return relay_sample(rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse).z
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
         limit = reference.LOG_STD_LIMIT
-        log_std = self._read(index)[:, self.layout.log_std_slice]
+        log_std = self._read(index, self.layout.log_std_slice)
         return log_std.clamp(-limit, limit).exp()
 
     def distribution(self, index: Tensor | None = None) -> Independent:
@@ -278,13 +289,13 @@ class RelayPosterior(nn.Module):
 
     def coefficients(self, index: Tensor | None = None) -> Tensor:
         """All relay coefficients [B, K] of rows `index`, or of all rows; kept or not."""
-        rows = self._read(index)
+        rows = self._read(index, slice(self.layout.deviation_offset))
         parts = [rows[:, columns] for columns in self.layout.group_slices]
         return torch.cat([*parts, rows[:, :0]], dim=-1)
 
     def selected(self, index: Tensor | None = None) -> list[Tensor]:
         """Which coefficients are kept: for each group int64 [B, m_g], ascending within the group."""
-        rows = self._read(index).detach()
+        rows = self._read(index, slice(self.layout.deviation_offset)).detach()
         return [
             marks.nonzero()[:, 1].reshape(len(rows), kept)
             for marks, kept in zip(
@@ -294,10 +305,11 @@ class RelayPosterior(nn.Module):
 
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
-        rows = self._read(None).detach()
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        self._before_read(None)
+        rows, device = self.rows.detach(), self.relays.device
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
         for start in range(0, len(rows), _DRAWN):
-            part = rows[start : start + _DRAWN]
+            part = rows[start : start + _DRAWN].to(device)
             total += part.sum(0, dtype=torch.float64)
             self.tables.release(start, start + len(part))
         return (total / len(rows)).to(rows.dtype)
@@ -315,10 +327,29 @@ class RelayPosterior(nn.Module):
             top=layout.kept,
             form=layout.form,
             sparse=self.sparse,
-            device=self.rows.device,
+            device=self.relays.device,
             dtype=self.rows.dtype,
+            storage="host" if self.staged else "device",
         )
         posterior.relays = nn.Parameter(self.relays.detach().clone(), requires_grad=False)
+        return posterior
+
+    def over(self, rows: Tensor) -> RelayPosterior:
+        """This posterior, hooks and all, over other packed rows [n, W] where the relays are.
+
+        The relays are the same parameter, and the memory of `rows` is used as it is. Who writes to
+        `rows` itself says that no backward to come needs what was there.
+        """
+        # `copy.copy` would bring all rows up to date
+        posterior = object.__new__(type(self))
+        posterior.__dict__.update(self.__dict__)
+        # .data: what is written to `rows` itself between a forward and its backward are other rows
+        own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
+        posterior._parameters = {**self._parameters, "rows": own}
+        posterior.num_data = posterior.table_size = len(rows)
+        posterior.tables, posterior.sharded = Tables(), False
+        posterior.first_row, posterior.row_numbers = 0, None
+        posterior._row_optimizer = None
         return posterior
 
     def extra_repr(self) -> str:
@@ -330,16 +361,24 @@ class RelayPosterior(nn.Module):
             text += f", first_row={self.first_row}, table_size={self.table_size}"
         return text + (", sparse=True" if self.sparse else "")
 
-    def _read(self, index: Tensor | None) -> Tensor:
-        if index is None:
-            self._before_read(None)
-            return self.rows
-        self._check_rows(index)
+    def _read(self, index: Tensor | None, columns: slice) -> Tensor:
+        """Some columns of rows `index`, or of all rows, where the relays are."""
+        if index is not None:
+            self._check_rows(index)
         self._before_read(index)
-        return self.rows[index]
+        rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
+        return rows[:, columns].to(self.relays.device)
+
+    def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """A table where the relays are, and where in it rows `index` lie."""
+        if not self.staged:
+            return self.rows, index
+        _checks.check_row_numbers(index, self.num_data)
+        rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
+        return rows.to(index.device), torch.arange(len(index), device=index.device)
 
     def _check_rows(self, index: Tensor) -> None:
-        _checks.check_index(index, self.rows.device)
+        _checks.check_index(index, self.relays.device)
         if not torch.compiler.is_compiling():
             _checks.check_row_numbers(index, self.num_data)
 
@@ -352,33 +391,44 @@ class RelayPosterior(nn.Module):
         self._before_read(None)
         for start in range(0, self.num_data, _CHUNK):
             end = min(start + _CHUNK, self.num_data)
-            yield torch.arange(start, end, device=self.rows.device)
+            yield torch.arange(start, end, device=self.relays.device)
             self.tables.release(start, end)
 
     def _before_read(self, index: Tensor | None) -> None:
         if self._row_optimizer is not None:
             self._row_optimizer.before_read(index)
         if index is None:
-            check_rows_read(self.rows.device)
+            check_rows_read(self.relays.device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
         # moved or converted rows can no longer be caught up: the moments stay where they are
         self._before_read(None)
-        if isinstance(self.tables, MappedTables):
-            moved = args[0](self.rows.detach()[:0])
-            if moved.dtype != self.rows.dtype or moved.device != self.rows.device:
-                raise ValueError(
-                    f"storage: the rows stay {self.rows.dtype} on {self.rows.device}, where their "
-                    f"files are; asked for {moved.dtype} on {moved.device}"
-                )
-        return super()._apply(*args, **kwargs)
+        if not isinstance(self.tables, HostTables):
+            return super()._apply(*args, **kwargs)
+        rows, moved = self.rows, args[0](self.rows.detach()[:0])
+        mapped = isinstance(self.tables, MappedTables)
+        if (mapped and moved.dtype != rows.dtype) or moved.device.type not in HOSTED:
+            raise ValueError(
+                f"storage: the rows stay {rows.dtype} on {rows.device}"
+                f"{', where their files are' if mapped else ''}; asked for {moved.dtype} on "
+                f"{moved.device}"
+            )
+        del self._parameters["rows"]
+        try:
+            super()._apply(*args, **kwargs)
+        finally:
+            self._parameters["rows"] = rows
+        if moved.dtype != rows.dtype:
+            rows.data = rows.data.to(moved.dtype)
+        return self
 
     # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
 
     def __getstate__(self) -> dict[str, Any]:
         self._before_read(None)
         # a copy has its rows in memory
-        return {**self.__dict__, "_row_optimizer": None, "tables": Tables()}
+        tables = HostTables() if isinstance(self.tables, HostTables) else self.tables
+        return {**self.__dict__, "_row_optimizer": None, "tables": tables}
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._before_read(None)

@@ -1,4 +1,4 @@
-"""Where the tables of a posterior lie: in memory, or in files that are mapped into it.
+"""Where the tables of a posterior lie: in memory of a device, of the host, or in files mapped into it.
 
 Mapped tables are files in one directory, shared maps of which torch and the kernels see as tensors. The
 system writes dirty pages back when it likes; what `sync` has returned from is on disk.
@@ -24,6 +24,8 @@ StrPath = str | os.PathLike[str]
 _FORMAT = 1
 _ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
 _PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
+# devices that tables in host memory or in files serve
+HOSTED = ("cpu", "cuda")
 _MS_SYNC = 4 if sys.platform == "linux" else 16
 _WILLNEED, _DONTNEED, _POPULATE_WRITE = 3, 4, 23
 _SYNC_FILE_RANGE_WRITE = 2
@@ -42,6 +44,10 @@ class Tables:
         """A table of zeros."""
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
+    def staged(self, device: torch.device) -> bool:
+        """Whether what works on that device works on copies of the rows."""
+        return False
+
     def prefetch(self, start: int, stop: int) -> None:
         """Rows [start, stop) of all tables will be needed soon."""
 
@@ -52,7 +58,14 @@ class Tables:
         """Returns when everything is on disk that belongs there."""
 
 
-class MappedTables(Tables):
+class HostTables(Tables):
+    """Tables in the memory of the host, whichever device works on them."""
+
+    def staged(self, device: torch.device) -> bool:
+        return device.type != "cpu"
+
+
+class MappedTables(HostTables):
     """Tables in the files of a directory.
 
     Args:
@@ -174,12 +187,14 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
     """The tables that `RelayPosterior(storage=...)` asks for."""
     if storage != "device":
         wanted = torch.get_default_device() if device is None else torch.device(device)
-        if wanted.type != "cpu":
+        if wanted.type not in HOSTED:
             raise ValueError(
                 f"storage: expected 'device' for a posterior on {wanted}, got {os.fspath(storage)!r}: "
-                "tables outside device memory are trained on the CPU"
+                f"tables outside device memory serve {' and '.join(HOSTED)}"
             )
-    return Tables() if storage in ("device", "host") else MappedTables(storage)
+    if storage == "device":
+        return Tables()
+    return HostTables() if storage == "host" else MappedTables(storage)
 
 
 def forget_pages(address: int, length: int) -> None:

@@ -16,6 +16,7 @@ import rvi_fast
 from rvi_fast.training.capture import BatchStep
 from rvi_fast.training.inputs import Inputs
 from rvi_fast.training.shared_adam import shared_adam
+from rvi_fast.training.staging import StagedStep, Staging
 from rvi_fast.training.step import DirectStep, LinearChain, make_step
 
 N, D, T = 100, 12, 8
@@ -60,10 +61,10 @@ def capturing(monkeypatch):
 
 
 @contextmanager
-def step_on_cuda(mode="dense", *, pixels=False):
+def step_on_cuda(mode="dense", *, pixels=False, storage="device"):
     """A step of a model without values on a device that is not there."""
     model = rvi_fast.models.LatentModel(
-        rvi_fast.RelayPosterior(N, T, groups=(5, 9), sparse=True),
+        rvi_fast.RelayPosterior(N, T, groups=(5, 9), sparse=True, storage=storage),
         nn.Sequential(nn.Linear(T, 16), nn.ReLU(), nn.Linear(16, D)),
         rvi_fast.GaussianLikelihood(D),
     )
@@ -71,23 +72,44 @@ def step_on_cuda(mode="dense", *, pixels=False):
     with FakeTensorMode(), WithoutCuda():
         for name, shape in shapes.items():
             module, _, own = name.rpartition(".")
-            parameter = nn.Parameter(torch.empty(shape, device=CUDA))
+            staged = storage != "device" and own == "rows"
+            parameter = nn.Parameter(torch.empty(shape, device="cpu" if staged else CUDA))
             model.get_submodule(module)._parameters[own] = parameter
         rows = rvi_fast.optim.RowAdam(model.posterior, mode=mode)
         rows.reserve(10)
         others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
-        step = make_step(model, rows, shared_adam([{"params": others, "lr": 0.01}]))
+        shared = shared_adam([{"params": others, "lr": 0.01}])
+        staging = None
+        if model.posterior.staged:
+            staging = Staging(model, rows, 5, 16)
+        step = make_step(staging.model if staging else model, rows, shared)
         assert isinstance(step, DirectStep)
         assert isinstance(step.decoder, LinearChain)
         x = torch.rand(N, D, device=CUDA)
         inputs = Inputs((255 * x).to(torch.uint8), x > 0.5) if pixels else Inputs(x, None)
-        yield BatchStep(step, inputs, CUDA, torch.float32)
+        if staging is None:
+            yield BatchStep(step, inputs, CUDA, torch.float32)
+            return
+        with rows.lent(staging.posterior, staging.slots):
+            yield BatchStep(StagedStep(staging, step), inputs, CUDA, torch.float32)
 
 
 @pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_no_part_of_a_step_waits_for_the_device(mode, pixels):
     with step_on_cuda(mode, pixels=pixels) as run:
+        for size in (16, 16, 7):
+            result = run(torch.arange(size, device=CUDA), 16)
+            assert (result.device, result.shape) == (CUDA, (3,))
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+def test_no_part_of_a_step_on_slots_waits_for_the_device(mode, monkeypatch):
+    # streams and pinned memory are there with a CUDA build of torch only, and no part of a step
+    monkeypatch.setattr("rvi_fast.training.staging.Mover", lambda *_: None)
+    monkeypatch.setattr("rvi_fast.training.staging.check_memory", lambda *_: None)
+    with step_on_cuda(mode, storage="host") as run:
+        assert run.step.step.posterior.rows.shape[0] == 12 * 5
         for size in (16, 16, 7):
             result = run(torch.arange(size, device=CUDA), 16)
             assert (result.device, result.shape) == (CUDA, (3,))

@@ -60,10 +60,12 @@ def digits():
     return x, torch.rand(350, 64, generator=generator) < 0.6
 
 
-def train(device, *, capture=True, epochs=4, moment_dtype=None):
+def train(device, *, capture=True, epochs=4, moment_dtype=None, storage="device", **options):
     torch.manual_seed(0)
     x, mask = digits()
-    model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,))
+    model = rvi_fast.models.rvi(
+        len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,), storage=storage
+    )
     history = rvi_fast.fit(
         model,
         x,
@@ -74,6 +76,7 @@ def train(device, *, capture=True, epochs=4, moment_dtype=None):
         progress=False,
         capture=capture,
         moment_dtype=moment_dtype,
+        **options,
     )
     return dict(history), {name: value.cpu() for name, value in model.state_dict().items()}
 
@@ -85,6 +88,85 @@ def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
     )
     assert captured[0] == plain[0]
     testing.assert_bit_equal(captured[1], plain[1])
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize(("optimizer", "block_rows"), [("dense", 9), ("row", 60)])
+def test_tables_in_host_memory_train_as_on_the_device(
+    tmp_path, place, capture, optimizer, block_rows
+):
+    options = {"optimizer": optimizer, "block_rows": block_rows, "capture": capture}
+    expected = train(CUDA, **options)
+    storage = tmp_path / "tables" if place == "file" else place
+    got = train(CUDA, storage=storage, **options)
+    assert got[0] == expected[0]
+    testing.assert_bit_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_a_run_with_tables_in_host_memory_is_resumed_bit_for_bit(tmp_path, place):
+    options = {"block_rows": 9, "checkpoint_every": 0, "resume": True}
+    expected = train(CUDA, epochs=4, block_rows=9)
+    storage = tmp_path / "tables" if place == "file" else place
+    for epochs in (2, 4):
+        got = train(CUDA, epochs=epochs, storage=storage, run_dir=tmp_path / "run", **options)
+    assert got[0] == expected[0]
+    testing.assert_bit_equal(got[1], expected[1])
+    loaded = rvi_fast.load(tmp_path / "run", device=CUDA)
+    assert loaded.posterior.rows.device.type == "cpu"
+    assert loaded.posterior.relays.is_cuda
+    testing.assert_bit_equal({n: v.cpu() for n, v in loaded.state_dict().items()}, expected[1])
+
+
+def test_rows_in_host_memory_are_read_and_inferred_on_the_device():
+    torch.manual_seed(0)
+    x, mask = digits()
+    here, there = (
+        rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,), storage=place)
+        for place in ("device", "host")
+    )
+    there.load_state_dict(here.state_dict())
+    here, there = here.to(CUDA), there.to(CUDA)
+    index = torch.tensor([3, 349, 3], device=CUDA)
+    for number in (index, index[:0], None):
+        for read in ("mean", "std", "coefficients"):
+            got, want = (getattr(m.posterior, read)(number) for m in (there, here))
+            assert got.is_cuda
+            assert torch.equal(got, want)
+    got, want = (m.posterior(index, seed=5, num_samples=2) for m in (there, here))
+    assert torch.equal(got.z, want.z)
+    assert torch.equal(got.kl, want.kl)
+    inferred = [
+        rvi_fast.infer(m, x[:50], mask=mask[:50], steps=8, batch_size=20) for m in (there, here)
+    ]
+    assert not inferred[0].rows.is_cuda
+    assert torch.equal(inferred[0].rows, inferred[1].rows.cpu())
+    filled = [rvi_fast.impute(m, x, mask=mask) for m in (there, here)]
+    assert torch.equal(*filled)
+
+
+def test_a_gpu_holds_three_windows_of_a_table_in_host_memory():
+    num_data, block_rows = 40_000, 500
+    model = rvi_fast.models.rvi(num_data, 8, storage="host")
+    x = torch.zeros(num_data, 8, dtype=torch.uint8)
+    options = {"epochs": 1, "progress": False, "eval_every": 0, "device": CUDA, "capture": False}
+    rvi_fast.fit(rvi_fast.models.rvi(300, 8), x[:300], **options)  # libraries and their buffers
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    rvi_fast.fit(model, x, block_rows=block_rows, **options)
+    used = torch.cuda.max_memory_allocated() - before
+    expected = rvi_fast.estimate_memory(
+        num_data,
+        8,
+        storage="host",
+        block_rows=block_rows,
+        data_dtype=torch.uint8,
+        device="cuda",
+    )
+    # bringing rows up to date at the end takes copies of some thousand rows
+    assert used < expected.device + 8192 * 8 * model.posterior.rows.shape[1] * 4
+    assert used < 0.7 * model.posterior.rows.nbytes * 3
 
 
 def test_two_runs_are_bit_equal():

@@ -78,3 +78,16 @@ def test_conditional_gaussian_takes_rows_without_any_entry_and_constant_columns(
     constant = np.full((4, 2), 7.0)
     constant[1, 1] = np.nan
     np.testing.assert_array_equal(conditional_gaussian(constant), 7.0)
+
+
+@pytest.mark.parametrize("impute", [column_mean, knn, conditional_gaussian])
+def test_imputers_learn_from_other_rows(impute):
+    if impute is knn:
+        pytest.importorskip("sklearn")
+    x = np.array([[np.nan, 1.0, 0.0, np.nan], [2.0, np.nan, 0.0, 1.0]], np.float32)
+    together = impute(x, train=HOLED)
+    apart = [impute(row[None], train=HOLED)[0] for row in x]
+    np.testing.assert_allclose(together, apart, rtol=1e-6)
+    assert (together[~np.isnan(x)] == x[~np.isnan(x)]).all()
+    assert not np.allclose(together, impute(x, train=HOLED + 1))
+    np.testing.assert_array_equal(impute(HOLED, train=HOLED), impute(HOLED))

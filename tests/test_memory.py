@@ -12,6 +12,7 @@ import rvi_fast
 from rvi_fast import estimate_memory, fit, models, storage
 from rvi_fast.training import journal
 from rvi_fast.training.inputs import prepare
+from rvi_fast.training.staging import Staging
 
 MEASURE = """
 import sys, numpy as np, torch, rvi_fast, torch._dynamo
@@ -96,6 +97,26 @@ def test_tables_and_moments_are_counted_to_the_byte():
     assert "tables 0.00 GB" in str(in_files)
     with pytest.raises(ValueError, match="num_data"):
         estimate_memory(0, 7)
+
+
+def test_a_gpu_holds_the_blocks_at_work_and_the_host_the_tables():
+    options = {"latent_dim": 5, "groups": (3, 6), "block_rows": 10, "device": "cuda"}
+    on_device, host, file = (
+        estimate_memory(1000, 7, storage=place, **options) for place in ("device", "host", "x")
+    )
+    model = models.rvi(1000, 7, latent_dim=5, groups=(3, 6), storage="host")
+    optimizer = rvi_fast.optim.RowAdam(model.posterior)
+    staging = Staging(model, optimizer, 10, 256)
+    slots = sum(t.nbytes for t in (*staging.slots.values(), staging.numbers))
+    others = on_device.device - on_device.tables - on_device.moments
+    assert host.device == file.device == others + slots
+    block = sum(table[:10].nbytes for table in optimizer.raw_tables().values())
+    assert host.host == host.tables + host.moments + block
+    assert (host.disk, on_device.host) == (0, 0)
+    assert file.disk == file.tables + file.moments
+    assert file.host == file.resident + block < host.host
+    assert "host 0.00 GB" in str(host)
+    optimizer.detach()
 
 
 def test_a_copy_of_the_data_that_cannot_fit_is_refused(monkeypatch):

@@ -169,9 +169,10 @@ def test_state_of_another_dtype_is_refused_and_changes_nothing():
     ("rows", "moments", "error", "message"),
     [
         (torch.float32, "bfloat16", TypeError, r"expected a torch\.dtype or None, got 'bfloat16'"),
-        (torch.float32, torch.float16, ValueError, r"torch\.bfloat16 or .*, got torch\.float16"),
-        (torch.float32, torch.float64, ValueError, r"torch\.bfloat16 or .*, got torch\.float64"),
-        (torch.float64, torch.bfloat16, ValueError, r"expected torch\.float64 as the rows have"),
+        (torch.float32, torch.float16, ValueError, r"or torch\.bfloat16 .*, got torch\.float16"),
+        (torch.float32, torch.float64, ValueError, r"or torch\.bfloat16 .*, got torch\.float64"),
+        (torch.float64, torch.bfloat16, ValueError, r"expected torch\.float64 .*, got .*bfloat16"),
+        (torch.float64, torch.float32, ValueError, r"expected torch\.float64 .*, got .*float32"),
     ],
 )
 def test_other_dtypes_are_refused(rows, moments, error, message):

@@ -15,7 +15,13 @@ from rvi_fast.experiments.sweep import directory_of
 
 pytest.importorskip("matplotlib")
 
-NAMES = [*(f"fig{number}" for number in range(1, 12)), "interpolation", "latent", "map"]
+NAMES = [
+    *(f"fig{number}" for number in range(1, 12)),
+    "imputation",
+    "interpolation",
+    "latent",
+    "map",
+]
 TINY = replace(
     scales.SCALES["quick"],
     common={

@@ -63,6 +63,14 @@ def test_two_processes_resume_bit_for_bit(two_epochs, tmp_path):
     assert_equal(trained(2, tmp_path / "2", tmp_path / "run"), two_epochs[1])
 
 
+def test_two_processes_resume_bit_for_bit_with_bfloat16_moments(two_epochs, tmp_path):
+    narrow = {"moment_dtype": torch.bfloat16}
+    expected = trained(2, tmp_path / "0", tmp_path / "whole", **narrow)
+    assert not torch.equal(expected["posterior.rows"], two_epochs[1]["posterior.rows"])
+    trained(2, tmp_path / "1", tmp_path / "run", epochs=1, **narrow)
+    assert_equal(trained(2, tmp_path / "2", tmp_path / "run", **narrow), expected)
+
+
 def test_nothing_of_a_sharded_checkpoint_is_a_pickle(two_epochs, monkeypatch):
     run_dir, trained_rows = two_epochs[0], two_epochs[1]["posterior.rows"]
     names = {file.name for file in (run_dir / "checkpoints" / "epoch-000002").iterdir()}

@@ -95,6 +95,16 @@ def test_a_directory_says_what_it_holds_and_a_damaged_result_is_made_again(tmp_p
     assert calls(tmp_path) == [7, 7]
 
 
+def test_checkpoints_that_a_kill_left_beside_a_result_are_removed(tmp_path):
+    sweep([Job(7)], work, tmp_path, progress=False)
+    (result,) = tmp_path.glob("*/result.json")
+    left = result.parent / "checkpoints" / "epoch-1"
+    left.mkdir(parents=True)
+    assert sweep([Job(7)], work, tmp_path, progress=False)[0]["number"] == 7
+    assert not left.parent.exists()
+    assert calls(tmp_path) == [7]
+
+
 def test_nothing_to_run_and_a_second_sweep_are_handled(tmp_path):
     assert sweep([], work, tmp_path, progress=False) == []
     with RunDirectory(tmp_path), pytest.raises(RunDirectoryInUse):

@@ -8,10 +8,11 @@ from .metrics import Standardizer
 from .readers import _require
 
 
-def column_mean(x: np.ndarray) -> np.ndarray:
+def column_mean(x: np.ndarray, *, train: np.ndarray | None = None) -> np.ndarray:
     """Fills each NaN of x [N, D] with the mean of its column's observed entries.
 
-    A column without observed entries is filled with 0. Returns a new array of x's dtype.
+    The means are those of `train` [M, D], of x itself if not given. A column without observed entries
+    is filled with 0. Returns a new array of x's dtype.
 
     >>> column_mean(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]]))
     array([[1., 0.],
@@ -20,43 +21,49 @@ def column_mean(x: np.ndarray) -> np.ndarray:
     """
     filled = np.array(x)
     rows, columns = np.nonzero(np.isnan(filled))
-    filled[rows, columns] = Standardizer.fit(filled).mean[columns]
+    filled[rows, columns] = Standardizer.fit(x if train is None else train).mean[columns]
     return filled
 
 
-def knn(x: np.ndarray, k: int = 5) -> np.ndarray:
+def knn(x: np.ndarray, k: int = 5, *, train: np.ndarray | None = None) -> np.ndarray:
     """Fills each NaN of x [N, D] with its column's mean over the k nearest rows that observe it.
 
-    Distances are Euclidean over the entries that both rows observe (scikit-learn's `KNNImputer`,
-    extra `sklearn`); time and memory grow with N^2. A column without observed entries is filled
-    with 0. Returns a new array of x's dtype.
+    Those are rows of `train` [M, D], of x itself if not given. Distances are Euclidean over the
+    entries that both rows observe (scikit-learn's `KNNImputer`, extra `sklearn`); time and memory
+    grow with N M. A column without observed entries is filled with 0. Returns a new array of x's
+    dtype.
     """
     imputer = _require("sklearn.impute", "sklearn").KNNImputer(
         n_neighbors=k, keep_empty_features=True
     )
-    return imputer.fit_transform(x).astype(np.asarray(x).dtype)
+    imputer.fit(x if train is None else train)
+    return imputer.transform(x).astype(np.asarray(x).dtype)
 
 
-def conditional_gaussian(x: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
+def conditional_gaussian(
+    x: np.ndarray, *, train: np.ndarray | None = None, ridge: float = 0.01
+) -> np.ndarray:
     """Fills the NaN of each row of x [N, D] with their mean given what the row observes.
 
-    The joint distribution is a Gaussian with the columns' means and pairwise covariances, those over
-    the rows that observe both columns, made positive definite (negative eigenvalues are cut off);
-    `ridge` times the mean variance is added to its diagonal. Time grows with N D^3. A column without
-    observed entries is filled with 0. Returns a new array of x's dtype.
+    The joint distribution is a Gaussian with the means of the columns of `train` [M, D] (of x itself
+    if not given) and their pairwise covariances, those over the rows that observe both columns, made
+    positive semidefinite (negative eigenvalues are cut off); `ridge` times the mean variance is added
+    to the diagonal. Time grows with N D^3. A column without observed entries is filled with 0.
+    Returns a new array of x's dtype.
     """
-    known = ~np.isnan(x)
-    mean = Standardizer.fit(x).mean.astype(np.float64)
-    centred = np.where(known, x - mean, 0.0).astype(np.float64)
+    train = x if train is None else train
+    known, mean = ~np.isnan(train), Standardizer.fit(train).mean.astype(np.float64)
+    centred = np.where(known, train - mean, 0.0)
     counts = known.astype(np.float64).T @ known
     covariance = centred.T @ centred / np.maximum(counts, 1.0)
     values, vectors = np.linalg.eigh(covariance)
     covariance = (vectors * np.maximum(values, 0.0)) @ vectors.T
     covariance[np.diag_indices_from(covariance)] += ridge * max(values.mean(), np.finfo(float).tiny)
     filled = np.array(x)
-    for row, (seen, value) in enumerate(zip(known, centred, strict=True)):
-        hidden = ~seen
+    for row in filled:  # a view of each
+        hidden = np.isnan(row)
         if hidden.any():
-            weights = np.linalg.solve(covariance[np.ix_(seen, seen)], value[seen])
-            filled[row, hidden] = mean[hidden] + covariance[np.ix_(hidden, seen)] @ weights
+            seen = ~hidden
+            weights = np.linalg.solve(covariance[np.ix_(seen, seen)], row[seen] - mean[seen])
+            row[hidden] = mean[hidden] + covariance[np.ix_(hidden, seen)] @ weights
     return filled

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import data, models
 from ..posterior import RelayPosterior
-from ..training import fit, infer
+from ..training import History, fit, infer
 from ..training.run import stream
 from . import latents
 
@@ -23,7 +23,7 @@ _TEST_SHARE = 0.25
 _SHOWN = 8  # images kept of a progression
 _SPLIT, _CLASSIFIER = 1, 2  # uses of the seed
 # rows without relays need larger steps; an encoder takes none
-_INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
+INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
 
 @dataclass(frozen=True)
@@ -101,32 +101,18 @@ def run(
         progression "stages", by the number of groups and last with the deviation; with latents
         what `latents.explore` returns.
     """
-    train, test = _parts(experiment, data_dir)
+    train, test = parts(experiment, data_dir)
     for wish in ("classifier_epochs", "latents"):
         if getattr(experiment, wish) and (train.labels is None or test.labels is None):
             raise ValueError(f"{wish}: {experiment.data} has no labels")
-    model = _model(experiment, train.x.shape)
-    history = fit(
-        model,
-        train.x,
-        mask=train.mask,
-        epochs=experiment.epochs,
-        batch_size=experiment.batch_size,
-        lr=experiment.lr,
-        posterior_lr=experiment.posterior_lr,
-        seed=experiment.seed,
-        progress=False,
-        run_dir=directory,
-        resume=True,
-        checkpoint_every=checkpoint_every,
-    )
+    model, history = trained(experiment, train, directory, checkpoint_every)
     posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
     inferred = infer(
         model,
         test.x,
         mask=test.mask,
         steps=experiment.infer_steps,
-        lr=experiment.infer_lr or _INFER_LR[experiment.model],
+        lr=experiment.infer_lr or INFER_LR[experiment.model],
         seed=experiment.seed,
     )
     result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
@@ -142,6 +128,28 @@ def run(
             model.decoder, posterior.mean(), train.x, inferred.mean(), test.labels, directory
         )
     return result
+
+
+def trained(
+    experiment: Experiment, train: Part, directory: Path, checkpoint_every: float = 30.0
+) -> tuple[models.LatentModel, History]:
+    """A model of the training rows; goes on from the checkpoints in `directory`."""
+    model = _model(experiment, train.x.shape)
+    history = fit(
+        model,
+        train.x,
+        mask=train.mask,
+        epochs=experiment.epochs,
+        batch_size=experiment.batch_size,
+        lr=experiment.lr,
+        posterior_lr=experiment.posterior_lr,
+        seed=experiment.seed,
+        progress=False,
+        run_dir=directory,
+        resume=True,
+        checkpoint_every=checkpoint_every,
+    )
+    return model, history
 
 
 def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel:
@@ -160,7 +168,8 @@ def _dataset(name: str, data_dir: str | None) -> data.Dataset:
     return data.load_data(name, data_dir=data_dir)
 
 
-def _parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Part]:
+def parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Part]:
+    """Training and test rows, those that the seed draws, with what the seed hides."""
     dataset = _dataset(experiment.data, None if data_dir is None else str(data_dir))
     train, test = dataset.train, dataset.test
     labels, test_labels = dataset.train_labels, dataset.test_labels

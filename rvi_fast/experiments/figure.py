@@ -139,6 +139,6 @@ def shown(value: Any) -> str:
 
 def named(key: str, value: Any) -> str:
     """The value of a field, with the name of the field where it needs one."""
-    if key in ("model", "data"):
+    if key in ("model", "data", "method"):
         return str(value).upper() if key == "model" else str(value)
     return f"{LABELS.get(key, key)} {shown(value)}"

@@ -6,9 +6,10 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from . import convergence, missing, progression, representations
-from .experiment import Experiment, run
+from . import convergence, experiment, imputation, missing, progression, representations
+from .experiment import Experiment
 from .figure import Figure
 from .pictures import check_matplotlib
 from .scales import SCALES
@@ -21,9 +22,18 @@ def _place(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else sys.maxsize, name)
 
 
-_FAMILIES = (convergence, missing, representations, progression)
+_FAMILIES = (convergence, missing, representations, progression, imputation)
 _ALL = {name: figure for family in _FAMILIES for name, figure in family.FIGURES.items()}
 FIGURES: dict[str, Figure] = {name: _ALL[name] for name in sorted(_ALL, key=_place)}
+
+
+def run(
+    configuration: Experiment, directory: Path, *, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """One run of a figure."""
+    if isinstance(configuration, imputation.Imputation):
+        return imputation.run(configuration, directory, data_dir=data_dir)
+    return experiment.run(configuration, directory, data_dir=data_dir)
 
 
 def reproduce(
@@ -64,7 +74,7 @@ def reproduce(
     chosen = [name for name in FIGURES if name in names or "all" in names]
     runs = {name: FIGURES[name].configurations(SCALES[scale].of(name)) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
-    every: list[Experiment] = [experiment for name in chosen for experiment in runs[name]]
+    every: list[Experiment] = [each for name in chosen for each in runs[name]]
     failed: SweepError | None = None
     try:
         sweep(
@@ -77,7 +87,7 @@ def reproduce(
     except SweepError as error:
         failed = error  # the figures that do not need the failed runs are made all the same
     for name in chosen:
-        directories = [directory_of(out / "runs", experiment) for experiment in runs[name]]
+        directories = [directory_of(out / "runs", each) for each in runs[name]]
         results = [read_result(directory) for directory in directories]
         done = [(one, result) for one, result in zip(runs[name], results, strict=True) if result]
         if len(done) == len(runs[name]):

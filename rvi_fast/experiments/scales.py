@@ -118,6 +118,7 @@ SCALES = {
             "fig8": {"images": ("mnist", "fashion-mnist"), "epochs": 250},
             "fig10": {"epochs": 250},
             "interpolation": {"images": ("mnist", "fashion-mnist")},
+            "imputation": {"missing": (0.5, 0.9), "seeds": 1},
             "map": {"images": ("mnist", "fashion-mnist")},
         },
         sets={

@@ -76,6 +76,9 @@ def sweep(
         root = Path(held)
         directories = {config: directory_of(root, config) for config in configurations}
         waiting = [c for c, directory in directories.items() if _result(directory) is None]
+        for config in directories.keys() - set(waiting):
+            # a kill may have come between the result and their removal
+            _drop_checkpoints(directories[config])
         errors: dict[Any, str] = {}
         done = len(directories) - len(waiting)
         with (
@@ -136,6 +139,10 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(writing, path)
+
+
+def _drop_checkpoints(directory: Path) -> None:
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 class _Worker:
@@ -211,7 +218,7 @@ def _run_one(run: Run, config: Any, directory: Path) -> str | None:
         _write(
             directory / "result.json", json.dumps(result | {"made": made}, allow_nan=False) + "\n"
         )
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        _drop_checkpoints(directory)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"

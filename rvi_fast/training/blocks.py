@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +32,14 @@ def default_block_rows(row_bytes: int) -> int:
     return max(1, _WINDOW_BYTES // (_TOGETHER * row_bytes))
 
 
-def rows_resident(block_rows: int) -> int:
-    """Rows in memory at a time: of the window at work, the one before and the one to come."""
-    return 3 * _TOGETHER * block_rows
+def blocks_resident(num_data: int, block_rows: int, batch_size: int) -> int:
+    """Blocks that can be in memory at a time.
+
+    Those of the window at work, the one before and the one to come; a batch larger than a window works
+    on more. One block of a table may be smaller, and so one window.
+    """
+    windows = 2 + -(-batch_size // ((_TOGETHER - 1) * block_rows + 1))
+    return min(_TOGETHER * windows, -(-num_data // block_rows))
 
 
 class EpochOrder:
@@ -88,19 +94,22 @@ class Residence:
     Args:
         order: the epoch.
         enter: makes rows [start, stop) ready; called for each block before its first step.
-        leave: puts them away; called after the last.
+        leave: puts them away; called after the last, with what `mark` has returned.
+        mark: called after the last step that reaches into a window, on the thread of the steps, which
+            on a GPU has only been asked for by then.
 
-    Both run on one thread, in turn; their errors are raised by `before` and `close`.
+    The first two run on one thread, in turn; their errors are raised by `before` and `close`.
     """
 
     def __init__(
         self,
         order: EpochOrder,
         enter: Callable[[int, int], None],
-        leave: Callable[[int, int], None],
+        leave: Callable[[int, int, Any], None],
+        mark: Callable[[], Any] = lambda: None,
     ) -> None:
         self.order = order
-        self._enter, self._leave = enter, leave
+        self._enter, self._leave, self._mark = enter, leave, mark
         self._thread = ThreadPoolExecutor(1, "rvi_fast moves blocks")
         self._entering: list[Future[None]] = []
         self._leaving: list[Future[None]] = []
@@ -119,8 +128,9 @@ class Residence:
 
     def after(self, window: int) -> None:
         """To be called after it: no step will reach into the windows before this one."""
+        mark = self._mark() if self._left < window else None
         while self._left < window:
-            self._leaving.append(self._submit(self._leave, self._left))
+            self._leaving.append(self._submit(self._leave, self._left, mark))
             self._left += 1
 
     def close(self) -> None:
@@ -140,9 +150,9 @@ class Residence:
         if len(self._entering) < len(self.order.windows):
             self._entering.append(self._submit(self._enter, len(self._entering)))
 
-    def _submit(self, action: Callable[[int, int], None], window: int) -> Future[None]:
+    def _submit(self, action: Callable[..., None], window: int, *others: Any) -> Future[None]:
         def act() -> None:
             for ends in self.order.ranges(window):
-                action(*ends)
+                action(*ends, *others)
 
         return self._thread.submit(act)

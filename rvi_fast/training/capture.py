@@ -85,7 +85,8 @@ class CapturedStep:
     def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
         graph, own = torch.cuda.CUDAGraph(), index.clone()
         try:
-            with torch.cuda.graph(graph, stream=self._side):
+            # other threads move blocks meanwhile, and wait for what they have moved
+            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
                 result = self.step(own, full_size)
         except RuntimeError as error:
             self._refused = True

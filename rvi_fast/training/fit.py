@@ -112,13 +112,14 @@ def fit(
             processes train: a graph cannot hold what they exchange.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
             order and shuffles four of them together. What is in memory at a time is then a few
-            blocks, where the posterior's storage is a directory; that has blocks of 64 MB if not told
-            otherwise. The result does not depend on where the tables lie. None elsewhere: the order
-            is a permutation of all rows. In blocks, what "dense" rows have missed is applied when they
-            are next read, not at the end of each epoch, so that a callback that reads rows changes the
-            rounding of what follows.
+            blocks, where the posterior's storage is a directory, and on a GPU also where it is "host";
+            those have blocks of 64 MB if not told otherwise. The result does not depend on where the
+            tables lie. None elsewhere: the order is a permutation of all rows. In blocks, what "dense"
+            rows have missed is applied when they are next read, not at the end of each epoch, so that
+            a callback that reads rows changes the rounding of what follows.
         moment_dtype: of the moments of the rows, see `RowAdam`; `torch.bfloat16` makes tables of
-            float32 rows a third smaller. None is the dtype of the rows.
+            float32 rows a third smaller. None is the dtype of the rows. Where a GPU trains tables that
+            lie elsewhere, the random bits of their rounding are others than on the device.
 
     Returns:
         The `History`, that of the epochs before a resume included.
@@ -149,17 +150,20 @@ def fit(
         _checks.check_positive_int("block_rows", block_rows)
         if model.amortized:
             raise ValueError("block_rows: expected None for an encoder, which has no rows")
+    if device is not None:
+        model.to(device)
     tables = moments = None
     if not model.amortized:
         rows, tables = model.posterior.rows, model.posterior.tables
         moments = _checks.check_moment_dtype(moment_dtype, rows.dtype)
-        if block_rows is None and isinstance(tables, MappedTables):
+        in_blocks = isinstance(tables, MappedTables) or model.posterior.staged
+        if block_rows is None and in_blocks:
             block_rows = default_block_rows(row_bytes(rows.shape[1], rows.dtype, moments))
     elif moment_dtype is not None:
         raise ValueError("moment_dtype: expected None for an encoder, which has no rows")
-    if device is not None:
-        model.to(device)
     ranks = ranks_of(model)
+    if not ranks.alone and moments is not None and model.posterior.staged:
+        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
     if not ranks.alone and block_rows is not None:
         raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
     inputs = prepare(model, *ranks.own(x, mask), num_data=model.num_data)
@@ -218,7 +222,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     """
     if Path(run_dir).is_file():
         return load_export(Path(run_dir), device)
-    checkpoint = load_checkpoint(run_dir, device=device)
+    # where the tables belong is known by the config alone
+    checkpoint = load_checkpoint(run_dir)
     config = checkpoint.metadata.get("config")
     if config is None:
         raise ValueError(

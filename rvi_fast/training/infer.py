@@ -98,13 +98,11 @@ def _optimise(
     device, num_data = device_of(model), inputs.num_data
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         posterior = model.posterior.for_new_data(num_data)
-    with torch.no_grad():
-        posterior.rows.copy_(model.posterior.mean_row().expand_as(posterior.rows))
+    start = model.posterior.mean_row()
 
     layout = posterior.layout
     constants = (layout.groups, layout.kept, layout.form)
-    rows, relays = posterior.rows.data, posterior.relays.data
-    optimizer = RowAdam(posterior, lr=lr, mode="row")
+    relays = posterior.relays.data
     batches = torch.arange(num_data, device=device).split(size)
     with (
         _frozen(model.decoder, model.likelihood),
@@ -114,7 +112,11 @@ def _optimise(
         decoder = decoder_step(model, learn=False)
         for index in batches:
             x, observed = inputs.batch(index)
-            zeros = posterior.rows.new_zeros((1, len(index), layout.latent_dim))
+            # a table of its own: the moments of one batch are needed at a time
+            part = posterior.over(start.repeat(len(index), 1))
+            optimizer = RowAdam(part, lr=lr, mode="row")
+            rows, place = part.rows.data, torch.arange(len(index), device=device)
+            zeros = rows.new_zeros((1, len(index), layout.latent_dim))
             grad_log_prob, grad_kl = (
                 zeros.new_full((1, len(index)), -1.0),
                 zeros.new_ones(len(index)),
@@ -122,17 +124,18 @@ def _optimise(
             for step in range(steps):
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
-                batch = (rows, relays, index, noise_seed, None if sampled else zeros)
-                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1)
+                batch = (rows, relays, place, noise_seed, None if sampled else zeros)
+                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1, index)
                 _, grad_z = decoder(z[0], x, observed, grad_log_prob)
                 grad, _ = ops.relay_sample_bwd(
-                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False
+                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False, index
                 )
                 if not sampled:  # the decoded mean says nothing about the standard deviation
                     grad[:, layout.log_std_slice] = 0.0
-                optimizer.step_batch(index, grad)
+                optimizer.step_batch(place, grad)
                 bar.update()
-    optimizer.detach()
+            optimizer.detach()
+            posterior.rows[int(index[0]) : int(index[0]) + len(index)].copy_(rows)
     # the smallest and the largest are finite where all are, and no mask of the table is made
     if not bool(torch.isfinite(torch.stack(torch.aminmax(posterior.rows.detach()))).all()):
         row, column = _checks.first_entry(~torch.isfinite(posterior.rows))

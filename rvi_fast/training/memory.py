@@ -12,7 +12,7 @@ from .. import _checks
 from ..layout import RowLayout
 from ..storage import StrPath
 from . import sources
-from .blocks import default_block_rows, row_bytes, rows_resident
+from .blocks import blocks_resident, default_block_rows, row_bytes
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
@@ -32,6 +32,7 @@ class MemoryEstimate:
             system keeps of files in memory beyond that it gives up when asked.
         journal: on disk, for a run directory with tables in files.
         device: all that has to be in the memory of the device that trains.
+        host: what lies in host memory where a GPU trains with tables there or in files.
         disk: all that lies on the disk.
     """
 
@@ -44,14 +45,15 @@ class MemoryEstimate:
     journal: int
     device: int
     disk: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes in memory and on disk; what is in both counts once."""
-        return self.device + self.disk - self.resident
+        """Bytes in memory and on disk; what is in memory and on disk counts once."""
+        return self.device + self.host + self.disk - self.resident
 
     def __str__(self) -> str:
-        parts = ("tables", "moments", "data", "shared", "step", "device", "disk")
+        parts = ("tables", "moments", "data", "shared", "step", "device", "host", "disk")
         return ", ".join(f"{name} {getattr(self, name) / 1e9:.2f} GB" for name in parts)
 
 
@@ -70,6 +72,7 @@ def estimate_memory(
     data_dtype: torch.dtype = torch.float32,
     data_in_memory: bool = True,
     run_dir: bool = False,
+    device: torch.device | str = "cpu",
 ) -> MemoryEstimate:
     """What `fit` with a model of `models.rvi` needs, in bytes.
 
@@ -83,6 +86,8 @@ def estimate_memory(
         data_dtype: of x.
         data_in_memory: false for memory maps and data sets.
         run_dir: whether `fit` gets one: with tables in files it needs room for a journal.
+        device: what trains. On a GPU, tables in host memory or in files take there what the blocks at
+            work take.
 
     Example:
         >>> import rvi_fast
@@ -98,6 +103,7 @@ def estimate_memory(
     _checks.check_positive_int("batch_size", batch_size)
     layout = RowLayout.resolve(latent_dim, groups)
     size, in_files = dtype.itemsize, storage not in ("device", "host")
+    staged = storage != "device" and torch.device(device).type != "cpu"
     tables = num_data * layout.width * size
     row = row_bytes(layout.width, dtype, _checks.check_moment_dtype(moment_dtype, dtype))
     moments = num_data * row - tables
@@ -110,9 +116,11 @@ def estimate_memory(
     decoder = sum((a + 1) * b for a, b in pairwise(widths))
     shared = 4 * size * (layout.num_relays * latent_dim + decoder + 1)
 
-    if in_files and block_rows is None:
+    if (in_files or staged) and block_rows is None:
         block_rows = default_block_rows(row)
-    held = num_data if block_rows is None else min(num_data, rows_resident(block_rows))
+    held = num_data
+    if block_rows is not None:
+        held = min(num_data, blocks_resident(num_data, block_rows, batch_size) * block_rows)
     resident = row * held if in_files else 0
     ahead = 1 if data_in_memory else sources.AHEAD + 2
     made = 4 * (layout.width + latent_dim + sum(hidden)) * size
@@ -120,9 +128,12 @@ def estimate_memory(
     evaluation = min(num_data, _EVALUATED) * num_features * size * _EVALUATION_TENSORS
     step = 8 * held + max(batch, evaluation)
 
-    on_device = data + shared + step + (resident if in_files else tables + moments)
+    lying = resident if in_files else tables + moments
+    # each slot has its row number too, and each table a buffer for a block
+    on_device = data + shared + step + ((row + 8) * held if staged else lying)
+    host = lying + row * min(block_rows or 0, num_data) if staged else 0
     on_disk = tables + moments if in_files else 0
     journal = on_disk if run_dir else 0
     return MemoryEstimate(
-        tables, moments, data, shared, step, resident, journal, on_device, on_disk + journal
+        tables, moments, data, shared, step, resident, journal, on_device, on_disk + journal, host
     )

@@ -34,6 +34,7 @@ from .inputs import Inputs
 from .journal import Journal, discard
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs
+from .staging import StagedStep, Staging
 from .step import DirectStep, NoRows, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
@@ -158,9 +159,17 @@ class Run:
             ]
         )
         ranks.attach(self.shared)
-        step = make_step(model, self.rows, self.shared)
+        self.staging: Staging | None = None
+        if isinstance(self.rows, RowAdam) and model.posterior.staged:
+            assert self.block_rows is not None
+            self.staging = Staging(model, self.rows, self.block_rows, settings["batch_size"])
+        stepped = model if self.staging is None else self.staging.model
+        step = make_step(stepped, self.rows, self.shared)
         self.step: BatchStep | CapturedStep = BatchStep(
-            step, inputs, device_of(model), next(model.posterior.parameters()).dtype
+            step if self.staging is None else StagedStep(self.staging, step),
+            inputs,
+            device_of(model),
+            next(model.posterior.parameters()).dtype,
         )
         if (
             capture
@@ -204,7 +213,10 @@ class Run:
             raise ValueError(
                 f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
             )
-        checkpoint = self.ranks.load(run_dir, device_of(self.model))
+        # tables that have no room on the device must not be loaded there
+        staged = getattr(self.model.posterior, "staged", False)
+        device = torch.device("cpu") if staged else device_of(self.model)
+        checkpoint = self.ranks.load(run_dir, device)
         rows = getattr(self.model.posterior, "rows", None)
         # older checkpoints have moments in the dtype of the rows, and do not say so
         stored = {"moment_dtype": None if rows is None else name_of(rows.dtype)}
@@ -323,25 +335,39 @@ class Run:
             yield None
             return
         rows, tables = self.model.posterior.rows.detach(), self.model.posterior.tables
+        staging = self.staging
 
         def enter(start: int, stop: int) -> None:
             if self.journal is not None:
                 self.journal.keep(start // order.block_rows)
             tables.prefetch(start, stop)
             self.inputs.prefetch(start, stop)
+            if staging is not None:
+                staging.enter(start, stop)
 
-        def leave(start: int, stop: int) -> None:
-            self._check_table("posterior.rows", rows[start:stop], epoch)
+        def check(part: Tensor) -> None:
+            self._check_table("posterior.rows", part, epoch)
+
+        def leave(start: int, stop: int, mark: Any) -> None:
+            if staging is None:
+                check(rows[start:stop])
+            else:
+                staging.leave(start, stop, mark, check)
             tables.release(start, stop)
             self.inputs.release(start, stop)
 
-        residence = Residence(order, enter, leave)
-        try:
-            yield residence
-        except BaseException:
-            residence.abandon()
-            raise
-        residence.close()
+        with contextlib.ExitStack() as stack:
+            mark: Callable[[], Any] = lambda: None  # noqa: E731
+            if staging is not None:
+                stack.enter_context(staging.epoch(order))
+                mark = staging.mover.mark
+            residence = Residence(order, enter, leave, mark)
+            try:
+                yield residence
+            except BaseException:
+                residence.abandon()
+                raise
+            residence.close()
 
     def _check_finite(self, losses: Tensor, epoch: int, first_step: int) -> None:
         finite = torch.isfinite(losses)

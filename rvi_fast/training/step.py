@@ -82,7 +82,7 @@ def decoder_step(model: LatentModel, *, learn: bool = True) -> DecoderStep:
         and not likelihood.checked
         and all(parameter.requires_grad == learn for parameter in parameters)
         and not _hooked(decoder, likelihood, *layers)
-        and not torch.is_autocast_enabled(model.posterior.rows.device.type)
+        and not torch.is_autocast_enabled(model.posterior.relays.device.type)
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         return LinearChain(linear, likelihood, learn)

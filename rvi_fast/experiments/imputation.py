@@ -1,0 +1,97 @@
+"""Imputation of test rows beside other imputers; not a figure of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import data
+from ..training import infer
+from .experiment import INFER_LR, Experiment, parts, trained
+from .figure import Figure
+from .scales import Scale
+
+WIDE = (256, 256)
+# how a posterior of test rows is found: model, decoder (None: that of the scale), scale factor
+_OURS: dict[str, tuple[str, tuple[int, ...] | None, float | str]] = {
+    "VAE": ("vae", None, 1.0),
+    "VAD": ("vad", None, 1.0),
+    "RVI": ("rvi", None, 1.0),
+    "RVI, held-out scale": ("rvi", None, "held-out"),
+    "RVI, 256-256, held-out scale": ("rvi", WIDE, "held-out"),
+}
+_OTHERS: dict[str, Callable[..., np.ndarray]] = {
+    "column mean": data.column_mean,
+    "KNN": data.knn,
+    "conditional Gaussian": data.conditional_gaussian,
+}
+
+
+@dataclass(frozen=True)
+class Imputation(Experiment):
+    """An experiment of one imputer.
+
+    Args:
+        method: its name. `model` says nothing here.
+    """
+
+    method: str = "RVI"
+
+
+def run(
+    experiment: Imputation, directory: Path, *, data_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """Learns from the training rows and fills in the test rows.
+
+    Returns:
+        "test_missing": elastic error over the hidden entries of the test rows.
+    """
+    train, test = parts(experiment, data_dir)
+    if experiment.method in _OTHERS:
+        holed = []
+        for part in (test, train):
+            values = part.x / np.float32(255) if part.x.dtype == np.uint8 else part.x
+            holed.append(np.where(part.mask, values, np.float32("nan")))
+        filled = _OTHERS[experiment.method](holed[0], train=holed[1])
+    else:
+        name, _, factor = _OURS[experiment.method]
+        model, _ = trained(experiment, train, directory)
+        posterior = infer(
+            model,
+            test.x,
+            mask=test.mask,
+            steps=experiment.infer_steps,
+            lr=experiment.infer_lr or INFER_LR[name],
+            scale_factor=factor,
+            seed=experiment.seed,
+        )
+        filled = model.reconstruct(posterior=posterior).numpy()
+    return {"test_missing": test.scores("test", filled)["test_missing"]}
+
+
+def _runs(scale: Scale) -> list[Experiment]:
+    found: list[Experiment] = []
+    for name in scale.images:
+        for method in (*_OTHERS, *_OURS):
+            model, hidden, _ = _OURS.get(method, ("rvi", None, 1.0))
+            chosen = {"model": model, "method": method, **({"hidden": hidden} if hidden else {})}
+            for missing in scale.missing:
+                for seed in range(scale.seeds):
+                    own = scale.experiment(data=name, missing=missing, seed=seed)
+                    found.append(Imputation(**{**vars(own), **chosen}))
+    return [experiment for experiment in found if experiment.missing > 0]
+
+
+FIGURES = {
+    "imputation": Figure(
+        "Imputation of test rows beside other imputers",
+        _runs,
+        ("test_missing",),
+        over="missing",
+        curves=("method",),
+    )
+}

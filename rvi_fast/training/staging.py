@@ -1,0 +1,174 @@
+"""Training on a GPU of tables that lie in host memory or in files.
+
+The rows and moments of the blocks that an epoch works on lie in a table of slots on the device: three
+windows, as `blocks.Residence` moves them. A block is copied into its slots before its first step and
+back to the host after its last, on a stream of its own, while the steps of other windows go on. So each
+row crosses the bus once each way in an epoch, whatever N.
+
+Steps see the slots as a posterior of their own, under the model's relays and decoder. Which slot a row
+has is arithmetic with the place of its block; the noise is keyed by the row's number in the whole
+table, and clock and history of `RowAdam` are the same all along: the result is that of tables on the
+device, bit for bit, with the same blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import LatentModel, Objective
+from ..optim import RowAdam
+from ..storage import check_memory
+from .blocks import EpochOrder, blocks_resident
+from .step import Step
+
+_ADVICE = "lower block_rows, groups or latent_dim"
+
+
+class Staging:
+    """The slots on the device, and how blocks get there and back.
+
+    Args:
+        model: its posterior's rows lie in host memory.
+        rows: their optimiser.
+        block_rows: rows in a block.
+        batch_size: rows of the largest batch.
+    """
+
+    def __init__(self, model: LatentModel, rows: RowAdam, block_rows: int, batch_size: int) -> None:
+        posterior, self.rows, self.block_rows = model.posterior, rows, block_rows
+        self.host, self.first = rows.raw_tables(), posterior.first_row
+        device, num_blocks = posterior.relays.device, -(-posterior.num_data // block_rows)
+        self.places = blocks_resident(posterior.num_data, block_rows, batch_size)
+        num_slots = self.places * block_rows
+        size = sum(table[:1].nbytes for table in self.host.values()) * num_slots
+        check_memory(device, "slots of posterior.rows", size, _ADVICE)
+        self.slots = {
+            name: torch.zeros((num_slots, *table.shape[1:]), dtype=table.dtype, device=device)
+            for name, table in self.host.items()
+        }
+        # the place of each block in the epoch at hand
+        self._place = torch.zeros(num_blocks, dtype=torch.int64, device=device)
+        self._place_of = [0] * num_blocks
+        self.posterior = posterior.over(self.slots["rows"])
+        self.numbers = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.posterior.row_numbers = self.numbers
+        self.model = copy.copy(model)
+        self.model._modules = {**model._modules, "posterior": self.posterior}
+        self.mover = Mover(device, [table[:block_rows] for table in self.host.values()])
+
+    @contextmanager
+    def epoch(self, order: EpochOrder) -> Iterator[None]:
+        """Within it the optimiser works on the slots, and blocks may enter and leave in this order."""
+        for number, block in enumerate(block for window in order.windows for block in window):
+            self._place_of[block] = number % self.places
+        self._place.copy_(torch.tensor(self._place_of))
+        self.model.train()
+        with self.rows.lent(self.posterior, self.slots):
+            yield
+
+    def slots_of(self, index: Tensor) -> Tensor:
+        """Where rows `index` [B] of blocks that have entered lie."""
+        size = self.block_rows
+        return self._place[index // size] * size + index % size
+
+    def enter(self, start: int, stop: int) -> None:
+        """Copies a block to its slots; returns when it is there."""
+        slots = self._slots(start, stop)
+        pairs = [(self.host[name][start:stop], table[slots]) for name, table in self.slots.items()]
+        with self.mover.at_work():
+            self.mover.to_device(pairs)
+            torch.arange(self.first + start, self.first + stop, out=self.numbers[slots])
+
+    def leave(self, start: int, stop: int, mark: Any, check: Callable[[Tensor], None]) -> None:
+        """Copies a block back, after the steps before `mark`; returns when it is on the host.
+
+        Args:
+            start, stop: the block.
+            mark: from `mover.mark`.
+            check: looks at the block's rows on the device before they go.
+        """
+        slots = self._slots(start, stop)
+        pairs = [(table[slots], self.host[name][start:stop]) for name, table in self.slots.items()]
+        with self.mover.at_work(mark):
+            check(self.slots["rows"][slots])
+            self.mover.to_host(pairs)
+
+    def _slots(self, start: int, stop: int) -> slice:
+        first = self._place_of[start // self.block_rows] * self.block_rows
+        return slice(first, first + stop - start)
+
+
+class StagedStep:
+    """A step on rows of the table, done in their slots."""
+
+    def __init__(self, staging: Staging, step: Step) -> None:
+        self.staging, self.step = staging, step
+
+    def __call__(self, index: Tensor, *others: Any) -> Objective:
+        return self.step(self.staging.slots_of(index), *others)
+
+
+class Mover:
+    """Copies between the host and a device, in parts of some sizes; all that is CUDA's own is here.
+
+    Memory that is not pinned is copied through buffers that are: a GPU reads nothing else by itself.
+
+    Args:
+        device: where to.
+        like: the largest part of each table on the host.
+    """
+
+    def __init__(self, device: torch.device, like: list[Tensor]) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        self._buffers: list[Tensor] = []
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)
+            self._buffers = [torch.empty_like(part, pin_memory=True) for part in like]
+
+    def mark(self) -> torch.cuda.Event | None:
+        """What has been asked of the device so far, by this thread."""
+        return (
+            None
+            if self.stream is None
+            else torch.cuda.current_stream(self.stream.device).record_event()
+        )
+
+    @contextmanager
+    def at_work(self, mark: torch.cuda.Event | None = None) -> Iterator[None]:
+        """Within it, copies on the stream of this mover, after `mark`; waits for them at the end."""
+        if self.stream is None:
+            yield
+            return
+        if mark is not None:
+            self.stream.wait_event(mark)
+        with torch.cuda.stream(self.stream):
+            yield
+        self.stream.synchronize()
+
+    def to_device(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Copies each (part on the host, part on the device)."""
+        for number, (source, target) in enumerate(pairs):
+            if self._buffers:
+                source = self._buffers[number][: len(source)].copy_(source)
+            target.copy_(source, non_blocking=True)
+
+    def to_host(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Copies each (part on the device, part on the host)."""
+        if self.stream is None:
+            for source, target in pairs:
+                target.copy_(source)
+            return
+        buffers = [
+            own[: len(source)] for own, (source, _) in zip(self._buffers, pairs, strict=True)
+        ]
+        for own, (source, _) in zip(buffers, pairs, strict=True):
+            own.copy_(source, non_blocking=True)
+        self.stream.synchronize()
+        for own, (_, target) in zip(buffers, pairs, strict=True):
+            target.copy_(own)
