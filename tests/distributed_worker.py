@@ -9,6 +9,7 @@ import socket
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -113,3 +114,50 @@ def run(size, function, folder, **keywords):
     assert [process.exitcode for process in processes] == [0] * size, said
     # written by the processes above
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+# a float32 parameter after two dozen steps that were rounded elsewhere
+TOLERANCE = 2e-6
+
+
+def alone(epochs=2, *, make=make, **changes):
+    """What a single process makes of the same."""
+    kinds = {name: changes.pop(name) for name in ("kind", "dtype") if name in changes}
+    model = make(**kinds)
+    x = table(dtype=kinds.get("dtype", torch.float32))
+    history = rvi_fast.fit(model, x, **options(epochs=epochs, **changes))
+    return {**model.state_dict(), "history": dict(history)}
+
+
+def together(parts):
+    """The state of all rows from those of the processes, which agree on all else."""
+    whole = dict(parts[0])
+    for name, value in whole.items():
+        if name == "history":
+            assert all(part[name] == value for part in parts)
+        elif name == "posterior.rows":
+            whole[name] = torch.cat([part[name] for part in parts])
+        else:
+            assert all(torch.equal(part[name], value) for part in parts), name
+    return whole
+
+
+def assert_close(got, expected, tolerance=TOLERANCE):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        if name != "history":
+            torch.testing.assert_close(got[name], value, rtol=0, atol=tolerance, msg=name)
+            continue
+        for quantity, numbers in value.items():
+            assert got[name][quantity] == pytest.approx(numbers, rel=1e-5, nan_ok=True), quantity
+
+
+def assert_equal(got, expected):
+    assert got["history"] == expected["history"]
+    for name in expected.keys() - {"history"}:
+        assert torch.equal(got[name], expected[name]), name
+
+
+def trained(size, folder, run_dir, **changes):
+    changes = {"run_dir": str(run_dir), "resume": True, "checkpoint_every": 0.0, **changes}
+    return together(run(size, train, folder, make_model=built, **changes))
