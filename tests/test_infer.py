@@ -77,6 +77,14 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
     torch.testing.assert_close(infer(model, X_NEW[:1], steps=20).rows, rows[:1])
 
 
+def test_with_shared_noise_a_row_does_not_depend_on_its_place(model):
+    for shared_noise in (True, False):
+        rows = infer(model, X_NEW, shared_noise=shared_noise).rows
+        moved = infer(model, X_NEW.roll(1, 0), shared_noise=shared_noise).rows
+        same = torch.isclose(moved, rows.roll(1, 0), rtol=1e-4, atol=1e-4)
+        assert same.all() if shared_noise else not same.all(1).any()
+
+
 def test_the_seed_decides_and_the_global_random_state_is_left_alone(model):
     torch.manual_seed(1)
     state = torch.get_rng_state()

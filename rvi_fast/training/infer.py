@@ -35,6 +35,7 @@ def infer(
     batch_size: int | None = None,
     seed: int = 0,
     scale_factor: float | str = 1.0,
+    shared_noise: bool = False,
     progress: bool = False,
 ) -> RelayPosterior:
     """Optimises the posteriors of new datapoints; relays, decoder and scale stay as they are.
@@ -54,6 +55,8 @@ def infer(
         scale_factor: the likelihood's scale is taken so many times as large as training left it.
             "held-out" takes, of a few factors, the one that best predicts a tenth of the observed
             entries of up to 1,024 rows, held out for that: for imputation where much is missing.
+        shared_noise: all rows draw the same noise. What a row gets then depends on the row alone, to
+            rounding, and not on its place in x_new.
         progress: show a progress bar.
 
     Returns:
@@ -76,7 +79,7 @@ def infer(
             return _encoded(model, inputs)
 
     def optimise(inputs: Inputs | HostInputs, progress: bool) -> RelayPosterior:
-        return _optimise(model, inputs, steps, lr, size, seed, progress)
+        return _optimise(model, inputs, steps, lr, size, seed, shared_noise, progress)
 
     if scale_factor == "held-out":
         scale_factor = held_out_factor(
@@ -93,6 +96,7 @@ def _optimise(
     lr: float,
     size: int,
     seed: int,
+    shared_noise: bool,
     progress: bool,
 ) -> RelayPosterior:
     device, num_data = device_of(model), inputs.num_data
@@ -116,6 +120,7 @@ def _optimise(
             part = posterior.over(start.repeat(len(index), 1))
             optimizer = RowAdam(part, lr=lr, mode="row")
             rows, place = part.rows.data, torch.arange(len(index), device=device)
+            keys = torch.zeros_like(index) if shared_noise else index
             zeros = rows.new_zeros((1, len(index), layout.latent_dim))
             grad_log_prob, grad_kl = (
                 zeros.new_full((1, len(index)), -1.0),
@@ -125,10 +130,10 @@ def _optimise(
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
                 batch = (rows, relays, place, noise_seed, None if sampled else zeros)
-                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1, index)
+                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1, keys)
                 _, grad_z = decoder(z[0], x, observed, grad_log_prob)
                 grad, _ = ops.relay_sample_bwd(
-                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False, index
+                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False, keys
                 )
                 if not sampled:  # the decoded mean says nothing about the standard deviation
                     grad[:, layout.log_std_slice] = 0.0
