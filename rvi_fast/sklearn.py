@@ -13,15 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    OneToOneFeatureMixin,
-    TransformerMixin,
-)
-from sklearn.impute import MissingIndicator
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from . import _checks
 from .data.metrics import Standardizer
@@ -31,6 +22,19 @@ from .training.fit import fit
 from .training.held_out import FACTORS, check_scale_factor, held_out_factor
 from .training.infer import infer
 from .training.inputs import prepare
+
+try:
+    from sklearn.base import (
+        BaseEstimator,
+        ClassNamePrefixFeaturesOutMixin,
+        OneToOneFeatureMixin,
+        TransformerMixin,
+    )
+    from sklearn.impute import MissingIndicator
+    from sklearn.utils import check_array, check_random_state
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError('needs scikit-learn: pip install "rvi-fast[sklearn]"') from error
 
 try:
     from sklearn.utils.validation import validate_data
@@ -107,6 +111,9 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
         """See `fit`; returns what `_table` does."""
         x, missing = self._table(X, reset=True)
         options = self._options()
+        for name in ("hidden", "groups"):
+            if not isinstance(options[name], Sequence):
+                raise TypeError(f"{name}: expected a sequence of integers, got {options[name]!r}")
         _checks.check_positive_int("steps", options["steps"])
         _checks.check_positive_float("infer_lr", options["infer_lr"])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -144,7 +151,8 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
     def _options(self) -> dict[str, Any]:
         """The parameters; searches draw NumPy's numbers, these are Python's."""
         parameters = self.get_params(deep=False).items()
-        return {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters}
+        plain = (np.generic, np.ndarray)
+        return {k: v.tolist() if isinstance(v, plain) else v for k, v in parameters}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -165,6 +173,8 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise ValueError(f"missing_values: expected a number or NaN, got {value!r}")
         nan = _is_nan(value)
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)  # None in a list is NaN only if it is an array's
         x = validate_data(
             self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan" if nan else True
         )
@@ -176,7 +186,13 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
         if x.dtype == np.uint8:
             return Standardizer(np.zeros(size), np.full(size, 255.0))
         if self.standardize:
-            return Standardizer.fit(x, ~missing)
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    return Standardizer.fit(x, ~missing)
+            except ValueError as error:
+                raise ValueError(
+                    f"X: expected numbers that can be standardised: {error}"
+                ) from error
         return Standardizer(np.zeros(size), np.ones(size))
 
     def _rows(self, x: np.ndarray, missing: np.ndarray) -> np.ndarray:
@@ -184,7 +200,16 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
 
         So is a feature that was never observed in `fit`: the decoder has not learned it.
         """
-        return self.standardizer_.transform(np.where(missing | self._empty, np.nan, x))
+        with np.errstate(over="ignore"):
+            rows = self.standardizer_.transform(np.where(missing | self._empty, np.nan, x))
+        wrong = np.isinf(rows)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"X: expected numbers that float32 can hold in the model's units, got "
+                f"{x[row, column]} at row {row}, column {column}"
+            )
+        return rows
 
     def _infer(self, rows: np.ndarray | torch.Tensor, factor: float) -> RelayPosterior:
         options = self._options()
@@ -252,7 +277,8 @@ class RelayImputer(OneToOneFeatureMixin, _RelayEstimator):
         infer_lr: learning rate of `transform`.
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
             left it. "held-out": `fit` hides a tenth of the entries of up to 1,024 training rows and
-            takes the factor with which they are best found again.
+            takes the factor with which they are best found again; the decoder has learned from them,
+            so that where much is missing a larger number can be better.
         standardize: train on (x - mean) / std of each feature's observed entries; False leaves the
             numbers as they are.
         add_indicator: append a column of zeros and ones for each feature with missing entries in `fit`,
@@ -339,10 +365,10 @@ class RelayImputer(OneToOneFeatureMixin, _RelayEstimator):
         x, missing = self._table(X, reset=False)
         filled = _holed(x, missing)
         holes = None if self.indicator_ is None else self.indicator_.transform(filled)
+        rows = self._rows(x, missing)
         incomplete = np.flatnonzero(missing.any(axis=1))
         if len(incomplete):
-            rows = self._rows(x[incomplete], missing[incomplete])
-            values = self._decode(self._infer(rows, self.scale_factor_).mean())
+            values = self._decode(self._infer(rows[incomplete], self.scale_factor_).mean())
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
 

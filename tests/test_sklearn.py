@@ -1,6 +1,8 @@
 """The scikit-learn estimators keep scikit-learn's rules, and fill in better than column means."""
 
+import importlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -130,6 +132,11 @@ def test_missing_entries_can_be_marked_by_a_number(imputer):
         marked.transform(X)
 
 
+def test_none_in_a_list_is_missing(imputer):
+    first = np.where(MASK, FULL, None).tolist()
+    np.testing.assert_array_equal(imputer.transform(first), imputer.transform(X))
+
+
 def test_pixels_share_one_scale():
     pixels = RNG.integers(0, 256, (20, 6)).astype(np.uint8)
     imputer = RelayImputer(**TINY, missing_values=0).fit(pixels)
@@ -197,11 +204,26 @@ def test_the_same_random_state_gives_the_same_model_and_leaves_torch_alone():
     assert (other[~MASK] != first[~MASK]).any()
 
 
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rvi_fast.sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(ImportError, match=r'pip install "rvi-fast\[sklearn\]"'):
+        importlib.import_module("rvi_fast.sklearn")
+
+
 def test_what_does_not_fit_is_refused(imputer):
     with pytest.raises(ValueError, match="infinity"):
         RelayImputer(**TINY).fit([[1.0, np.inf]])
     with pytest.raises(ValueError, match="X has 2 features, but RelayImputer is expecting 5"):
         imputer.transform([[1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"X: expected .* 1e\+200 at row 1, column 3"):
+        imputer.transform([[0.0] * 5, [0.0, np.nan, 0.0, 1e200, 0.0]])
+    for standardize in (True, False):
+        with pytest.raises(ValueError, match="X: expected numbers that"):
+            RelayImputer(**TINY, standardize=standardize).fit([[1e200, 1.0], [-1e200, np.nan]])
+    for name in ("hidden", "groups"):
+        with pytest.raises(TypeError, match=f"{name}: expected a sequence of integers, got 5"):
+            RelayEmbedder(**{**TINY, name: 5}).fit(X)
     wrong = {
         "missing_values": "?",
         "latent_dim": 0,
