@@ -25,7 +25,7 @@ from rvi_fast.training import (
     load_checkpoint,
 )
 from rvi_fast.training.checkpoints import read_metrics
-from rvi_fast.training.run import NOISE, ORDER, stream
+from rvi_fast.training.seeds import NOISE, ORDER, stream
 
 N, D = 60, 6
 # numbers that float16 holds, so that every dtype holds the same

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import data, models
 from ..posterior import RelayPosterior
 from ..training import History, fit, infer
-from ..training.run import stream
+from ..training.seeds import stream
 from . import latents
 
 # share of the rows of a set without a test part that become one

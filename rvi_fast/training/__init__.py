@@ -9,10 +9,10 @@ from .checkpoints import (
 )
 from .export import export
 from .fit import EarlyStopping, fit, load
+from .history import History
 from .impute import impute
 from .infer import infer
 from .memory import MemoryEstimate, estimate_memory
-from .run import History
 
 __all__ = [
     "Checkpoint",

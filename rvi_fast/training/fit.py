@@ -18,9 +18,11 @@ from .blocks import default_block_rows, row_bytes
 from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
 from .distributed import ranks_of
 from .export import load_export
+from .history import Callback, History
 from .inputs import prepare
 from .journal import Journal
-from .run import Callback, History, KLWeight, Run, device_of, name_of, restore_lagging, row_adam
+from .run import KLWeight, Run, device_of
+from .state import name_of, restore_lagging, row_adam
 
 
 class EarlyStopping:

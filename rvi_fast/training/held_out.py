@@ -13,7 +13,7 @@ from .. import _checks
 from ..likelihood import GaussianLikelihood
 from ..models import LatentModel
 from .inputs import Inputs
-from .run import stream
+from .seeds import stream
 from .sources import HostInputs
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)

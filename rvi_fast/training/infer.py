@@ -17,7 +17,8 @@ from ..optim import RowAdam
 from ..posterior import RelayPosterior
 from .held_out import check_scale_factor, held_out_factor, scaled
 from .inputs import Inputs, prepare
-from .run import device_of, stream
+from .run import device_of
+from .seeds import stream
 from .sources import HostInputs
 from .step import decoder_step
 

@@ -17,99 +17,32 @@ from tqdm import tqdm
 from ..data.metrics import elastic
 from ..models import LatentModel
 from ..optim import RowAdam
-from ..posterior import RelayPosterior
 from ..storage import MappedTables
 from .blocks import EpochOrder, Residence
 from .capture import BatchStep, CapturedStep
-from .checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    append_metrics,
-    latest_epoch,
-    rewrite_metrics,
-    save_checkpoint,
-)
+from .checkpoints import Checkpoint, append_metrics, latest_epoch, rewrite_metrics, save_checkpoint
 from .distributed import Alone
+from .history import Callback, History
 from .inputs import Inputs
 from .journal import Journal, discard
+from .seeds import GLOBAL, NOISE, ORDER, seed_generators, stream
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs
 from .staging import StagedStep, Staging
+from .state import State, name_of, row_adam
 from .step import DirectStep, NoRows, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64
 # rows reconstructed at once in an evaluation
 _CHUNK = 4096
-# uses of the seed; GLOBAL is for torch's own generators, which dropout draws from
-ORDER, NOISE, GLOBAL = 1, 2, 3
 
 KLWeight = float | Callable[[int], float]
-
-
-class History(dict[str, list[float]]):
-    """What a training run has been through, a list for each quantity.
-
-    "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
-    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those.
-    """
-
-    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
-        empty: dict[str, list[float]] = {
-            name: [] for name in ("loss", "kl", "log_prob", "elastic", "evaluated")
-        }
-        super().__init__(values or empty)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs trained."""
-        return len(self["loss"])
-
-    def records(self) -> list[dict[str, float]]:
-        """One record per epoch, as `metrics.jsonl` holds them."""
-        scores = dict(zip(self["evaluated"], self["elastic"], strict=True))
-        return [
-            {
-                "epoch": epoch,
-                "loss": self["loss"][epoch - 1],
-                "kl": self["kl"][epoch - 1],
-                "log_prob": self["log_prob"][epoch - 1],
-                **({"elastic": scores[epoch]} if epoch in scores else {}),
-            }
-            for epoch in range(1, self.epochs + 1)
-        ]
-
-
-Callback = Callable[[LatentModel, History], bool | None]
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype as settings hold it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def device_of(model: LatentModel) -> torch.device:
     """Where the model's posterior lies."""
     return next(model.posterior.parameters()).device
-
-
-def stream(seed: int, *counters: int) -> int:
-    """A seed for each use: SplitMix64 over seed and counters, in [0, 2^63)."""
-    state = seed & 0xFFFFFFFFFFFFFFFF
-    for counter in (0, *counters):
-        state = (state + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
-
-
-def _seed_generators(seed: int, device: torch.device) -> None:
-    # torch.manual_seed would seed every GPU
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 class Run:
@@ -159,6 +92,8 @@ class Run:
             ]
         )
         ranks.attach(self.shared)
+        lagging = self.block_rows is not None
+        self.state = State(model, self.rows, self.shared, self.journal, lagging)
         self.staging: Staging | None = None
         if isinstance(self.rows, RowAdam) and model.posterior.staged:
             assert self.block_rows is not None
@@ -290,7 +225,7 @@ class Run:
     def _train_epoch(self, epoch: int, bar: Any) -> None:
         device, seed = device_of(self.model), self.settings["seed"]
         self.model.train()
-        _seed_generators(stream(seed, GLOBAL, epoch, *self.ranks.counters), device)
+        seed_generators(stream(seed, GLOBAL, epoch, *self.ranks.counters), device)
         generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
         num_data, size = self.num_data, self.settings["batch_size"]
         order = EpochOrder(num_data, self.block_rows or num_data, generator)
@@ -445,15 +380,7 @@ class Run:
             "history": dict(self.history),
             "stopped": self.stopped,
         }
-        if self.block_rows is None:
-            values, rows = self.model.state_dict(), _flatten("rows", self.rows.state_dict())
-        else:
-            values, rows = self._lagging()
-        tensors = {
-            "model": values,
-            "optimizer": {**rows, **_flatten("shared", self.shared.state_dict())},
-        }
-        epochs = self.history.epochs
+        tensors, epochs = self.state.tensors(), self.history.epochs
         if self.journal is None:
             self.last_checkpoint = self.ranks.save(self.run_dir, epochs, tensors, metadata)
             return
@@ -463,81 +390,8 @@ class Run:
         self.last_checkpoint = save_checkpoint(self.run_dir, epochs, tensors, metadata)
         self.journal.begin(token)
 
-    def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Model and row optimiser as they are: to bring rows up to date here would change the run."""
-        assert isinstance(self.rows, RowAdam)
-        with self.rows.as_they_are():
-            values = self.model.state_dict()
-        rows = self.rows.raw_state()
-        if self.journal is None:
-            rows |= {name: t for name, t in self.rows.raw_tables().items() if name != "rows"}
-        else:
-            del values["posterior.rows"]
-        return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
-
     def _restore(self, checkpoint: Checkpoint) -> None:
-        own, held = self.model.state_dict(), checkpoint.tensors["model"]
-        if self.journal is not None:
-            del own["posterior.rows"]
-        wrong = sorted(own.keys() ^ held.keys()) or [
-            name
-            for name, tensor in own.items()
-            if tensor.shape != held[name].shape
-            or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
-        ]
-        if wrong:  # before anything of the model is changed
-            raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
-        try:
-            self.model.load_state_dict(held, strict=self.journal is None)
-            state = checkpoint.tensors["optimizer"]
-            if self.block_rows is None or not isinstance(self.rows, RowAdam):
-                self.rows.load_state_dict(_unflatten("rows", state, self.rows))
-            else:
-                restore_lagging(self.rows, self.journal, checkpoint)
-            self.shared.load_state_dict(_unflatten("shared", state, self.shared))
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
+        self.state.restore(checkpoint)
         self.history = History(checkpoint.metadata["history"])
         self.stopped = checkpoint.metadata["stopped"]
         self.last_checkpoint = checkpoint.path
-
-
-def row_adam(posterior: RelayPosterior, settings: dict[str, Any]) -> RowAdam:
-    """The optimiser of the rows that the settings of a run name."""
-    narrow = settings.get("moment_dtype") == name_of(torch.bfloat16)
-    return RowAdam(
-        posterior,
-        lr=settings["posterior_lr"],
-        mode=settings["optimizer"],
-        moment_dtype=torch.bfloat16 if narrow else None,
-    )
-
-
-def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> None:
-    """Tables and row optimiser as they were at a checkpoint between two blocks."""
-    raw = _unflatten("raw", checkpoint.tensors["optimizer"], rows)["state"][0]
-    if journal is not None:
-        journal.roll_back(checkpoint.path, **checkpoint.metadata["journal"])
-    for name, table in rows.raw_tables().items():
-        if name in raw:
-            table.copy_(raw[name])
-    rows.load_raw_state(raw)
-
-
-def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{position}.{name}": torch.as_tensor(value)
-        for position, entries in state_dict["state"].items()
-        for name, value in entries.items()
-    }
-
-
-def _unflatten(
-    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer | NoRows
-) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        part, position, name = key.split(".")
-        if part == prefix:
-            state.setdefault(int(position), {})[name] = value
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,79 @@
+"""Contracts of the ops: what every implementation is held to, one of your own included.
+
+An implementation is a namespace with the functions of `rvi_fast.ops`, same names and signatures; one
+that answers `NotImplemented` leaves the call to the reference.
+Subclass a contract in a test file and pytest does the rest:
+
+    import my_kernels
+    from rvi_fast import testing
+
+    class TestMyKernels(testing.RelaySampleContract):
+        implementations = (testing.Implementation("mine", my_kernels, device="cuda"),)
+
+Accuracy is judged against `rvi_fast.reference` in float64: `rvi_fast.testing.compare` says how.
+"""
+
+from .adam_step import AdamStepCase, AdamStepContract
+from .compare import (
+    FLOOR_ULPS,
+    YARDSTICK,
+    assert_as_accurate,
+    assert_bit_equal,
+    assert_close,
+    assert_same_selection,
+    largest_error,
+)
+from .contract import Inputs, OpContract
+
+# signatures of the ops, for tests of what a contract does not ask
+from .contract import _arguments as _arguments
+from .contract import _each_tensor as _each_tensor
+from .gaussian_log_likelihood import GaussianLogLikelihoodCase, GaussianLogLikelihoodContract
+from .inputs import (
+    Implementation,
+    cotangents,
+    expanded,
+    installed,
+    make_tables,
+    poisoned_memory,
+    strided,
+    training_step,
+    transposed,
+)
+from .linear_gaussian_log_likelihood import (
+    LinearGaussianLogLikelihoodCase,
+    LinearGaussianLogLikelihoodContract,
+)
+from .relay_sample import RelaySampleCase, RelaySampleContract
+from .row_adam import RowAdamCase, RowAdamContract
+
+__all__ = [
+    "FLOOR_ULPS",
+    "YARDSTICK",
+    "AdamStepCase",
+    "AdamStepContract",
+    "GaussianLogLikelihoodCase",
+    "GaussianLogLikelihoodContract",
+    "Implementation",
+    "Inputs",
+    "LinearGaussianLogLikelihoodCase",
+    "LinearGaussianLogLikelihoodContract",
+    "OpContract",
+    "RelaySampleCase",
+    "RelaySampleContract",
+    "RowAdamCase",
+    "RowAdamContract",
+    "assert_as_accurate",
+    "assert_bit_equal",
+    "assert_close",
+    "assert_same_selection",
+    "cotangents",
+    "expanded",
+    "installed",
+    "largest_error",
+    "make_tables",
+    "poisoned_memory",
+    "strided",
+    "training_step",
+    "transposed",
+]

@@ -1,0 +1,43 @@
+"""What a training run has been through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..models import LatentModel
+
+
+class History(dict[str, list[float]]):
+    """What a training run has been through, a list for each quantity.
+
+    "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
+    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those.
+    """
+
+    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
+        empty: dict[str, list[float]] = {
+            name: [] for name in ("loss", "kl", "log_prob", "elastic", "evaluated")
+        }
+        super().__init__(values or empty)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return len(self["loss"])
+
+    def records(self) -> list[dict[str, float]]:
+        """One record per epoch, as `metrics.jsonl` holds them."""
+        scores = dict(zip(self["evaluated"], self["elastic"], strict=True))
+        return [
+            {
+                "epoch": epoch,
+                "loss": self["loss"][epoch - 1],
+                "kl": self["kl"][epoch - 1],
+                "log_prob": self["log_prob"][epoch - 1],
+                **({"elastic": scores[epoch]} if epoch in scores else {}),
+            }
+            for epoch in range(1, self.epochs + 1)
+        ]
+
+
+Callback = Callable[[LatentModel, History], bool | None]

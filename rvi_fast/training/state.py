@@ -1,0 +1,124 @@
+"""The model and the optimisers of a run, as checkpoints hold them and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import LatentModel
+from ..optim import RowAdam
+from ..posterior import RelayPosterior
+from .checkpoints import Checkpoint, CheckpointError
+from .journal import Journal
+from .step import NoRows
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run changes, with the journal of tables in files and whether rows lag behind."""
+
+    model: LatentModel
+    rows: RowAdam | NoRows
+    shared: torch.optim.Optimizer
+    journal: Journal | None
+    lagging: bool
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """As a checkpoint holds them."""
+        if self.lagging:
+            values, rows = self._lagging()
+        else:
+            values, rows = self.model.state_dict(), _flatten("rows", self.rows.state_dict())
+        return {
+            "model": values,
+            "optimizer": {**rows, **_flatten("shared", self.shared.state_dict())},
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes all of them back to a checkpoint.
+
+        Raises:
+            CheckpointError: it is that of another model.
+        """
+        own, held = self.model.state_dict(), checkpoint.tensors["model"]
+        if self.journal is not None:
+            del own["posterior.rows"]
+        wrong = sorted(own.keys() ^ held.keys()) or [
+            name
+            for name, tensor in own.items()
+            if tensor.shape != held[name].shape
+            or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
+        ]
+        if wrong:  # before anything of the model is changed
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
+        try:
+            self.model.load_state_dict(held, strict=self.journal is None)
+            state = checkpoint.tensors["optimizer"]
+            if self.lagging and isinstance(self.rows, RowAdam):
+                restore_lagging(self.rows, self.journal, checkpoint)
+            else:
+                self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            self.shared.load_state_dict(_unflatten("shared", state, self.shared))
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
+
+    def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Model and row optimiser as they are: to bring rows up to date here would change the run."""
+        assert isinstance(self.rows, RowAdam)
+        with self.rows.as_they_are():
+            values = self.model.state_dict()
+        rows = self.rows.raw_state()
+        if self.journal is None:
+            rows |= {name: t for name, t in self.rows.raw_tables().items() if name != "rows"}
+        else:
+            del values["posterior.rows"]
+        return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as settings hold it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def row_adam(posterior: RelayPosterior, settings: dict[str, Any]) -> RowAdam:
+    """The optimiser of the rows that the settings of a run name."""
+    narrow = settings.get("moment_dtype") == name_of(torch.bfloat16)
+    return RowAdam(
+        posterior,
+        lr=settings["posterior_lr"],
+        mode=settings["optimizer"],
+        moment_dtype=torch.bfloat16 if narrow else None,
+    )
+
+
+def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> None:
+    """Tables and row optimiser as they were at a checkpoint between two blocks."""
+    raw = _unflatten("raw", checkpoint.tensors["optimizer"], rows)["state"][0]
+    if journal is not None:
+        journal.roll_back(checkpoint.path, **checkpoint.metadata["journal"])
+    for name, table in rows.raw_tables().items():
+        if name in raw:
+            table.copy_(raw[name])
+    rows.load_raw_state(raw)
+
+
+def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{position}.{name}": torch.as_tensor(value)
+        for position, entries in state_dict["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def _unflatten(
+    prefix: str, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer | NoRows
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, position, name = key.split(".")
+        if part == prefix:
+            state.setdefault(int(position), {})[name] = value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
