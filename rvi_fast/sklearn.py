@@ -385,7 +385,8 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, _RelayEstimator):
 
     `transform` finds the posterior of each row, with everything that the rows share as `fit` left it.
     What a row gets does not depend on the rows beside it. `fit_transform` gives the means that training
-    itself found, which are close to what `transform` finds for the same rows, but not equal.
+    itself found; `transform` finds others for the same rows, above all in dimensions that the model
+    hardly uses. `fit(X).transform(X)` treats the training rows as it will treat new ones.
 
     Features that were never observed in `fit` and uint8 are treated as in `RelayImputer`.
 

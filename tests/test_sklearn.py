@@ -9,13 +9,17 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.6", reason="scikit-learn 1.6 is not installed")
 
-from sklearn.base import clone
+from sklearn.base import TransformerMixin, clone
 from sklearn.datasets import load_digits, load_iris
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_transformer_data_not_an_array,
+    check_transformer_general,
+    parametrize_with_checks,
+)
 
 from rvi_fast.sklearn import RelayEmbedder, RelayImputer
 
@@ -37,6 +41,17 @@ def expected_failures(estimator):
 )
 def test_estimators_keep_the_rules_of_scikit_learn(estimator, check):
     check(estimator)
+
+
+class InferredAnew(RelayEmbedder):
+    fit_transform = TransformerMixin.fit_transform
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_expected_failures_have_no_other_reason(readonly):
+    embedder = InferredAnew(**TINY)
+    check_transformer_general("InferredAnew", embedder, readonly_memmap=readonly)
+    check_transformer_data_not_an_array("InferredAnew", embedder)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +106,15 @@ def test_fit_transform_of_the_embedder_gives_the_means_of_the_model(embedder):
     means = again.fit_transform(X)
     np.testing.assert_array_equal(means, again.model_.posterior.mean().detach().numpy())
     np.testing.assert_array_equal(again.transform(X), embedder.transform(X))
+
+
+def test_embeddings_of_new_rows_are_classified_by_what_was_learned_from_the_training_rows():
+    x, y = load_digits(return_X_y=True)
+    x[np.random.default_rng(0).random(x.shape) < 0.3] = np.nan
+    train = np.arange(len(x)) % 4 > 0
+    embedder = RelayEmbedder(random_state=0)
+    classifier = LogisticRegression(max_iter=2000).fit(embedder.fit_transform(x[train]), y[train])
+    assert classifier.score(embedder.transform(x[~train]), y[~train]) > 0.8
 
 
 def test_inverse_transform_decodes_in_the_units_of_the_data(embedder, imputer):
