@@ -198,7 +198,7 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
     def _rows(self, x: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """What the model sees: float32 with NaN for missing.
 
-        So is a feature that was never observed in `fit`: the decoder has not learned it.
+        Features that were never observed in `fit` count as missing: the decoder has not learned them.
         """
         with np.errstate(over="ignore"):
             rows = self.standardizer_.transform(np.where(missing | self._empty, np.nan, x))
