@@ -22,6 +22,7 @@ _OURS: dict[str, tuple[str, tuple[int, ...] | None, float | str]] = {
     "VAD": ("vad", None, 1.0),
     "RVI": ("rvi", None, 1.0),
     "RVI, held-out scale": ("rvi", None, "held-out"),
+    "VAD, 256-256, held-out scale": ("vad", WIDE, "held-out"),
     "RVI, 256-256, held-out scale": ("rvi", WIDE, "held-out"),
 }
 _OTHERS: dict[str, Callable[..., np.ndarray]] = {
