@@ -41,7 +41,7 @@ def knn(x: np.ndarray, k: int = 5, *, train: np.ndarray | None = None) -> np.nda
 
 
 def conditional_gaussian(
-    x: np.ndarray, *, train: np.ndarray | None = None, ridge: float = 0.01
+    x: np.ndarray, *, train: np.ndarray | None = None, ridge: float = 0.1
 ) -> np.ndarray:
     """Fills the NaN of each row of x [N, D] with their mean given what the row observes.
 

@@ -49,7 +49,8 @@ def run(
     """Learns from the training rows and fills in the test rows.
 
     Returns:
-        "test_missing": elastic error over the hidden entries of the test rows.
+        "test_missing": elastic error over the hidden entries of the test rows; pixels are clipped to
+            [0, 1].
     """
     train, test = parts(experiment, data_dir)
     if experiment.method in _OTHERS:
@@ -71,6 +72,8 @@ def run(
             seed=experiment.seed,
         )
         filled = model.reconstruct(posterior=posterior).numpy()
+    if test.x.dtype == np.uint8:  # every method is told that these are pixels
+        filled = np.clip(filled, 0.0, 1.0)
     return {"test_missing": test.scores("test", filled)["test_missing"]}
 
 
