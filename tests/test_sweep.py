@@ -201,7 +201,7 @@ def test_tables_with_gaps_are_standardised_on_what_is_shown(tmp_path):
     x[::7, 2], x[:, 4] = np.nan, 3.0
     data.save_table(tmp_path / "t.csv", x)
     options = {"data": str(tmp_path / "t.csv"), "rows": 50, "test_rows": 10, "missing": 0.3}
-    train, test = experiment._parts(replace(FIRST, **options), None)
+    train, test = experiment.parts(replace(FIRST, **options), None)
     shown = np.where(train.mask, train.x, np.nan)
     np.testing.assert_allclose(np.nanmean(shown, 0), 0, atol=1e-5)
     np.testing.assert_allclose(np.nanstd(shown, 0), [1, 1, 1, 1, 0], atol=1e-5)
