@@ -19,7 +19,7 @@ from .data.metrics import Standardizer
 from .models import rvi
 from .posterior import RelayPosterior
 from .training.fit import fit
-from .training.held_out import FACTORS, check_scale_factor, held_out_factor
+from .training.held_out import FACTORS, TooFewEntries, check_scale_factor, held_out_factor
 from .training.infer import infer
 from .training.inputs import prepare
 
@@ -240,7 +240,7 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
                 seed,
                 lambda shown: self.model_.reconstruct(posterior=self._infer(shown.x, 1.0)),
             )
-        except ValueError:
+        except TooFewEntries:
             return FACTORS[0]
 
     def _decode(self, means: torch.Tensor) -> np.ndarray:

@@ -22,6 +22,10 @@ _ROWS = 1024
 _HIDE = 7  # use of the seed
 
 
+class TooFewEntries(ValueError):
+    """Data of so few observed entries that none can be held out."""
+
+
 def held_out_factor(
     model: LatentModel,
     inputs: Inputs | HostInputs,
@@ -41,7 +45,7 @@ def held_out_factor(
         decode: infers the rows given to it and returns their reconstruction [n, D].
 
     Raises:
-        ValueError: there are no observed entries to hold out.
+        TooFewEntries: there are no observed entries to hold out.
     """
     device = inputs.device
     generator = torch.Generator(device).manual_seed(stream(seed, _HIDE))
@@ -50,7 +54,7 @@ def held_out_factor(
     known = ~torch.isnan(x.float()) if mask is None else mask
     hidden = known & (torch.rand(x.shape, generator=generator, device=device) < _SHARE)
     if not bool(hidden.any()):
-        raise ValueError(
+        raise TooFewEntries(
             f"scale_factor: expected a number, got 'held-out' with {int(known.sum())} observed "
             f"entries in {len(rows)} rows, too few to hold a tenth of them out"
         )

@@ -292,10 +292,9 @@ class Run:
             self.inputs.release(start, stop)
 
         with contextlib.ExitStack() as stack:
-            mark: Callable[[], Any] = lambda: None  # noqa: E731
             if staging is not None:
                 stack.enter_context(staging.epoch(order))
-                mark = staging.mover.mark
+            mark = _no_mark if staging is None else staging.mover.mark
             residence = Residence(order, enter, leave, mark)
             try:
                 yield residence
@@ -395,3 +394,7 @@ class Run:
         self.history = History(checkpoint.metadata["history"])
         self.stopped = checkpoint.metadata["stopped"]
         self.last_checkpoint = checkpoint.path
+
+
+def _no_mark() -> None:
+    """Where no device has to be waited for."""
