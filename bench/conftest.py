@@ -4,7 +4,9 @@
 with the same inputs: interleaved, fresh inputs for each call, medians. The CPU runs one thread and
 one call a round. With `--device cuda` everything lies there, and a round is `CALLS` calls before it
 waits for the device, as in a training loop. With `--write-results` the tables go to
-`bench/results/<machine>.md` and `.json`, where they replace those of the same questions.
+`bench/results/<machine>.md` and `.json` (or another folder, `--results`) as each duel ends, where
+they replace those of the same questions. With `--compile-only` each side runs once and nothing is
+timed: what is compiled then lies in the caches, and processes side by side (`-n 8`) can do it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ import torch
 import rvi_fast
 
 RESULTS = Path(__file__).parent / "results"
-
-
 # calls on a GPU between two waits for it
 CALLS = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-results", action="store_true", help="write bench/results/<machine>.*")
+    parser.addoption("--write-results", action="store_true", help="write <machine>.md and .json")
+    parser.addoption("--results", type=Path, default=RESULTS, help="where to (bench/results)")
+    parser.addoption("--compile-only", action="store_true", help="run all once and time nothing")
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where to run")
 
 
@@ -44,6 +46,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     torch.set_default_device(None)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def timed(request: pytest.FixtureRequest) -> bool:
+    """Whether anything is timed."""
+    return not request.config.getoption("--compile-only")
 
 
 def wait(device: str) -> None:
@@ -65,8 +73,10 @@ def seconds(function: Callable[[], Any], device: str, rounds: int) -> float:
 
 
 @pytest.fixture(scope="session")
-def copy_bandwidth(device: str) -> float:
+def copy_bandwidth(device: str, timed: bool) -> float:
     """Bytes per second of a copy far larger than the caches, read and write counted."""
+    if not timed:
+        return 1.0
     source, target = torch.ones(1 << 25), torch.empty(1 << 25)
     if device == "cuda":
         source, target = torch.ones(1 << 29), torch.empty(1 << 29)
@@ -74,8 +84,10 @@ def copy_bandwidth(device: str) -> float:
 
 
 @pytest.fixture(scope="session")
-def matmul_rate(device: str) -> float:
+def matmul_rate(device: str, timed: bool) -> float:
     """FLOP per second of a float32 matrix product, at torch's own precision setting."""
+    if not timed:
+        return 1.0
     size = 8192 if device == "cuda" else 1024
     a, b = torch.ones(size, size), torch.ones(size, size)
     return 2 * size**3 / seconds(lambda: torch.mm(a, b), device, 9)
@@ -83,7 +95,11 @@ def matmul_rate(device: str) -> float:
 
 @pytest.fixture
 def duel(
-    benchmark: Any, device: str, copy_bandwidth: float, matmul_rate: float
+    request: pytest.FixtureRequest,
+    device: str,
+    timed: bool,
+    copy_bandwidth: float,
+    matmul_rate: float,
 ) -> Callable[..., None]:
     """Times `ours` against `peers`.
 
@@ -112,10 +128,17 @@ def duel(
         bytes: int = 0,
         flops: int = 0,
     ) -> None:
+        if not timed:
+            for function in (ours, *peers.values()):
+                for _ in range(2):  # the second call of a size captures it
+                    function(*fresh())
+            wait(device)
+            return
+        benchmark = request.getfixturevalue("benchmark")
         times: dict[str, list[float]] = {name: [] for name in peers}
         done = 0
 
-        def timed(function: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> None:
+        def called(function: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> None:
             for arguments in inputs:
                 function(*arguments)
             wait(device)
@@ -127,14 +150,14 @@ def duel(
             done += 1
             for name, peer in peers.items():
                 start = time.perf_counter()
-                timed(peer, inputs)
+                called(peer, inputs)
                 if done > warmup:
                     times[name].append((time.perf_counter() - start) / calls)
             return (ours, inputs), {}
 
         for _ in range(warmup):
-            timed(*setup()[0])
-        benchmark.pedantic(timed, setup=setup, rounds=rounds)
+            called(*setup()[0])
+        benchmark.pedantic(called, setup=setup, rounds=rounds)
         median = benchmark.stats.stats.median / calls
         benchmark.group = question
         benchmark.extra_info.update(
@@ -157,6 +180,8 @@ def duel(
                 "share_of_matmul": flops / median / matmul_rate,
             }
         )
+        if request.config.getoption("--write-results"):
+            _write(benchmark.extra_info, device, request.config.getoption("--results"))
 
     return run
 
@@ -166,24 +191,27 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     duels = [b.extra_info for b in getattr(session, "benchmarks", []) if b.extra_info]
     if not duels:
         return
-    device = config.getoption("--device")
     terminalreporter.write_line("\n" + _table(duels))
-    if config.getoption("--write-results"):
-        RESULTS.mkdir(exist_ok=True)
-        machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
-        path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
-        held = json.loads(path.read_text(encoding="utf-8"))["duels"] if path.exists() else []
-        latest = {entry["question"]: entry for entry in [*held, *duels]}
-        versions = rvi_fast.info()["versions"]
-        heading = (
-            f"# {machine}\n\n`make {'gpu' if device == 'cuda' else 'bench'}`, one thread, medians of "
-            f"interleaved rounds; rvi_fast {versions['rvi_fast']}, torch {versions['torch']}, Python "
-            f"{versions['python']}.\n\n"
-        )
-        text = heading + _table(list(latest.values()))
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        report = {"machine": machine, "versions": versions, "duels": list(latest.values())}
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(duel: dict[str, Any], device: str, folder: Path) -> None:
+    """At once: what is done survives a run that is cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
+    held = json.loads(path.read_text(encoding="utf-8"))["duels"] if path.exists() else []
+    latest = list(
+        ({entry["question"]: entry for entry in held} | {duel["question"]: duel}).values()
+    )
+    versions = rvi_fast.info()["versions"]
+    heading = (
+        f"# {machine}\n\n`make {'gpu' if device == 'cuda' else 'bench'}`, one thread, medians of "
+        f"interleaved rounds; rvi_fast {versions['rvi_fast']}, torch {versions['torch']}, Python "
+        f"{versions['python']}.\n\n"
+    )
+    path.with_suffix(".md").write_text(heading + _table(latest), encoding="utf-8")
+    report = {"machine": machine, "versions": versions, "duels": latest}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(duels: list[dict[str, Any]]) -> str:
