@@ -1,8 +1,9 @@
 """Does a step of `fit` cost more as N grows? Time and peak memory over N, in a process for each.
 
-Data are a mapped uint8 table, as `fit` takes it. A size whose tables do not fit says so. With
-`--write-results` times, memory and a picture go to `bench/results/large_n.*`. Pyro (`pip install
-pyro-ppl`) is a further peer where it is installed.
+On the CPU data are a mapped uint8 table, as `fit` takes it; on a GPU they lie on the device, and the
+steps are captured. A size whose tables do not fit says so. With `--write-results` times, memory and,
+on the CPU, a picture go to `bench/results/large_n.*`. Pyro (`pip install pyro-ppl`) is a further peer
+where it is installed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ import rvi_fast
 
 T, D, GROUPS, BATCH = 64, 784, (25, 50, 100), 256
 SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
-CUDA_SIZES = (*SIZES, 30_000_000)
+CUDA_SIZES = (10_000, 1_000_000, 15_000_000, 30_000_000)
 STEPS = 1_000
-RESULTS = Path(__file__).parent / "results"
+EVERY = 50  # steps between two waits for a GPU
 LIMITS = {"cpu": 2.0, "cuda": 1.05}  # a step at the largest N, in steps at the smallest
 RESIDENT = 4e9  # bytes of a process whose tables are in files
 
@@ -53,20 +54,23 @@ class Enough(Exception):
 
 
 class Clock:
-    """When each step ended; enough of them raise `Enough`."""
+    """When each step, or on a GPU every so manieth, ended; enough of them raise `Enough`."""
 
-    def __init__(self, warmup: int, steps: int) -> None:
+    def __init__(self, warmup: int, steps: int, every: int = 1) -> None:
         self.times: list[float] = []
-        self.warmup, self.steps = warmup, steps
+        self.warmup, self.steps, self.every = warmup // every, steps // every, every
+        self.calls = 0
 
     def around(self, step: Any) -> Any:
         def timed(*arguments: Any) -> Any:
             if len(self.times) > self.warmup + self.steps:
                 raise Enough
             result = step(*arguments)
-            if result.is_cuda:
-                torch.cuda.synchronize()
-            self.times.append(time.perf_counter())
+            self.calls += 1
+            if self.calls % self.every == 0:
+                if result.is_cuda:
+                    torch.cuda.synchronize()
+                self.times.append(time.perf_counter())
             return result
 
         return timed
@@ -74,25 +78,33 @@ class Clock:
     def milliseconds(self) -> dict[str, float]:
         """Mean with all that happens between steps (reading ahead, moving blocks), and median."""
         times = self.times[self.warmup :]
-        gaps = [after - before for before, after in pairwise(times)]
+        gaps = [(after - before) / self.every for before, after in pairwise(times)]
         return {"mean_ms": 1e3 * sum(gaps) / len(gaps), "median_ms": 1e3 * statistics.median(gaps)}
 
 
-def fitted(x: np.ndarray, storage: str, device: str, steps: int) -> dict[str, float]:
+def fitted(x: Any, storage: str, device: str, steps: int) -> dict[str, float]:
     """An epoch of `fit`, broken off after some steps."""
     from rvi_fast.training import capture
 
-    model = rvi_fast.models.rvi(len(x), D, latent_dim=T, groups=GROUPS, storage=storage)
-    clock = Clock(min(100, steps // 4), steps)
-    timed = clock.around(capture.BatchStep.__call__)
-    with mock.patch.object(capture.BatchStep, "__call__", timed), contextlib.suppress(Enough):
+    with torch.device(device):
+        model = rvi_fast.models.rvi(len(x), D, latent_dim=T, groups=GROUPS, storage=storage)
+    captured = device == "cuda"
+    step = capture.CapturedStep if captured else capture.BatchStep
+    clock = Clock(min(100, steps // 4), steps, EVERY if captured else 1)
+    timed = clock.around(step.__call__)
+    with mock.patch.object(step, "__call__", timed), contextlib.suppress(Enough):
         rvi_fast.fit(
             model, x, epochs=1000, batch_size=BATCH, eval_every=0, device=device, progress=False
         )
     return clock.milliseconds()
 
 
-def plain(x: np.ndarray, optimizer: str, device: str, steps: int) -> dict[str, float]:
+def pixels_on(device: str, num_data: int) -> torch.Tensor:
+    """What `mapped_table` holds, in the memory of a GPU."""
+    return torch.randint(0, 256, (num_data, D), dtype=torch.uint8, device=device)
+
+
+def plain(x: Any, optimizer: str, device: str, steps: int) -> dict[str, float]:
     """The same in plain torch, or without relays in Pyro."""
     from bench_training_step import plain as training_step
     from peers import pyro_step
@@ -103,8 +115,9 @@ def plain(x: np.ndarray, optimizer: str, device: str, steps: int) -> dict[str, f
     order = np.random.default_rng(0).permutation(len(x))
 
     def step(rows: np.ndarray) -> torch.Tensor:
-        batch = torch.from_numpy(x[rows]).to(device).float() / 255
         index = torch.from_numpy(rows).to(device)
+        taken = x[index] if isinstance(x, torch.Tensor) else torch.from_numpy(x[rows])
+        batch = taken.to(device).float() / 255
         run(index, batch)
         return batch
 
@@ -121,7 +134,8 @@ def measure(system: str, num_data: int, folder: str, device: str, steps: int) ->
     """In a process of its own: peak memory is that of this system at this N."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x = np.load(Path(folder) / "x.npy", mmap_mode="r")
+    there = device == "cuda"
+    x = pixels_on(device, num_data) if there else np.load(Path(folder) / "x.npy", mmap_mode="r")
     if system in ("device", "host", "files"):
         storage = str(Path(folder) / "tables") if system == "files" else system
         result = fitted(x, storage, device, steps)
@@ -130,9 +144,7 @@ def measure(system: str, num_data: int, folder: str, device: str, steps: int) ->
     result["peak_rss"] = peak_rss()
     if device == "cuda":
         result["peak_device"] = torch.cuda.max_memory_allocated()
-        result["estimate"] = rvi_fast.estimate_memory(
-            num_data, D, data_dtype=torch.uint8, data_in_memory=False
-        ).device
+        result["estimate"] = rvi_fast.estimate_memory(num_data, D, data_dtype=torch.uint8).device
     tables = Path(folder) / "tables"
     result["on_disk"] = sum(path.stat().st_size for path in tables.glob("*.bin"))
     return result
@@ -149,8 +161,11 @@ def in_process(*arguments: Any) -> dict[str, float]:
 
 def room(system: str, num_data: int, folder: Path, device: str) -> bool:
     """Whether tables, or those of plain torch with its dense gradient, fit."""
-    estimate = rvi_fast.estimate_memory(num_data, D, data_dtype=torch.uint8, data_in_memory=False)
-    needed = estimate.tables + estimate.moments
+    on_device = device == "cuda"
+    estimate = rvi_fast.estimate_memory(
+        num_data, D, data_dtype=torch.uint8, data_in_memory=on_device
+    )
+    needed = estimate.tables + estimate.moments + (estimate.data if on_device else 0)
     if system == "files":
         return needed < shutil.disk_usage(folder).free
     free = rvi_fast.storage.free_memory(torch.device(device))
@@ -164,31 +179,37 @@ def bench_large_n(request: pytest.FixtureRequest, device: str) -> None:
     if importlib.util.find_spec("pyro") is not None:
         systems.append("Pyro")
     points: list[dict[str, Any]] = []
+
+    def add(point: dict[str, Any]) -> None:
+        """On disk at once: what is done survives a run that is cut off."""
+        points.append(point)
+        if request.config.getoption("--write-results"):
+            folder = request.config.getoption("--results")
+            stem = folder / ("large_n" if device == "cpu" else "large_n_cuda")
+            folder.mkdir(parents=True, exist_ok=True)
+            stem.with_suffix(".json").write_text(json.dumps(points, indent=1) + "\n")
+            stem.with_suffix(".md").write_text(table(points))
+
     for num_data in CUDA_SIZES if device == "cuda" else SIZES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if num_data * D > shutil.disk_usage(folder).free:
-                points.append(
-                    {"system": "data", "num_data": num_data, "error": "do not fit on disk"}
-                )
+            if device == "cpu" and num_data * D > shutil.disk_usage(folder).free:
+                add({"system": "data", "num_data": num_data, "error": "do not fit on disk"})
                 continue
-            mapped_table(folder, num_data)
+            if device == "cpu":
+                mapped_table(folder, num_data)
             for system in systems:
                 point: dict[str, Any] = {"system": system, "num_data": num_data}
                 if not room(system, num_data, folder, device):
-                    points.append(point | {"error": "does not fit on this machine"})
+                    add(point | {"error": "does not fit on this machine"})
                     continue
                 # dense Adam at a large N takes seconds a step
                 steps = STEPS if system in ("files", "device") else 10
-                points.append(point | in_process(system, num_data, name, device, steps))
+                add(point | in_process(system, num_data, name, device, steps))
                 shutil.rmtree(folder / "tables", ignore_errors=True)
     print("\n" + table(points))
-    if request.config.getoption("--write-results"):
-        stem = "large_n" if device == "cpu" else "large_n_cuda"
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{stem}.json").write_text(json.dumps(points, indent=1) + "\n")
-        (RESULTS / f"{stem}.md").write_text(table(points))
-        picture(points, RESULTS / f"{stem}.png")
+    if request.config.getoption("--write-results") and device == "cpu":
+        picture(points, request.config.getoption("--results") / "large_n.png")
     for system in {"files", "device"} & set(systems):
         own = [p for p in points if p["system"] == system and "mean_ms" in p]
         assert own[-1]["mean_ms"] < LIMITS[device] * own[0]["mean_ms"], system
@@ -244,7 +265,8 @@ def bench_killed_and_resumed(request: pytest.FixtureRequest, device: str, tmp_pa
     report = {"num_data": num_data, "whole": result, "resumed": resumed, "sha256": expected}
     print("\n" + json.dumps(report, indent=1))
     if request.config.getoption("--write-results"):
-        (RESULTS / "large_n_resumed.json").write_text(json.dumps(report, indent=1) + "\n")
+        path = request.config.getoption("--results") / "large_n_resumed.json"
+        path.write_text(json.dumps(report, indent=1) + "\n")
     shutil.rmtree(tmp_path)
 
 

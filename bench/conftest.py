@@ -41,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where tensors are made unless told otherwise; one thread."""
     threads, name = torch.get_num_threads(), request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     torch.set_num_threads(1)
     torch.set_default_device(name)
     yield name

@@ -244,6 +244,9 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     arguments = parser.parse_args()
     device = arguments.device
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("left out: no CUDA device")
+        return
     if arguments.what == "few":
         few(device)
         return
