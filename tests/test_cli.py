@@ -204,7 +204,7 @@ def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
     assert end.value.code == 0
-    parser = cli._parser()._subparsers._group_actions[0].choices[command]
+    parser = cli.make_parser()._subparsers._group_actions[0].choices[command]
     assert all(action.help for action in parser._actions)
     assert parser.description in capsys.readouterr().out.replace("\n", " ")
 

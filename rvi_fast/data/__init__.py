@@ -5,10 +5,12 @@ True = observed.
 """
 
 from .artificial import artificial
+from .files import DataError
 from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import Standardizer, elastic
 from .missingness import mcar, missing_boxes
-from .readers import DATASETS, DataError, Dataset, load_data, save_table
+from .readers import load_data, save_table
+from .sets import DATASETS, Dataset
 
 __all__ = [
     "DATASETS",

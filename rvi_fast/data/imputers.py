@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .files import require
 from .metrics import Standardizer
-from .readers import _require
 
 
 def column_mean(x: np.ndarray, *, train: np.ndarray | None = None) -> np.ndarray:
@@ -33,7 +33,7 @@ def knn(x: np.ndarray, k: int = 5, *, train: np.ndarray | None = None) -> np.nda
     grow with N M. A column without observed entries is filled with 0. Returns a new array of x's
     dtype.
     """
-    imputer = _require("sklearn.impute", "sklearn").KNNImputer(
+    imputer = require("sklearn.impute", "sklearn").KNNImputer(
         n_neighbors=k, keep_empty_features=True
     )
     imputer.fit(x if train is None else train)

@@ -1,0 +1,27 @@
+"""The command line: `rvi-fast train | infer | impute | export | info | demo | reproduce | report`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..training import distributed
+from ..training.checkpoints import RunDirectoryInUse
+from .parser import make_parser
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
+        print(f"rvi-fast: error: {error}", file=sys.stderr)
+    except FloatingPointError as error:
+        print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nrvi-fast: interrupted", file=sys.stderr)
+        return 130
+    return 2

@@ -1,0 +1,91 @@
+"""`rvi-fast train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import data, models
+from ..training import distributed, fit, infer
+from .runs import record_run
+from .tables import load_table, print_scores, say
+
+# options of one model alone
+_OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
+
+
+def train_model(arguments: argparse.Namespace) -> int:
+    """Trains a model on a data set and writes it to a run directory."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if distributed.launched():
+        device = distributed.init(timeout=arguments.timeout, device=arguments.device)
+    table, standardizer = load_table(
+        arguments.data,
+        arguments.data_dir,
+        "train",
+        arguments.subset,
+        arguments.missing,
+        arguments.missing_boxes,
+        arguments.seed,
+    )
+    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
+    for name, owner in _OPTIONS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            if arguments.model != owner:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: expected with --model {owner} only")
+            options[name] = value
+    shape = table.raw.shape
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(shape[0])
+    torch.manual_seed(arguments.seed)
+    model = models.BUILDERS[arguments.model](*shape, **options)
+    run_dir: Path = arguments.run_dir
+    named = arguments.data in data.DATASETS
+    run = {
+        "data": arguments.data if named else str(Path(arguments.data).resolve()),
+        "subset": arguments.subset,
+        "missing": arguments.missing,
+        "missing_boxes": arguments.missing_boxes,
+        "seed": arguments.seed,
+        "pixels": table.raw.dtype == np.uint8,
+        "standardizer": standardizer.to_dict() if standardizer else None,
+    }
+    distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
+    say(
+        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
+        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}"
+    )
+    if "shard" in options:
+        table = table.part(options["shard"])
+    fit(
+        model,
+        table.x,
+        mask=table.mask,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        posterior_lr=arguments.posterior_lr,
+        optimizer=arguments.optimizer,
+        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
+        kl_weight=arguments.kl_weight,
+        seed=arguments.seed,
+        device=device,
+        progress=not arguments.quiet,
+        run_dir=run_dir,
+        resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
+    )
+    encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
+    print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
+    say(f"\nwritten to {run_dir}")
+    if distributed.launched():
+        distributed.leave()
+    return 0

@@ -1,0 +1,55 @@
+"""Files that are read with suspicion and written whole or not at all; optional packages."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+class DataError(ValueError):
+    """A data file is missing, malformed or truncated; the message names the file and the reason."""
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Turns whatever a file's content provokes into a `DataError` that names the file."""
+    try:
+        yield
+    except ImportError:
+        raise
+    # gzip, zip, npy, csv and parquet parsers raise a dozen types on hostile bytes, undocumented
+    except Exception as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 600)
+        raise DataError(f"{path}: {reason}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place when it is complete, and else disappears."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require(module: str, extra: str) -> Any:
+    """Imports an optional package."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'needs {module}: pip install "rvi-fast[{extra}]"') from error
+
+
+def column_name(column: int, features: Sequence[str] | None) -> str:
+    return f"{column} ({features[column]!r})" if features else str(column)

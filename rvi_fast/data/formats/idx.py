@@ -1,0 +1,30 @@
+"""IDX files of unsigned bytes, plain or compressed: how MNIST is published."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from .binary import DEFLATE_RATIO, read_bytes, read_values
+
+
+def read_idx(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return parse_idx(file, path.stat().st_size)
+
+
+def parse_idx(file: IO[bytes], size: int) -> np.ndarray:
+    # IDX starts with 00 00 and gzip with 1f 8b: no need to trust the file's name
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if compressed:
+        file, size = gzip.GzipFile(fileobj=file), size * DEFLATE_RATIO  # type: ignore[assignment]
+    magic = read_bytes(file, 4)
+    if magic[:3] != b"\0\0\x08":
+        raise ValueError(f"not an IDX file of unsigned bytes: it starts with {magic.hex(' ')}")
+    shape = struct.unpack(f">{magic[3]}I", read_bytes(file, 4 * magic[3]))
+    return read_values(file, shape, np.dtype(np.uint8), size)
