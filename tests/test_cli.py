@@ -215,6 +215,19 @@ def test_info_runs_every_op_on_every_device(capsys):
         assert any(line.split() == [op, "ok"] for line in out.splitlines())
 
 
+def test_info_is_a_function_whether_or_not_its_module_was_imported():
+    code = """
+import rvi_fast
+before = rvi_fast.info()
+import rvi_fast.info
+assert rvi_fast.info() == before
+from rvi_fast.info import info
+assert info() == before and "versions" in before
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_module_prints_the_same_table():
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-m", "rvi_fast.info"], capture_output=True, text=True

@@ -147,6 +147,9 @@ def test_an_unfinished_sweep_is_reported_as_such(results, tmp_path):
 
 
 def test_what_is_not_there_is_refused(results, tmp_path, capsys):
+    assert cli.main(["report", "--results", str(tmp_path / "no")]) == 2
+    error = capsys.readouterr().err
+    assert f"results: expected a directory that `rvi-fast reproduce` wrote, got {tmp_path}" in error
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert f"no run of a figure is done in {tmp_path}" in capsys.readouterr().err
     assert cli.main(["report", "--results", str(results), "--out", "page.pdf"]) == 2

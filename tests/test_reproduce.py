@@ -2,16 +2,16 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from rvi_fast import cli
-from rvi_fast.experiments import registry, scales
+from rvi_fast.experiments import imputation, registry, scales
 from rvi_fast.experiments.experiment import Experiment
 from rvi_fast.experiments.figure import Figure
-from rvi_fast.experiments.sweep import directory_of
+from rvi_fast.experiments.sweep import added, directory_of
 
 pytest.importorskip("matplotlib")
 
@@ -171,12 +171,45 @@ def test_runs_of_other_seeds_and_scores_that_are_not_there_are_told_apart():
     [
         (["fig12"], "figures: expected all, fig1"),
         (["fig3", "--jobs", "0"], "jobs: expected"),
+        (["fig11", "--data", "mosi"], "data: expected sets that fig11 is made of, got mosi"),
+        (["fig6", "--data", "mnist", "digits"], "data: expected sets that fig6 is made of"),
     ],
 )
 def test_what_is_unknown_is_refused_before_any_run(arguments, words, tmp_path, capsys):
     assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "o"), "--quiet"]) == 2
     assert words in capsys.readouterr().err
     assert not [*tmp_path.glob("o/runs/*/")]
+
+
+def test_a_figure_is_made_of_the_data_that_are_asked_for(tiny, tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 6))
+    own, out = tmp_path / "own.npy", tmp_path / "out"
+    np.save(own, x)
+    for names, sets in ((["fig3"], ["digits", str(own)]), (["fig4"], [str(own)])):
+        arguments = ["reproduce", *names, "--data", *sets, "--out", str(out), "--quiet"]
+        assert cli.main(arguments) == 0
+        assert {row["data"] for row in table(out / f"{names[0]}.csv")} == set(sets)
+
+
+def test_help_names_every_figure(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert {*registry.FIGURES, "all"} <= {*words}
+
+
+def test_runs_that_are_done_keep_their_names(tmp_path):
+    """The names that 0.1.0 gave; a field that comes later counts where it is set."""
+    wide = imputation.Imputation(method="KNN", hidden=(256, 256))
+    assert directory_of(tmp_path, Experiment()).name == "b5681bbcf0e6c88d"
+    assert directory_of(tmp_path, wide).name == "72c22ea7ee3b3e07"
+
+    @dataclass(frozen=True)
+    class Later(Experiment):
+        share: float = added(0.0)
+
+    assert directory_of(tmp_path, Later()) == directory_of(tmp_path, Experiment())
+    assert directory_of(tmp_path, Later(share=0.1)) != directory_of(tmp_path, Experiment())
 
 
 def test_runs_that_fail_are_named(tiny, tmp_path, capsys, monkeypatch):

@@ -38,6 +38,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             arguments.figures,
             arguments.out,
             scale=arguments.scale,
+            sets=arguments.data or (),
             data_dir=arguments.data_dir,
             jobs=arguments.jobs,
             progress=not arguments.quiet,

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import models
 from .._version import __version__
+from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from ..optim import MODES
 from . import apply, pages
@@ -215,7 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
         "figures",
         nargs="+",
         metavar="FIGURE",
-        help="fig1 to fig11, interpolation, latent, map, or all",
+        help=f"{', '.join(FIGURES)}, or all",
     )
     figures.add_argument(
         "--scale",
@@ -223,6 +224,12 @@ def make_parser() -> argparse.ArgumentParser:
         default="quick",
         help="quick: digits, minutes; reduced: 10,000 rows, two seeds, an hour or so on "
         "two cores; paper: full data and epochs, days (default: quick)",
+    )
+    figures.add_argument(
+        "--data",
+        nargs="+",
+        metavar="NAME|PATH",
+        help="data sets instead of those of the scale, as for train",
     )
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"

@@ -31,7 +31,8 @@ def _at_one_rate(scale: Scale) -> list[Experiment]:
 
 def _posterior_rates(scale: Scale) -> list[Experiment]:
     return [
-        scale.experiment(data=scale.images[0], posterior_lr=rate, seed=seed)
+        scale.experiment(data=data, posterior_lr=rate, seed=seed)
+        for data in scale.images[:1]
         for rate in scale.posterior_lrs
         for seed in range(scale.seeds)
     ]
@@ -48,7 +49,8 @@ def _forms(scale: Scale) -> list[Experiment]:
 
 def _ratios(scale: Scale) -> list[Experiment]:
     return [
-        scale.experiment(data=scale.images[0], top=ratio, seed=seed)
+        scale.experiment(data=data, top=ratio, seed=seed)
+        for data in scale.images[:1]
         for ratio in scale.ratios
         for seed in range(scale.seeds)
     ]

@@ -42,6 +42,8 @@ class Experiment:
         progression: keep images and scores of reconstructions from the first groups only.
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
+
+    A further field is made by `sweep.added`, or every finished run would lose its name.
     """
 
     data: str = "digits"

@@ -12,7 +12,7 @@ from . import convergence, experiment, imputation, missing, progression, represe
 from .experiment import Experiment
 from .figure import Figure
 from .pictures import check_matplotlib
-from .scales import SCALES
+from .scales import IMAGES, SCALES
 from .sweep import SweepError, directory_of, read_result, sweep
 
 
@@ -36,11 +36,24 @@ def run(
     return experiment.run(configuration, directory, data_dir=data_dir)
 
 
+def _configurations(name: str, scale: str, sets: Sequence[str]) -> list[Experiment]:
+    sizes = SCALES[scale].of(name)
+    found = FIGURES[name].configurations(sizes.on(sets) if sets else sizes)
+    for one in sets:
+        if all(run.data != one for run in found):
+            raise ValueError(
+                f"data: expected sets that {name} is made of, got {one}; of several it takes some, of "
+                f"most figures images ({', '.join(IMAGES)}) alone"
+            )
+    return found
+
+
 def reproduce(
     names: Sequence[str],
     out: Path,
     *,
     scale: str = "quick",
+    sets: Sequence[str] = (),
     data_dir: Path | None = None,
     jobs: int = 1,
     progress: bool = True,
@@ -53,6 +66,7 @@ def reproduce(
         names: of `FIGURES`; "all" for all of them.
         out: where to; one scale's results to a directory.
         scale: of `SCALES`.
+        sets: data sets instead of those of the scale: names or paths of tables.
         data_dir: where data sets lie.
         jobs: runs side by side.
         progress: show a bar over all runs.
@@ -61,7 +75,7 @@ def reproduce(
         What was written.
 
     Raises:
-        ValueError: an unknown name or scale.
+        ValueError: an unknown name or scale, or a figure that cannot be made of `sets`.
         SweepError: some runs failed; figures without them are made.
         ImportError: matplotlib is missing.
     """
@@ -72,7 +86,7 @@ def reproduce(
         raise ValueError(f"figures: expected all, {', '.join(FIGURES)}, got {unknown[0]!r}")
     check_matplotlib()
     chosen = [name for name in FIGURES if name in names or "all" in names]
-    runs = {name: FIGURES[name].configurations(SCALES[scale].of(name)) for name in chosen}
+    runs = {name: _configurations(name, scale, sets) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
     every: list[Experiment] = [each for name in chosen for each in runs[name]]
     failed: SweepError | None = None

@@ -74,6 +74,11 @@ def report(results: Path, out: Path | None = None) -> list[Path]:
     Raises:
         ValueError: no results, or a name that does not end in .html.
     """
+    if not results.is_dir():
+        raise ValueError(
+            f"results: expected a directory that `rvi-fast reproduce` wrote, got {results}, which is "
+            + ("a file" if results.exists() else "not there")
+        )
     out = results / "report.html" if out is None else out
     if out.suffix != ".html":
         raise ValueError(f"out: expected a name that ends in .html, got {str(out)!r}")

@@ -40,7 +40,8 @@ def _explored(scale: Scale) -> list[Experiment]:
 
 def _dimensions(scale: Scale) -> list[Experiment]:
     return [
-        scale.experiment(data=scale.images[0], latent_dim=count, seed=seed)
+        scale.experiment(data=data, latent_dim=count, seed=seed)
+        for data in scale.images[:1]
         for count in scale.latent_dims
         for seed in range(scale.seeds)
     ]

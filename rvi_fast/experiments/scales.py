@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..data import DATASETS
 from .experiment import Experiment
+
+# sets whose rows are images
+IMAGES = ("digits", "mnist", "fashion-mnist")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Scale:
         names = {entry.name for entry in fields(self)} & own.keys()
         common = {**self.common, **{name: own[name] for name in own if name not in names}}
         return replace(self, common=common, **{name: own[name] for name in names})
+
+    def on(self, sets: Sequence[str]) -> Scale:
+        """The same on other data sets; a path is that of a table, of which all rows are taken."""
+        images = tuple(name for name in sets if name in IMAGES)
+        tables = tuple(name for name in sets if name not in IMAGES)
+        whole = {name: {"rows": None, "test_rows": None} for name in sets if name not in DATASETS}
+        return replace(self, images=images, tables=tables, sets={**whole, **self.sets})
 
     def experiment(self, *, data: str, **chosen: Any) -> Experiment:
         """A run on `data`: the common sizes, then those of the data set, then what is chosen."""

@@ -6,7 +6,8 @@
                                          whether an earlier start had been interrupted (seconds
                                          are then those since the last start)
 
-The directory is named by a hash of the configuration. A run that is done is not started again; one
+The directory is named by a hash of the configuration (a field that came later, see `added`, counts
+where it differs from its default). A run that is done is not started again; one
 that was interrupted is called again with its directory, where it finds its own checkpoints.
 """
 
@@ -22,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field, fields
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from ..training.checkpoints import RunDirectory
 # a frozen dataclass and the directory of its run -> what JSON can hold
 Run = Callable[[Any, Path], dict[str, Any]]
 
+_ADDED = "added"
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -107,13 +109,25 @@ def sweep(
         return [results[config] or {} for config in configurations]
 
 
-def _plain(config: Any) -> str:
-    return json.dumps(asdict(config), sort_keys=True, allow_nan=False)
+def added(default: Any) -> Any:
+    """A field that a configuration has got after runs had been made.
+
+    It counts towards the name of a run only where it differs from its default, so that the runs that
+    are done keep theirs.
+    """
+    return field(default=default, metadata={_ADDED: True})
 
 
 def directory_of(out: Path, config: Any) -> Path:
     """Where the run of a configuration lies."""
-    return out / hashlib.sha256(_plain(config).encode()).hexdigest()[:16]
+    later = {f.name: f.default for f in fields(config) if _ADDED in f.metadata}
+    own = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in later or value != later[name]
+    }
+    text = json.dumps(own, sort_keys=True, allow_nan=False)
+    return out / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
