@@ -451,7 +451,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.model == "vae":
             raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
         options["shard"] = distributed.rows_of_rank(shape[0])
-    torch.manual_seed(arguments.seed)
+    options["generator"] = torch.Generator().manual_seed(arguments.seed)
     model = models.BUILDERS[arguments.model](*shape, **options)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
@@ -548,9 +548,13 @@ def _impute(arguments: argparse.Namespace) -> int:
     model, table, standardizer = _open_run(arguments, training_data=own)
     known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
-    torch.manual_seed(arguments.seed)
     filled = impute(
-        model, table.x, mask=table.mask, posterior=posterior, num_draws=arguments.draws
+        model,
+        table.x,
+        mask=table.mask,
+        posterior=posterior,
+        num_draws=arguments.draws,
+        seed=arguments.seed,
     ).numpy()
     if standardizer is None:
         completed = np.clip(np.rint(filled / PIXEL_SCALE), 0, 255).astype(np.uint8)

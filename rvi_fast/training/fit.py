@@ -21,7 +21,7 @@ from .export import load_export
 from .history import Callback, History
 from .inputs import prepare
 from .journal import Journal
-from .run import KLWeight, Run, device_of
+from .run import KLWeight, Run
 from .state import name_of, restore_lagging, row_adam
 
 
@@ -185,7 +185,6 @@ def fit(
     ranks.begin(model, inputs, called)
     if run_dir is not None:
         settings["data"] = ranks.fingerprint(inputs)
-    target = device_of(model)
     with contextlib.ExitStack() as stack:
         directory = None if run_dir is None else Path(run_dir)
 
@@ -194,7 +193,6 @@ def fit(
                 stack.enter_context(RunDirectory(directory))
 
         ranks.first(hold)
-        stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_unchanged(model))
         if isinstance(tables, MappedTables) and (
@@ -236,7 +234,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
     with contextlib.ExitStack() as stack:
-        model = build(config)
+        # all that is drawn here is read from the checkpoint next
+        model = build(config, generator=torch.Generator(torch.get_default_device()))
         name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
         model = model.to(device, tensors[f"posterior.{name}"].dtype)
         tables, journal = getattr(model.posterior, "tables", None), None
