@@ -40,7 +40,7 @@ class Noisy(nn.Module):
         self.layer = nn.Linear(T, D)
 
     def forward(self, z):
-        z = F.dropout(z, 0.2) + 0.1 * torch.randn_like(z) * torch.rand(len(z[0]))
+        z = F.dropout(z, 0.2) + 0.1 * torch.randn_like(z) * torch.rand(z.shape[-1])
         return self.layer(z + torch.normal(0.0, 0.01, z.shape[-1:]))
 
 
@@ -255,3 +255,31 @@ def test_no_module_but_one_touches_the_global_generator():
     found = {path.name for path in code if pattern.search(path.read_text())}
     # `distributed.init` seeds torch in all processes as in the first, and says so
     assert found == {"distributed.py"}
+
+
+@pytest.mark.parametrize(("rows", "size"), [(17, 8), (1, 8), (4, 1)])
+def test_batch_of_one_row_is_refused_before_training_with_batch_norm(rows, size):
+    decoder = nn.Sequential(nn.Linear(T, 4), nn.BatchNorm1d(4), nn.Linear(4, D))
+    likelihood = rvi_fast.GaussianLikelihood(D)
+    model = rvi_fast.models.LatentModel(rvi_fast.RelayPosterior(rows, T), decoder, likelihood)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="batch_size: expected one that leaves no batch of one"):
+        rvi_fast.fit(model, torch.zeros(rows, D), batch_size=size, epochs=1, progress=False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    if rows == 17:
+        rvi_fast.fit(model, torch.zeros(rows, D), batch_size=9, epochs=1, progress=False)
+
+
+def test_small_fits_are_serial_and_leave_the_number_of_threads():
+    kept = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        model = make("rvi")
+        note = lambda *_: seen.append(torch.get_num_threads())  # noqa: E731
+        rvi_fast.fit(model, X, epochs=1, progress=False, callbacks=[note])
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(kept)

@@ -93,12 +93,13 @@ def infer(
             with _frozen(model.posterior):
                 return _encoded(model, inputs)
         if scale_factor == "held-out":
-            scale_factor = held_out_factor(
-                model,
-                inputs,
-                seed,
-                lambda x: model.reconstruct(posterior=optimise(x, False)).detach(),
-            )
+            with _frozen(model.decoder, model.likelihood):
+                scale_factor = held_out_factor(
+                    model,
+                    inputs,
+                    seed,
+                    lambda x: model.reconstruct(posterior=optimise(x, False)).detach(),
+                )
         with scaled(model, float(scale_factor)):
             return optimise(inputs, progress)
 
