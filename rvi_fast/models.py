@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from .drawing import drawing_from
 from .encoder import EncoderPosterior
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
@@ -180,6 +181,7 @@ def rvi(
     form: str = "linear",
     storage: StrPath = "device",
     shard: range | None = None,
+    generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Relay Variational Inference with a ReLU decoder and one learned observation scale.
 
@@ -193,6 +195,8 @@ def rvi(
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
         storage: where the rows lie, see `RelayPosterior`.
         shard: the rows that this process holds, see `training.distributed`.
+        generator: what all first values are drawn from, `torch.Generator().manual_seed(0)` for
+            instance; torch's default generator if not given, so that `torch.manual_seed` holds.
     """
     config = {
         "builder": "rvi",
@@ -206,9 +210,16 @@ def rvi(
         **_stored(storage),
     }
     posterior = RelayPosterior(
-        num_data, latent_dim, groups=groups, top=top, form=form, storage=storage, shard=shard
+        num_data,
+        latent_dim,
+        groups=groups,
+        top=top,
+        form=form,
+        storage=storage,
+        shard=shard,
+        generator=generator,
     )
-    return _gaussian_model(posterior, num_features, hidden, config)
+    return _gaussian_model(posterior, num_features, hidden, config, generator)
 
 
 def vad(
@@ -219,6 +230,7 @@ def vad(
     hidden: Sequence[int] = (64, 64),
     storage: StrPath = "device",
     shard: range | None = None,
+    generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
     config = {
@@ -229,8 +241,10 @@ def vad(
         "hidden": list(hidden),
         **_stored(storage),
     }
-    posterior = RelayPosterior(num_data, latent_dim, groups=(), storage=storage, shard=shard)
-    return _gaussian_model(posterior, num_features, hidden, config)
+    posterior = RelayPosterior(
+        num_data, latent_dim, groups=(), storage=storage, shard=shard, generator=generator
+    )
+    return _gaussian_model(posterior, num_features, hidden, config, generator)
 
 
 def vae(
@@ -240,6 +254,7 @@ def vae(
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
     mask_input: bool = False,
+    generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
 
@@ -249,6 +264,7 @@ def vae(
         latent_dim: T.
         hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
         mask_input: the encoder sees the mask as well, as D more inputs.
+        generator: what all first values are drawn from, see `rvi`.
     """
     config = {
         "builder": "vae",
@@ -260,21 +276,22 @@ def vae(
     }
     for name, size in (("num_features", num_features), ("latent_dim", latent_dim)):
         _checks.check_positive_int(name, size)
-    encoder = _layers(num_features * (2 if mask_input else 1), hidden[::-1], 2 * latent_dim)
+    inputs = num_features * (2 if mask_input else 1)
+    encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
     posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
-    return _gaussian_model(posterior, num_features, hidden, config)
+    return _gaussian_model(posterior, num_features, hidden, config, generator)
 
 
 BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
 
 
-def build(config: dict[str, Any]) -> LatentModel:
-    """Builds a model from `LatentModel.config`."""
+def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -> LatentModel:
+    """Builds a model from `LatentModel.config`; first values are drawn as in `rvi`."""
     arguments = dict(config)
     name = arguments.pop("builder", None)
     if name not in BUILDERS:
         raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
-    return BUILDERS[name](**arguments)
+    return BUILDERS[name](**arguments, generator=generator)
 
 
 def _stored(storage: StrPath) -> dict[str, str]:
@@ -287,16 +304,20 @@ def _gaussian_model(
     num_features: int,
     hidden: Sequence[int],
     config: dict[str, Any],
+    generator: torch.Generator | None,
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
-    decoder = _layers(posterior.latent_dim, hidden, num_features)
+    decoder = _layers(posterior.latent_dim, hidden, num_features, generator)
     return LatentModel(posterior, decoder, GaussianLikelihood(num_features), config=config)
 
 
-def _layers(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+def _layers(
+    inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
+) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width in hidden:
-        _checks.check_positive_int("hidden", width)
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    with drawing_from(generator):
+        for width in hidden:
+            _checks.check_positive_int("hidden", width)
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            inputs = width
+        return nn.Sequential(*layers, nn.Linear(inputs, outputs))

@@ -58,6 +58,12 @@ class RelayPosterior(nn.Module):
             streams them through the GPU, other reads copy the rows they need.
         shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
             hold the rest; all if not given. What a row starts with does not depend on it.
+        generator: what first values are drawn from, on its own device; torch's default generator if
+            not given, so that `torch.manual_seed` holds. Nothing is drawn on the device "meta". Where
+            `storage` is a directory that holds the rows already, a generator that stands where it
+            stood when they were drawn is moved to where it stood afterwards; torch's own is not
+            set, so that as many numbers are drawn from it and thrown away, which takes as long as
+            filling the rows.
 
     Attributes:
         num_data: rows held here.
@@ -106,6 +112,7 @@ class RelayPosterior(nn.Module):
         dtype: torch.dtype | None = None,
         storage: StrPath = "device",
         shard: range | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
@@ -127,17 +134,20 @@ class RelayPosterior(nn.Module):
             opened = tables.holds(self._description())
             with tables.kept() if opened else contextlib.nullcontext():
                 self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, place))
-            if opened:
-                tables.skip_drawing()
+            before = None if generator is None else generator.get_state()
+            if not opened:
+                self._draw_rows(generator)
+                tables.finish(self._description(), before, generator)
+            elif generator is None:
+                # other threads draw from torch's as well: it can be drawn from, but not be set
+                self._draw_rows(None, keep=False)
             else:
-                before = torch.get_rng_state()
-                self._draw_rows()
-                tables.finish(self._description(), before)
-            self._draw_relays()
+                tables.skip_drawing(generator)
+            self._draw_relays(generator)
         else:
             check_memory(place, "posterior.rows", math.prod(shape) * like.element_size())
             self.rows = nn.Parameter(torch.empty(shape, device=place, dtype=like.dtype))
-            self.reset_parameters()
+            self.reset_parameters(generator)
 
     @property
     def latent_dim(self) -> int:
@@ -150,33 +160,40 @@ class RelayPosterior(nn.Module):
         return self.tables.staged(self.relays.device)
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2."""
-        self._draw_rows()
-        self._draw_relays()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2.
+
+        Args:
+            generator: what they are drawn from, torch's default generator if not given.
+        """
+        self._draw_rows(generator)
+        self._draw_relays(generator)
 
     @torch.no_grad()
-    def _draw_rows(self) -> None:
+    def _draw_rows(self, generator: torch.Generator | None, *, keep: bool = True) -> None:
+        """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
+        if self.rows.is_meta:
+            return
         first, end = self.first_row, self.first_row + self.num_data
         for start in range(0, self.table_size, _DRAWN):
             stop = min(start + _DRAWN, self.table_size)
-            inside = first <= start and stop <= end
+            inside = keep and first <= start and stop <= end
             # rows that others hold are drawn as well, or those here would depend on who holds them
             shape = (stop - start, self.layout.width)
             part = self.rows[start - first : stop - first] if inside else self.rows.new_empty(shape)
             part.zero_()
             for columns in (*self.layout.group_slices, self.layout.deviation_slice):
-                part[:, columns].normal_(std=0.01)
+                _draw_normal(part[:, columns], 0.01, generator)
             part[:, self.layout.log_std_slice].fill_(-2.0)
             begin, finish = max(start, first), min(stop, end)
-            if begin < finish:
+            if keep and begin < finish:
                 if not inside:
                     self.rows[begin - first : finish - first] = part[begin - start : finish - start]
                 self.tables.release(begin - first, finish - first)
 
     @torch.no_grad()
-    def _draw_relays(self) -> None:
-        self.relays.normal_()
+    def _draw_relays(self, generator: torch.Generator | None) -> None:
+        _draw_normal(self.relays, 1.0, generator)
 
     def _description(self) -> dict[str, Any]:
         """What the files of a table must have been made for."""
@@ -203,7 +220,8 @@ class RelayPosterior(nn.Module):
                 `row_numbers` say if not given.
             seed: int64 [1] or an int, key of the noise: the same seed gives a row the same noise in
                 whatever batch. Drawn from `generator` if not given.
-            generator: source of the seed; torch's own by default, so that `torch.manual_seed` holds.
+            generator: source of the seed; torch's default generator if not given, as for torch's own
+                functions, so that `torch.manual_seed` holds.
 
         Returns:
             `RelaySample`: z [B, T] or [S, B, T], kl [B] in nats.
@@ -314,8 +332,14 @@ class RelayPosterior(nn.Module):
             self.tables.release(start, start + len(part))
         return (total / len(rows)).to(rows.dtype)
 
-    def for_new_data(self, num_data: int) -> RelayPosterior:
+    def for_new_data(
+        self, num_data: int, *, generator: torch.Generator | None = None
+    ) -> RelayPosterior:
         """A posterior for new datapoints: fresh rows and a frozen copy of the relays.
+
+        Args:
+            num_data: their number.
+            generator: what the rows are drawn from, torch's default generator if not given.
 
         Source: paper section 4.
         """
@@ -330,6 +354,7 @@ class RelayPosterior(nn.Module):
             device=self.relays.device,
             dtype=self.rows.dtype,
             storage="host" if self.staged else "device",
+            generator=generator,
         )
         posterior.relays = nn.Parameter(self.relays.detach().clone(), requires_grad=False)
         return posterior
@@ -473,6 +498,17 @@ class RelayPosterior(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:
+    """Fills a tensor from N(0, std^2), drawn on the generator's device."""
+    if values.is_meta:
+        return
+    if generator is None or generator.device.type == values.device.type:
+        values.normal_(std=std, generator=generator)
+        return
+    drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
+    values.copy_(drawn.normal_(std=std, generator=generator))
 
 
 def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:

@@ -120,11 +120,9 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
         self._empty = missing.all(axis=0)
         self.standardizer_ = self._scale_of(x, missing)
         rows = self._rows(x, missing)
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed every GPU
-            torch.default_generator.manual_seed(seed)
-            names = ("latent_dim", "hidden", "groups", "top")
-            model = rvi(*x.shape, **{name: options[name] for name in names})
+        names = ("latent_dim", "hidden", "groups", "top")
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+        model = rvi(*x.shape, **{name: options[name] for name in names}, generator=generator)
         check_scale_factor(model, options["scale_factor"])
         batch_size, epochs = options["batch_size"], options["epochs"]
         if batch_size is None:

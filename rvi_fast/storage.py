@@ -135,26 +135,34 @@ class MappedTables(HostTables):
             )
         return True
 
-    def skip_drawing(self) -> None:
-        """Leaves torch's generator as if the rows had been drawn, if it stands where it stood then.
+    def skip_drawing(self, generator: torch.Generator) -> None:
+        """Leaves a generator as if the rows had been drawn from it, if it stands where it stood then.
 
         A program that is killed and started again makes the same model, whether or not it had come
         as far as to fill the rows.
         """
-        if self._drawn.get("before") == _digest(torch.get_rng_state()):
+        if self._drawn.get("before") == _digest(generator.get_state()):
             after = bytearray.fromhex(self._drawn["after"])
-            torch.set_rng_state(torch.frombuffer(after, dtype=torch.uint8))
+            generator.set_state(torch.frombuffer(after, dtype=torch.uint8))
 
-    def finish(self, description: dict[str, Any], before: Tensor) -> None:
+    def finish(
+        self,
+        description: dict[str, Any],
+        before: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         """Says that the rows have been filled: a directory without this is begun again.
 
         Args:
             description: of what, see `holds`.
-            before: state of torch's generator when the rows were drawn.
+            before: state of the generator when the rows were drawn; None where it was torch's.
+            generator: what they were drawn from.
         """
         self.sync()
-        after = torch.get_rng_state().numpy().tobytes().hex()
-        drawn = {"before": _digest(before), "after": after}
+        drawn = {}
+        if before is not None and generator is not None:
+            after = generator.get_state().numpy().tobytes().hex()
+            drawn = {"before": _digest(before), "after": after}
         writing = self.directory / ".tables.json"
         with open(writing, "w", encoding="utf-8") as file:
             json.dump({"format": _FORMAT, **description, "drawn": drawn}, file)

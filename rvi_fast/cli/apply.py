@@ -68,9 +68,13 @@ def impute_table(arguments: argparse.Namespace) -> int:
     model, table, standardizer = _open_run(arguments, training_data=own)
     known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
-    torch.manual_seed(arguments.seed)
     filled = impute(
-        model, table.x, mask=table.mask, posterior=posterior, num_draws=arguments.draws
+        model,
+        table.x,
+        mask=table.mask,
+        posterior=posterior,
+        num_draws=arguments.draws,
+        seed=arguments.seed,
     ).numpy()
     if standardizer is None:
         completed = np.clip(np.rint(filled / PIXEL_SCALE), 0, 255).astype(np.uint8)

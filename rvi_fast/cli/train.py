@@ -45,7 +45,7 @@ def train_model(arguments: argparse.Namespace) -> int:
         if arguments.model == "vae":
             raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
         options["shard"] = distributed.rows_of_rank(shape[0])
-    torch.manual_seed(arguments.seed)
+    options["generator"] = torch.Generator().manual_seed(arguments.seed)
     model = models.BUILDERS[arguments.model](*shape, **options)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS

@@ -33,8 +33,7 @@ def run(run_dir: Path, *, epochs: int = EPOCHS, progress: bool = True) -> dict[s
     seen = np.where(mask, truth, np.nan)
 
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    torch.manual_seed(0)
-    model = models.rvi(*digits.train.shape)
+    model = models.rvi(*digits.train.shape, generator=torch.Generator().manual_seed(0))
     history = fit(model, digits.train, mask=mask, epochs=epochs, run_dir=run_dir, progress=progress)
     filled = impute(model, digits.train, mask=mask).numpy()
 

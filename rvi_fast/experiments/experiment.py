@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, models
+from ..drawing import drawing_from
 from ..posterior import RelayPosterior
 from ..training import History, fit, infer
 from ..training.seeds import stream
@@ -158,11 +159,13 @@ def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel
     options: dict[str, Any] = {}
     if experiment.model == "rvi":
         options = {name: getattr(experiment, name) for name in ("groups", "top", "form")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
-        return models.BUILDERS[experiment.model](
-            *shape, latent_dim=experiment.latent_dim, hidden=experiment.hidden, **options
-        )
+    return models.BUILDERS[experiment.model](
+        *shape,
+        latent_dim=experiment.latent_dim,
+        hidden=experiment.hidden,
+        generator=torch.Generator().manual_seed(experiment.seed),
+        **options,
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -223,21 +226,21 @@ def _classify(
         (posterior.mean().detach(), torch.from_numpy(part.labels))
         for posterior, part in (train, test)
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(experiment.seed, _CLASSIFIER))
-        classes = int(torch.cat((y, y_test)).max()) + 1
+    generator = torch.Generator().manual_seed(stream(experiment.seed, _CLASSIFIER))
+    classes = int(torch.cat((y, y_test)).max()) + 1
+    with drawing_from(generator):
         network = nn.Sequential(nn.Linear(z.shape[1], 64), nn.ReLU(), nn.Linear(64, classes))
-        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-        entropies, accuracies = [], []
-        for _ in range(experiment.classifier_epochs):
-            for index in torch.randperm(len(z)).split(experiment.batch_size):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(network(z[index]), y[index]).backward()
-                optimizer.step()
-            with torch.no_grad():
-                logits: Tensor = network(z_test)
-            entropies.append(float(nn.functional.cross_entropy(logits, y_test)))
-            accuracies.append(float((logits.argmax(1) == y_test).double().mean()))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    entropies, accuracies = [], []
+    for _ in range(experiment.classifier_epochs):
+        for index in torch.randperm(len(z), generator=generator).split(experiment.batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(z[index]), y[index]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            logits: Tensor = network(z_test)
+        entropies.append(float(nn.functional.cross_entropy(logits, y_test)))
+        accuracies.append(float((logits.argmax(1) == y_test).double().mean()))
     return {"cross_entropy": entropies, "accuracy": accuracies}
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..drawing import Drawing
 from ..optim import RowAdam
 from .inputs import Inputs
 from .sources import HostInputs
@@ -48,8 +49,10 @@ class CapturedStep:
     second is captured. What cannot be captured runs as it is, after one warning.
     """
 
-    def __init__(self, step: BatchStep, rows: RowAdam, steps_per_epoch: int) -> None:
-        self.step, self.rows = step, rows
+    def __init__(
+        self, step: BatchStep, rows: RowAdam, steps_per_epoch: int, drawing: Drawing
+    ) -> None:
+        self.step, self.rows, self.drawing = step, rows, drawing
         self.seed, self.kl_weight = step.seed, step.kl_weight
         # rows are flushed at the end of an epoch
         rows.reserve(steps_per_epoch)
@@ -84,6 +87,8 @@ class CapturedStep:
 
     def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
         graph, own = torch.cuda.CUDAGraph(), index.clone()
+        # each replay draws on from where the last one has stopped
+        graph.register_generator_state(self.drawing.generator(index.device))
         try:
             # other threads move blocks meanwhile, and wait for what they have moved
             with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):

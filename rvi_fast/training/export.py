@@ -61,7 +61,8 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
             f"path: expected a model made by a builder of rvi_fast.models, {path} holds another; use "
             "model.load_state_dict(safetensors.torch.load_file(path))"
         )
-    model = build(config)
+    # all that is drawn here is read from the file next
+    model = build(config, generator=torch.Generator(torch.get_default_device()))
     name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
     try:
         dtype = tensors[f"posterior.{name}"].dtype

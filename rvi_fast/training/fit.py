@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
+from ..drawing import Drawing
+from ..encoder import EncoderPosterior
 from ..models import LatentModel, build
 from ..optim import MODES
 from ..storage import MappedTables
@@ -21,8 +25,9 @@ from .export import load_export
 from .history import Callback, History
 from .inputs import prepare
 from .journal import Journal
-from .run import KLWeight, Run, device_of
+from .run import KLWeight, Run
 from .state import name_of, restore_lagging, row_adam
+from .threads import one_thread_where_small
 
 
 class EarlyStopping:
@@ -77,7 +82,8 @@ def fit(
     """Trains a model on all rows of x.
 
     Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
-    is a sum over its rows divided by the size of a full batch, so that all rows weigh the same. The
+    is a sum over its rows divided by the size of a full batch, so that all rows weigh the same; where
+    batch normalisation needs more rows than one, a last batch of one row is refused. The
     result depends on the model's parameters, the data and the arguments alone: neither does it
     depend on torch's global random state nor change it.
 
@@ -169,6 +175,8 @@ def fit(
     if not ranks.alone and block_rows is not None:
         raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
     inputs = prepare(model, *ranks.own(x, mask), num_data=model.num_data)
+    if min(batch_size, ranks.num_data) == 1 or ranks.num_data % batch_size == 1:
+        _check_batch_of_one(model, ranks.num_data, batch_size)
     settings = {
         "batch_size": batch_size,
         "lr": lr,
@@ -185,7 +193,6 @@ def fit(
     ranks.begin(model, inputs, called)
     if run_dir is not None:
         settings["data"] = ranks.fingerprint(inputs)
-    target = device_of(model)
     with contextlib.ExitStack() as stack:
         directory = None if run_dir is None else Path(run_dir)
 
@@ -194,8 +201,8 @@ def fit(
                 stack.enter_context(RunDirectory(directory))
 
         ranks.first(hold)
-        stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(one_thread_where_small(model.decoder, batch_size))
         stack.enter_context(_unchanged(model))
         if isinstance(tables, MappedTables) and (
             directory is None or directory.resolve() != tables.directory.resolve()
@@ -236,7 +243,8 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
     with contextlib.ExitStack() as stack:
-        model = build(config)
+        # all that is drawn here is read from the checkpoint next
+        model = build(config, generator=torch.Generator(torch.get_default_device()))
         name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
         model = model.to(device, tensors[f"posterior.{name}"].dtype)
         tables, journal = getattr(model.posterior, "tables", None), None
@@ -253,6 +261,30 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             rows.before_write = None if journal is None else journal.before_write
             rows.detach()
     return model.eval()
+
+
+@torch.no_grad()
+def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> None:
+    """Refuses a batch of one row where batch normalisation needs more, before anything is trained."""
+    networks = {model.decoder: model.posterior.latent_dim}
+    if isinstance(model.posterior, EncoderPosterior):
+        networks[model.posterior.encoder] = model.num_features * (
+            2 if model.posterior.mask_input else 1
+        )
+    for network, inputs in networks.items():
+        if not any(isinstance(part, _BatchNorm) for part in network.modules()):
+            continue
+        parameter = next(model.posterior.parameters())
+        one = torch.zeros(1, inputs, device=parameter.device, dtype=parameter.dtype)
+        try:
+            with Drawing(0):
+                # a copy: running means are the model's
+                copy.deepcopy(network).train()(one)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size: expected one that leaves no batch of one row, got {batch_size} for "
+                f"{num_data} rows, with batch normalisation: {error}"
+            ) from error
 
 
 @contextlib.contextmanager

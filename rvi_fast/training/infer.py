@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -18,12 +21,16 @@ from ..posterior import RelayPosterior
 from .held_out import check_scale_factor, held_out_factor, scaled
 from .inputs import Inputs, prepare
 from .run import device_of
-from .seeds import stream
+from .seeds import MODULES, stream
 from .sources import HostInputs
-from .step import decoder_step
+from .step import decoder_step, drawing_of
 
 # rows optimised together if not told otherwise
 _BATCH = 4096
+# one for each model that is at work
+_locks: WeakKeyDictionary[LatentModel, AbstractContextManager[bool]] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):  # the threads that hold them are not in a child
+    os.register_at_fork(after_in_child=_locks.clear)
 
 
 def infer(
@@ -44,6 +51,8 @@ def infer(
     Rows start at the mean of the training rows. Three quarters of the steps decode the posterior
     mean, which finds the means faster than samples do; the rest decode samples, which fits the
     standard deviations. A model with an encoder computes the posteriors in one pass instead.
+    Calls for one model from several threads wait for each other. The result depends on the arguments
+    alone: torch's global random state is neither used nor changed.
 
     Args:
         model: a trained model.
@@ -52,7 +61,7 @@ def infer(
         steps: Adam steps for each row.
         lr: learning rate; 0.01 suits RVI, 0.03 a model without groups.
         batch_size: rows optimised together; each row's result does not depend on it, to rounding.
-        seed: of the noise, and of the entries that are held out.
+        seed: of the noise, of what a decoder draws, and of the entries that are held out.
         scale_factor: the likelihood's scale is taken so many times as large as training left it.
             "held-out" takes, of a few factors, the one that best predicts a tenth of the observed
             entries of up to 1,024 rows, held out for that: for imputation where much is missing.
@@ -75,19 +84,29 @@ def infer(
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
     check_scale_factor(model, scale_factor)
-    if model.amortized:
-        with _frozen(model.posterior):
-            return _encoded(model, inputs)
 
     def optimise(inputs: Inputs | HostInputs, progress: bool) -> RelayPosterior:
         return _optimise(model, inputs, steps, lr, size, seed, shared_noise, progress)
 
-    if scale_factor == "held-out":
-        scale_factor = held_out_factor(
-            model, inputs, seed, lambda x: model.reconstruct(posterior=optimise(x, False)).detach()
-        )
-    with scaled(model, float(scale_factor)):
-        return optimise(inputs, progress)
+    with alone(model), drawing_of(model, stream(seed, MODULES)):
+        if model.amortized:
+            with _frozen(model.posterior):
+                return _encoded(model, inputs)
+        if scale_factor == "held-out":
+            with _frozen(model.decoder, model.likelihood):
+                scale_factor = held_out_factor(
+                    model,
+                    inputs,
+                    seed,
+                    lambda x: model.reconstruct(posterior=optimise(x, False)).detach(),
+                )
+        with scaled(model, float(scale_factor)):
+            return optimise(inputs, progress)
+
+
+def alone(model: LatentModel) -> AbstractContextManager[bool]:
+    """Within it no other thread works on the model: modes and scale are changed for a while."""
+    return _locks.setdefault(model, threading.RLock())
 
 
 def _optimise(
@@ -101,8 +120,9 @@ def _optimise(
     progress: bool,
 ) -> RelayPosterior:
     device, num_data = device_of(model), inputs.num_data
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        posterior = model.posterior.for_new_data(num_data)
+    # all rows are found below: no matter what they are drawn from
+    own = torch.Generator(device)
+    posterior = model.posterior.for_new_data(num_data, generator=own)
     start = model.posterior.mean_row()
 
     layout = posterior.layout

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.metrics import elastic
+from ..drawing import Drawing
 from ..models import LatentModel
 from ..optim import RowAdam
 from ..storage import MappedTables
@@ -25,12 +26,12 @@ from .distributed import Alone
 from .history import Callback, History
 from .inputs import Inputs
 from .journal import Journal, discard
-from .seeds import GLOBAL, NOISE, ORDER, seed_generators, stream
+from .seeds import MODULES, NOISE, ORDER, stream
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs
 from .staging import StagedStep, Staging
 from .state import State, name_of, row_adam
-from .step import DirectStep, NoRows, make_step
+from .step import DirectStep, NoRows, draws, make_step
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64
@@ -99,7 +100,8 @@ class Run:
             assert self.block_rows is not None
             self.staging = Staging(model, self.rows, self.block_rows, settings["batch_size"])
         stepped = model if self.staging is None else self.staging.model
-        step = make_step(stepped, self.rows, self.shared)
+        self.drawing = Drawing(settings["seed"])
+        step = make_step(stepped, self.rows, self.shared, self.drawing)
         self.step: BatchStep | CapturedStep = BatchStep(
             step if self.staging is None else StagedStep(self.staging, step),
             inputs,
@@ -116,7 +118,9 @@ class Run:
             assert isinstance(self.rows, RowAdam)
             # steps that rows can lag behind: those of an epoch, or of two where nothing is flushed
             epochs = 1 if self.block_rows is None else 2
-            self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch)
+            self.step = CapturedStep(
+                self.step, self.rows, epochs * self.steps_per_epoch, self.drawing
+            )
 
     def _row_optimizer(self, found: bool) -> RowAdam:
         """A new one, or that of the tables in files that the run to go on with has left."""
@@ -225,7 +229,7 @@ class Run:
     def _train_epoch(self, epoch: int, bar: Any) -> None:
         device, seed = device_of(self.model), self.settings["seed"]
         self.model.train()
-        seed_generators(stream(seed, GLOBAL, epoch, *self.ranks.counters), device)
+        self.drawing.reseed(stream(seed, MODULES, epoch, *self.ranks.counters))
         generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
         num_data, size = self.num_data, self.settings["batch_size"]
         order = EpochOrder(num_data, self.block_rows or num_data, generator)
@@ -344,6 +348,7 @@ class Run:
     def _evaluate(self) -> float:
         """Elastic error over the observed entries, from the posterior mean."""
         self.model.eval()
+        drawing = self.drawing if draws(self.model, training=False) else contextlib.nullcontext()
         total, count = 0.0, 0
         for index in self._chunks():
             x, mask = self.inputs.batch(index)
@@ -351,9 +356,11 @@ class Run:
             scored = x.numel() if observed is None else int(observed.sum())
             if scored:
                 # an encoder keeps no rows: those of the batch are encoded anew
-                encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
+                with drawing:
+                    encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
                 rows = index if encoded is None else None
-                reconstruction = self.model.reconstruct(rows, posterior=encoded)
+                with drawing:
+                    reconstruction = self.model.reconstruct(rows, posterior=encoded)
                 total += elastic(x, reconstruction, mask) * scored
             count += scored
             if self.block_rows is not None:

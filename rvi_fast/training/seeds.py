@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-# uses of the seed; GLOBAL is for torch's own generators, which dropout draws from
-ORDER, NOISE, GLOBAL = 1, 2, 3
+# uses of the seed; MODULES is for what modules draw, dropout for instance
+ORDER, NOISE, MODULES = 1, 2, 3
 
 
 def stream(seed: int, *counters: int) -> int:
@@ -17,12 +15,3 @@ def stream(seed: int, *counters: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seeds torch's own generators: the CPU's and that of a CUDA device."""
-    # torch.manual_seed would seed every GPU
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)

@@ -9,11 +9,14 @@ likelihood in one pass. Nothing in a step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..drawing import Drawing, may_draw
+from ..encoder import EncoderPosterior
 from ..likelihood import GaussianLikelihood
 from ..models import LatentModel, Objective
 from ..ops import ops
@@ -53,8 +56,31 @@ class NoRows:
         """Nothing."""
 
 
-def make_step(model: LatentModel, rows: RowAdam | NoRows, shared: torch.optim.Optimizer) -> Step:
-    """The fastest step that does for this model what autograd would do, to rounding."""
+def draws(model: nn.Module, *, training: bool) -> bool:
+    """Whether anything in a model could draw random numbers beside the noise of its posterior."""
+    own = (LatentModel, RelayPosterior, EncoderPosterior, GaussianLikelihood)
+    return may_draw(model, training=training, quiet=own)
+
+
+def drawing_of(model: nn.Module, seed: int) -> AbstractContextManager[Any]:
+    """Within it, what the modules of a model in eval mode draw follows the seed."""
+    return Drawing(seed) if draws(model, training=False) else nullcontext()
+
+
+def make_step(
+    model: LatentModel,
+    rows: RowAdam | NoRows,
+    shared: torch.optim.Optimizer,
+    drawing: Drawing | None = None,
+) -> Step:
+    """The fastest step that does for this model what autograd would do, to rounding.
+
+    Args:
+        model: what is trained.
+        rows: drives the rows.
+        shared: drives everything else.
+        drawing: what the model's modules draw from, torch's default generators if not given.
+    """
     posterior = model.posterior
     plain = type(posterior) is RelayPosterior and all(
         getattr(type(model), name) is getattr(LatentModel, name) for name in ("forward", "log_prob")
@@ -65,11 +91,13 @@ def make_step(model: LatentModel, rows: RowAdam | NoRows, shared: torch.optim.Op
         and posterior.rows.requires_grad
         and not _hooked(model, posterior)
     ):
-        return DirectStep(posterior, rows, shared, decoder_step(model))
-    return AutogradStep(model, rows, shared)
+        return DirectStep(posterior, rows, shared, decoder_step(model, drawing))
+    return AutogradStep(model, rows, shared, drawing)
 
 
-def decoder_step(model: LatentModel, *, learn: bool = True) -> DecoderStep:
+def decoder_step(
+    model: LatentModel, drawing: Drawing | None = None, *, learn: bool = True
+) -> DecoderStep:
     """What lies between the two halves of a `DirectStep`; without `learn` nothing but z changes."""
     decoder, likelihood = model.decoder, model.likelihood
     layers = list(decoder) if type(decoder) is nn.Sequential else [decoder]
@@ -86,7 +114,7 @@ def decoder_step(model: LatentModel, *, learn: bool = True) -> DecoderStep:
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         return LinearChain(linear, likelihood, learn)
-    return DecoderByAutograd(model, learn)
+    return DecoderByAutograd(model, drawing, learn)
 
 
 def _hooked(*modules: nn.Module) -> bool:
@@ -111,9 +139,14 @@ class AutogradStep:
     """A step of any model: what `loss.backward()` and two optimisers do."""
 
     def __init__(
-        self, model: LatentModel, rows: RowAdam | NoRows, shared: torch.optim.Optimizer
+        self,
+        model: LatentModel,
+        rows: RowAdam | NoRows,
+        shared: torch.optim.Optimizer,
+        drawing: Drawing | None = None,
     ) -> None:
         self.model, self.rows, self.shared = model, rows, shared
+        self.drawing = drawing if drawing and draws(model, training=True) else nullcontext()
 
     def __call__(
         self,
@@ -124,10 +157,11 @@ class AutogradStep:
         kl_weight: Tensor,
         full_size: int,
     ) -> Objective:
-        objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
-        self.rows.zero_grad()
-        self.shared.zero_grad()
-        (objective.loss * (len(index) / full_size)).backward()
+        with self.drawing:
+            objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
+            self.rows.zero_grad()
+            self.shared.zero_grad()
+            (objective.loss * (len(index) / full_size)).backward()
         self.rows.step()
         self.shared.step()
         return Objective(*(value.detach() for value in objective))
@@ -180,8 +214,9 @@ class DirectStep:
 class DecoderByAutograd:
     """Any decoder and any likelihood."""
 
-    def __init__(self, model: LatentModel, learn: bool) -> None:
+    def __init__(self, model: LatentModel, drawing: Drawing | None, learn: bool) -> None:
         self.model, self.learn = model, learn
+        self.drawing = drawing if drawing and draws(model, training=learn) else nullcontext()
 
     @torch.enable_grad()
     def __call__(
@@ -191,8 +226,9 @@ class DecoderByAutograd:
             self.model.decoder.zero_grad(set_to_none=True)
             self.model.likelihood.zero_grad(set_to_none=True)
         z = z.detach().requires_grad_()
-        log_prob = self.model.log_prob(x, z, mask)
-        torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
+        with self.drawing:
+            log_prob = self.model.log_prob(x, z, mask)
+            torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
         # a decoder may ignore z
         grad_z = torch.zeros_like(z) if z.grad is None else z.grad
         return log_prob.detach()[None], grad_z
