@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .encoder import EncoderPosterior
@@ -28,6 +29,9 @@ class Objective(NamedTuple):
     loss: Tensor
     kl: Tensor
     log_prob: Tensor
+
+
+_register_namedtuple(Objective, serialized_type_name="rvi_fast.models.Objective")
 
 
 class LatentModel(nn.Module):
