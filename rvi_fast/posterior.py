@@ -356,8 +356,8 @@ class RelayPosterior(nn.Module):
             >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=())
             >>> rows = torch.zeros(5, layout.width)
             >>> posterior = rvi_fast.RelayPosterior.from_rows(rows, torch.zeros(0, 2), layout)
-            >>> posterior.num_data, posterior.mean(torch.tensor([4]))
-            (5, tensor([[0., 0.]]))
+            >>> posterior.num_data, posterior.std().shape
+            (5, torch.Size([5, 2]))
         """
         _check_rows_and_relays(rows, relays, layout)
         posterior = cls.__new__(cls)

@@ -156,8 +156,8 @@ def group_weights(coefficients: Tensor, marks: Tensor, form: str) -> Tensor:
 def _rows_at(rows: Tensor, index: Tensor) -> Tensor:
     """Rows `index`, each of which must be in the table: torch would count a negative one from its end.
 
-    Within a transform of torch.func the numbers are those of all the calls that it stands for. A trace of
-    the compiler has none to look at.
+    Within a transform of torch.func the numbers are those of all the calls that it stands for. In a
+    trace of the compiler there are none to look at.
     """
     if not torch.compiler.is_compiling():
         values = index
@@ -603,7 +603,7 @@ def row_adam_step(
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
-    theta = _rows_at(rows, index)
+    theta, lr = _rows_at(rows, index), lr.to(torch.float64).reshape(())
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
         theta, moment, square = _caught_up(
@@ -727,7 +727,8 @@ def adam_step(
     element) counts up by one; `lr` is float64, one element. Weight decay is decoupled, as in AdamW.
     """
     step += 1
-    count = step.to(torch.float64)
+    # one element each, whatever their dimensions
+    count, lr = step.to(torch.float64).reshape(()), lr.to(torch.float64).reshape(())
     grad = grads.to(params.dtype).sum(0)
     moment = _flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1), exp_avg.dtype)
     square = _flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)

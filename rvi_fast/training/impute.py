@@ -80,7 +80,7 @@ def _filled(
     if num_draws is None:
         values = model.reconstruct(index, posterior=posterior)
     else:
-        mean = model.decoder(posterior(index, num_samples=num_draws).z)
+        mean = model.decode(posterior(index, num_samples=num_draws).z)
         values = torch.normal(mean, model.likelihood.scale.expand_as(mean))
     if x.dtype == torch.uint8:
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
