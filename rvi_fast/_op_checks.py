@@ -29,23 +29,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with the checks of the op of its name in front of it.
+def checked(function: Callable[P, R], name: str = "") -> Callable[P, R]:
+    """The function with the checks of an op in front of it: that of its name if none is given.
 
     Raises:
         TypeError, ValueError, IndexError: names the argument, what was expected and what came.
     """
-    check = CHECKS[function.__name__]
+    check = CHECKS[name or function.__name__]
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             check(*args, **kwargs)
         except AttributeError:  # what is no tensor has no dtype
-            for name, value in inspect.signature(check).bind(*args, **kwargs).arguments.items():
-                expected = str(check.__annotations__[name])
+            given = inspect.signature(check).bind(*args, **kwargs).arguments
+            for argument, value in given.items():
+                expected = str(check.__annotations__[argument])
                 if expected.startswith("Tensor") and not (value is None and "None" in expected):
-                    check_tensor(name, value)
+                    check_tensor(argument, value)
             raise
         return function(*args, **kwargs)
 

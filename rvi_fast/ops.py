@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import reference
-from ._op_checks import CHECKS, layout_of
+from ._op_checks import checked, layout_of
 from .layout import RowLayout
 
 _LAYOUT = "int[] groups, int[] kept, str form"
@@ -126,11 +126,7 @@ ops = torch.ops.rvi_fast
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            CHECKS[name](*args, **kwargs)
-            return function(*args, **kwargs)
-
-        torch.library.register_fake(f"rvi_fast::{name}")(run)
+        torch.library.register_fake(f"rvi_fast::{name}")(checked(function, name))
         return function
 
     return register
