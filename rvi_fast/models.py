@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .drawing import drawing_from
@@ -21,6 +22,19 @@ from .storage import StrPath
 _ONE_OP = ("cuda",)
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
+# layers whose output is as wide as their input
+_ELEMENTWISE = (
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Dropout,
+)
 
 
 class Objective(NamedTuple):
@@ -29,6 +43,9 @@ class Objective(NamedTuple):
     loss: Tensor
     kl: Tensor
     log_prob: Tensor
+
+
+_register_namedtuple(Objective, serialized_type_name="rvi_fast.models.Objective")
 
 
 class LatentModel(nn.Module):
@@ -45,6 +62,10 @@ class LatentModel(nn.Module):
         likelihood: gives log p(x | z) from x and the decoder's output.
         config: what `rvi_fast.load` needs to build the model again: {"builder": name, ...
             arguments}. The builders set it; None for a model of your own.
+
+    Raises:
+        ValueError: the decoder's layers say that it does not take T latents, or does not give D means.
+            Those of another decoder are counted where they are first made.
 
     Example:
         >>> import torch, rvi_fast
@@ -70,6 +91,7 @@ class LatentModel(nn.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.config = config
+        self._check_width(_width_after(decoder, getattr(posterior, "latent_dim", None)))
 
     @property
     def num_data(self) -> int:
@@ -123,10 +145,57 @@ class LatentModel(nn.Module):
         before, last = _split(self.decoder)
         alone = x.device.type not in _ONE_OP or not _plain(self.likelihood, GaussianLikelihood)
         if last is None or alone:
-            return self.likelihood(x, self.decoder(z), mask)
+            return self.likelihood(x, self.decode(z), mask)
         for layer in before:
             z = layer(z)
         return self.likelihood.of_linear(x, z, last, mask)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's output [..., D] for latents [..., T].
+
+        Raises:
+            ValueError: it has another width than the likelihood.
+        """
+        outputs = self.decoder(z)
+        self._check_width(outputs.shape[-1])
+        return outputs
+
+    def _check_width(self, width: int | None) -> None:
+        # what the outputs of another likelihood mean is not known here
+        known = width is not None and isinstance(self.likelihood, GaussianLikelihood)
+        if known and width != self.num_features:
+            raise ValueError(
+                f"decoder: expected {self.num_features} outputs, the features of the likelihood, "
+                f"got {width}"
+            )
+
+    @torch.no_grad()
+    def check_decoder(self) -> None:
+        """Refuses a decoder that does not take latents [B, T], or does not give means [B, D].
+
+        Where its layers do not say so, it is called with two rows of zeros, in eval mode.
+
+        Raises:
+            ValueError: names what was expected and what came.
+        """
+        latent_dim = getattr(self.posterior, "latent_dim", None)
+        width = _width_after(self.decoder, latent_dim)
+        if width is None and latent_dim is not None:
+            like = next(self.posterior.parameters())
+            modes = [(part, part.training) for part in self.decoder.modules()]
+            self.decoder.eval()
+            try:
+                outputs = self.decoder(like.new_zeros((2, latent_dim)))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"decoder: expected a module that takes latents [B, {latent_dim}], got one that "
+                    f"fails: {error}"
+                ) from error
+            finally:
+                for part, training in modes:
+                    part.training = training
+            width = outputs.shape[-1]
+        self._check_width(width)
 
     @torch.no_grad()
     def reconstruct(
@@ -144,7 +213,7 @@ class LatentModel(nn.Module):
                 "posterior: expected infer(model, x), got None: an encoder keeps no datapoints"
             )
         means = (self.posterior if posterior is None else posterior).mean(index)
-        return torch.cat([self.decoder(part) for part in means.split(_CHUNK)])
+        return torch.cat([self.decode(part) for part in means.split(_CHUNK)])
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -159,6 +228,23 @@ def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         module._backward_pre_hooks,
     )
     return type(module) is kind and "forward" not in vars(module) and not any(hooks)
+
+
+def _width_after(module: nn.Module, width: int | None) -> int | None:
+    """Features after a decoder, or a part of one, that is given `width`; None where it does not say.
+
+    Raises:
+        ValueError: a linear layer takes another number.
+    """
+    if _plain(module, nn.Sequential):
+        for layer in module.children():
+            width = _width_after(layer, width)
+        return width
+    if _plain(module, nn.Linear):
+        if width not in (None, module.in_features):
+            raise ValueError(f"decoder: expected a layer of {width} inputs, got {module}")
+        return int(module.out_features)  # type: ignore[arg-type]
+    return width if any(_plain(module, kind) for kind in _ELEMENTWISE) else None
 
 
 def _split(decoder: nn.Module) -> tuple[list[nn.Module], nn.Linear | None]:

@@ -172,7 +172,7 @@ class RelayPosterior(nn.Module):
     @torch.no_grad()
     def _draw_rows(self, generator: torch.Generator | None, *, keep: bool = True) -> None:
         """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
-        if self.rows.is_meta:
+        if self.rows.is_meta:  # holds no numbers
             return
         first, end = self.first_row, self.first_row + self.num_data
         for start in range(0, self.table_size, _DRAWN):
@@ -343,20 +343,49 @@ class RelayPosterior(nn.Module):
 
         Source: paper section 4.
         """
-        layout = self.layout
-        posterior = RelayPosterior(
-            num_data,
-            layout.latent_dim,
-            groups=layout.groups,
-            top=layout.kept,
-            form=layout.form,
-            sparse=self.sparse,
-            device=self.relays.device,
-            dtype=self.rows.dtype,
-            storage="host" if self.staged else "device",
-            generator=generator,
+        _checks.check_positive_int("num_data", num_data)
+        layout, relays = self.layout, self.relays
+        place = torch.device("cpu") if self.staged else relays.device
+        size = num_data * layout.width * self.rows.element_size()
+        check_memory(place, "posterior.rows", size)
+        rows = torch.empty((num_data, layout.width), dtype=self.rows.dtype, device=place)
+        posterior = RelayPosterior.from_rows(
+            rows, relays.detach().clone(), layout, sparse=self.sparse
         )
-        posterior.relays = nn.Parameter(self.relays.detach().clone(), requires_grad=False)
+        posterior._draw_rows(generator)
+        return posterior
+
+    @classmethod
+    def from_rows(
+        cls, rows: Tensor, relays: Tensor, layout: RowLayout, *, sparse: bool = False
+    ) -> RelayPosterior:
+        """A posterior around packed rows that are there: nothing is drawn, nothing is copied.
+
+        Args:
+            rows: [N, W], laid out by `layout`: the whole of a table, whose memory is used as it is. A
+                parameter stays the same parameter, a tensor becomes one. They may lie in host memory
+                where the relays are on a GPU, as with `storage="host"`.
+            relays: [K, T] in the dtype of `rows`. A parameter stays the same parameter; a tensor becomes
+                one that is frozen.
+            layout: where the parts of a row lie.
+            sparse: as in `RelayPosterior`.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or devices that do not fit.
+
+        Example:
+            >>> import torch, rvi_fast
+            >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=())
+            >>> rows = torch.zeros(5, layout.width)
+            >>> posterior = rvi_fast.RelayPosterior.from_rows(rows, torch.zeros(0, 2), layout)
+            >>> posterior.num_data, posterior.std().shape
+            (5, torch.Size([5, 2]))
+        """
+        _check_rows_and_relays(rows, relays, layout)
+        posterior = cls.__new__(cls)
+        nn.Module.__init__(posterior)
+        posterior.layout, posterior.sparse = layout, sparse
+        posterior._hold(rows, relays)
         return posterior
 
     def over(self, rows: Tensor) -> RelayPosterior:
@@ -370,12 +399,21 @@ class RelayPosterior(nn.Module):
         posterior.__dict__.update(self.__dict__)
         # .data: what is written to `rows` itself between a forward and its backward are other rows
         own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
-        posterior._parameters = {**self._parameters, "rows": own}
-        posterior.num_data = posterior.table_size = len(rows)
-        posterior.tables, posterior.sharded = Tables(), False
-        posterior.first_row, posterior.row_numbers = 0, None
-        posterior._row_optimizer = None
+        posterior._hold(own, self.relays)
         return posterior
+
+    def _hold(self, rows: Tensor, relays: Tensor) -> None:
+        """Takes these rows for all of a table of this posterior's own."""
+        if not isinstance(relays, nn.Parameter):
+            relays = nn.Parameter(relays, requires_grad=False)
+        if not isinstance(rows, nn.Parameter):
+            rows = nn.Parameter(rows)
+        self._parameters = {**self._parameters, "relays": relays, "rows": rows}
+        self.num_data = self.table_size = len(rows)
+        self.tables = Tables() if rows.device == relays.device else HostTables()
+        self.sharded = False
+        self.first_row, self.row_numbers = 0, None
+        self._row_optimizer = None
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -509,6 +547,26 @@ def _draw_normal(values: Tensor, std: float, generator: torch.Generator | None) 
         return
     drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
     values.copy_(drawn.normal_(std=std, generator=generator))
+
+
+def _check_rows_and_relays(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
+    if not isinstance(layout, RowLayout):
+        raise TypeError(f"layout: expected a RowLayout, got {type(layout).__name__}")
+    if not _checks.check_tensor("rows", rows).is_floating_point():
+        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] != layout.width:
+        raise ValueError(
+            f"rows: expected shape [N, {layout.width}] with N >= 1, got {_checks.shape_of(rows)}"
+        )
+    shape = (layout.num_relays, layout.latent_dim)
+    _checks.check_shape("relays", _checks.check_tensor("relays", relays), shape)
+    if relays.dtype != rows.dtype:
+        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
+    hosted = rows.device.type == "cpu" and relays.device.type in HOSTED
+    if rows.device != relays.device and not hosted:
+        raise ValueError(
+            f"rows: expected a tensor on {relays.device} or cpu, got one on {rows.device}"
+        )
 
 
 def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:

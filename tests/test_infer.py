@@ -247,3 +247,10 @@ def test_a_scale_factor_needs_a_likelihood_and_entries(model):
         infer(models.vae(N, D, latent_dim=T), X_NEW, scale_factor=2.0)
     with pytest.raises(ValueError, match="too few to hold a tenth of them out"):
         infer(model, torch.full((2, D), torch.nan), scale_factor="held-out")
+
+
+def test_encoded_rows_of_a_memory_map_are_one_table(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((5000, 4), dtype=np.float32))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    posterior = infer(models.vae(10, 4, latent_dim=2, hidden=(3,)), x)
+    assert (posterior.num_data, posterior.table_size, len(posterior.rows)) == (5000, 5000, 5000)

@@ -92,7 +92,7 @@ def _filled(
         values = model.reconstruct(index, posterior=posterior)
     else:
         z = posterior(index, num_samples=num_draws, seed=stream(seed, NOISE)).z
-        mean, keys = model.decoder(z), posterior.noise_index(index)
+        mean, keys = model.decode(z), posterior.noise_index(index)
         noise = _noise(mean, index if keys is None else keys, stream(seed, _AROUND))
         values = mean + model.likelihood.scale * noise
     if x.dtype == torch.uint8:

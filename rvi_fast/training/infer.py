@@ -177,10 +177,8 @@ def _encoded(model: LatentModel, inputs: Inputs | HostInputs) -> RelayPosterior:
         return model.posterior.of(*inputs)
     parts = torch.arange(inputs.num_data, device=inputs.device).split(_BATCH)
     encoded = [model.posterior.of(*inputs.batch(index)) for index in parts]
-    posterior = encoded[0]
-    posterior.num_data = inputs.num_data
-    posterior.rows = nn.Parameter(torch.cat([part.rows.detach() for part in encoded]))
-    return posterior
+    rows = torch.cat([part.rows.detach() for part in encoded])
+    return RelayPosterior.from_rows(rows, encoded[0].relays, encoded[0].layout)
 
 
 @contextmanager

@@ -102,8 +102,9 @@ def prepare(
 
     Raises:
         TypeError, ValueError: with row and column for infinities, and for NaN where the mask says
-            observed.
+            observed; the model's decoder does not fit posterior and likelihood.
     """
+    model.check_decoder()
     like = next(model.posterior.parameters())
     device = like.device if device is None else device
     if isinstance(x, Dataset):
