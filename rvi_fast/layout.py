@@ -63,7 +63,7 @@ class RowLayout:
             ("kept", kept),
         ):
             object.__setattr__(self, name, value)
-        # made now: in Python 3.11 a property that is made at its first use takes a lock, and the compiler
+        # made now: in Python 3.11 the first use of such a property takes a lock, and the compiler
         # cannot trace that
         for name, value in vars(type(self)).items():
             if isinstance(value, cached_property):
