@@ -63,6 +63,11 @@ class RowLayout:
             ("kept", kept),
         ):
             object.__setattr__(self, name, value)
+        # made now: in Python 3.11 the first use of such a property takes a lock, and the compiler
+        # cannot trace that
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
 
     @classmethod
     def resolve(

@@ -28,6 +28,7 @@ def functions(form):
     layout = RowLayout.resolve(3, (3, 2), 0.5, form)
     rows, relays = testing.make_tables(layout, 4)
     x = torch.tensor([[1.0, torch.nan], [0.5, 2.0]], dtype=torch.float64)
+    hidden = normal(2, 3)
 
     def sample(rows, relays):
         z, kl = relay_sample(rows, relays, INDEX, 7, layout=layout)
@@ -38,7 +39,7 @@ def functions(form):
         (lambda relays: sample(rows, relays), relays),
         (lambda mean: gaussian_log_likelihood(x, mean, mean.exp()).sum(), normal(2, 2)),
         (
-            lambda w: linear_gaussian_log_likelihood(normal(2, 3), w, None, x, w[:, 0].exp()).sum(),
+            lambda w: linear_gaussian_log_likelihood(hidden, w, None, x, w[:, 0].exp()).sum(),
             normal(2, 3),
         ),
     ]
