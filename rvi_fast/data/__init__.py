@@ -9,7 +9,7 @@ from .files import DataError
 from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import Standardizer, elastic
 from .missingness import mcar, missing_boxes
-from .readers import load_data, save_table
+from .readers import load_data, read_table, save_table, write_table
 from .sets import DATASETS, Dataset
 
 __all__ = [
@@ -25,5 +25,7 @@ __all__ = [
     "load_data",
     "mcar",
     "missing_boxes",
+    "read_table",
     "save_table",
+    "write_table",
 ]
