@@ -79,7 +79,7 @@ def read_table(
     *,
     header: bool | None = None,
     ignore: Sequence[str] = (),
-    strict: bool = True,
+    also: Sequence[str] = (),
 ) -> Table:
     """Reads a table as it stands in a file, to be filled in and written with nothing else changed.
 
@@ -101,7 +101,7 @@ def read_table(
         header: of a text file: whether its first line holds names. None takes it for names where it
             holds some text and no number.
         ignore: columns to carry, by name or, where none has that name, by number from 0.
-        strict: refuse what `ignore` names and the table lacks.
+        also: further columns to carry where the table has them.
 
     Raises:
         DataError: the file is missing, malformed, empty, holds an infinite number or, among numbers,
@@ -115,17 +115,17 @@ def read_table(
             raise ValueError(f"no such file, nor a data set (those are {', '.join(DATASETS)})")
         suffix = path.suffix.lower()
         if suffix in (".csv", ".tsv"):
-            return read_csv(path, header, ignore, strict)
+            return read_csv(path, header, ignore, also)
         if header is not None:
             raise ValueError(f"header: expected a text file, got {suffix}")
         if suffix == ".parquet":
-            return parquet.read_parquet(path, ignore, strict)
-        if ignore and strict:
+            return parquet.read_parquet(path, ignore, also)
+        if ignore:
             raise ValueError(f"ignore: expected a file with named columns, got {suffix}")
         return ArrayTable(_read_array(path))
 
 
-def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
+def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] | None = SUFFIXES) -> Path:
     """Refuses, before any work, a file that `save_table` or `write_table` could not write.
 
     What killed processes have left of it is removed.
@@ -136,7 +136,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXE
         ImportError: .parquet without the extra `tabular`.
     """
     path = Path(path)
-    if path.suffix.lower() not in suffixes:
+    if suffixes is not None and path.suffix.lower() not in suffixes:
         expected = ", ".join(suffixes[:-1]) + f" or {suffixes[-1]}" if suffixes[1:] else suffixes[0]
         raise ValueError(f"path: expected {expected}, got {str(path)!r}")
     if not path.parent.is_dir():
@@ -145,7 +145,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXE
         raise ValueError(f"path: expected a file, {path} is a directory")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"path: the directory {path.parent} cannot be written to")
-    if path.suffix.lower() == ".parquet":
+    if suffixes is not None and path.suffix.lower() == ".parquet":
         for module in ("pandas", "pyarrow"):
             require(module, "tabular")
     remove_leftovers(path)
@@ -173,7 +173,7 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
             table.write(file, suffix)
         return
     columns = table.columns()
-    array = _one_array(columns) if suffix in (".npy", ".npz") else None
+    array = one_array(columns) if suffix in (".npy", ".npz") else None
     with replacing(path) as file:
         if array is not None:
             write_array(file, suffix, array)
@@ -183,17 +183,17 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
             write_columns(file, columns, "\t" if suffix == ".tsv" else ",")
 
 
-def _one_array(columns: Sequence[Column]) -> np.ndarray:
-    """The columns of numbers as one array, none of them changed."""
+def one_array(columns: Sequence[Column]) -> np.ndarray:
+    """The columns of numbers of a table as one array [N, D], none of the numbers changed."""
     parts = []
     for column in columns:
         if column.modelled:
             values = column.values
             if not isinstance(values, np.ndarray):
-                gaps = any(value is None for value in values)
+                whole = all(isinstance(value, int) for value in values)
                 values = np.array(
                     [np.nan if value is None else value for value in values],
-                    np.float64 if gaps or not _whole(values) else None,
+                    None if whole else np.float64,
                 )
             parts.append(values)
     array = np.stack(parts, axis=1)
@@ -203,10 +203,6 @@ def _one_array(columns: Sequence[Column]) -> np.ndarray:
             if isinstance(before, int | np.integer) and before != after:
                 raise ValueError(f"path: column {column.name!r}: {before} would become {after}")
     return array
-
-
-def _whole(values: Sequence[object]) -> bool:
-    return all(isinstance(value, int) for value in values)
 
 
 def save_table(

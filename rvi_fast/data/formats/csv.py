@@ -12,7 +12,7 @@ import io
 import math
 import re
 from array import array as packed_array
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -157,7 +157,8 @@ class CsvTable(Table):
             self.modelled,
             self.values[index],
         )
-        table.carried, table.assumed = self.carried, self.assumed
+        table.carried, table.carried_names = self.carried, self.carried_names
+        table.assumed = self.assumed
         return table
 
     def filled(self, values: np.ndarray, where: np.ndarray) -> CsvTable:
@@ -189,7 +190,8 @@ class CsvTable(Table):
             self.modelled,
             np.where(where, values, self.values),
         )
-        table.carried, table.assumed = self.carried, self.assumed
+        table.carried, table.carried_names = self.carried, self.carried_names
+        table.assumed = self.assumed
         return table
 
     def columns(self) -> list[Column]:
@@ -197,7 +199,7 @@ class CsvTable(Table):
         rows = [self.form.cells(self.records[place]) for place in self.places]
         numbers = {int(cell): column for column, cell in enumerate(self.modelled)}
         return [
-            Column(name, self.values[:, numbers[cell]], True)
+            Column(name, _exact(self.values[:, numbers[cell]], [row[cell] for row in rows]), True)
             if cell in numbers
             else Column(name, [_content(row[cell]) or None for row in rows], False)
             for cell, name in enumerate(names)
@@ -210,7 +212,7 @@ class CsvTable(Table):
 
 
 def read_csv(
-    path: Path, header: bool | None, ignore: Sequence[str], strict: bool = True
+    path: Path, header: bool | None, ignore: Sequence[str], also: Sequence[str] = ()
 ) -> CsvTable:
     """Reads a text table; see `rvi_fast.data.read_table`."""
     text, encoding, mark = _decode(path.read_bytes())
@@ -237,7 +239,7 @@ def read_csv(
     if not places:
         raise ValueError("an empty table: no row of numbers")
     rows = [records[place] for place in places]
-    ignored = left_out(ignore, names, width, strict=strict)
+    ignored = left_out(ignore, also, names, width)
     parsed = _parse(rows, form, width, names, ignored)
     if form.delimiter != "," and any(_COMMA_NUMBER.fullmatch(t.cell) for t in parsed.faults):
         commas = _parse(rows, _Form(encoding, mark, form.delimiter, ","), width, names, ignored)
@@ -253,7 +255,7 @@ def read_csv(
         raise ValueError(
             f"{not_a_number(f'line {fault.line}', fault.column, names, fault.cell)}{hint}"
         )
-    out = ignored | {fault.column for fault in parsed.text}
+    out = {*ignored, *(fault.column for fault in parsed.text)}
     modelled = np.array([cell for cell in range(width) if cell not in out], np.int64)
     if not len(modelled):
         raise ValueError("an empty table: no column of numbers")
@@ -264,9 +266,9 @@ def read_csv(
     )
     check_finite(values, table.features)
     table.carried = tuple(
-        (column_name(cell, names), "left out" if cell in ignored else "no number")
-        for cell in sorted(out)
+        (column_name(cell, names), ignored.get(cell, "no number")) for cell in sorted(out)
     )
+    table.carried_names = tuple(names[cell] if names else str(cell) for cell in sorted(out))
     if parsed.text:
         fault = parsed.text[0]
         table.text = not_a_number(f"line {fault.line}", fault.column, names, fault.cell)
@@ -393,7 +395,7 @@ def _parse(
     form: _Form,
     width: int,
     names: Sequence[str] | None,
-    ignored: set[int],
+    ignored: Container[int],
 ) -> _Parsed:
     values = packed_array("d")
     first: dict[int, _Fault] = {}
@@ -424,6 +426,18 @@ def _content(cell: str) -> str:
     if len(inner) > 1 and inner[0] == inner[-1] == '"':
         inner = inner[1:-1].replace('""', '"').strip()
     return inner
+
+
+def _exact(values: np.ndarray, cells: Sequence[str]) -> Any:
+    """A column's numbers; where whole ones are too large for float64, as Python's own."""
+    large = np.abs(np.nan_to_num(values)) >= 2**53
+    if not large.any():
+        return values
+    exact: list[Any] = values.tolist()
+    for row in np.flatnonzero(large).tolist():
+        if re.fullmatch(r"[+-]?\d+", _content(cells[row])):
+            exact[row] = int(_content(cells[row]))
+    return exact
 
 
 def _digits(column: np.ndarray) -> int | None:

@@ -33,7 +33,7 @@ class ParquetTable(Table):
 
     def rows(self, index: np.ndarray) -> ParquetTable:
         table = ParquetTable(self.table.take(index), self.modelled, self.values[index])
-        table.carried = self.carried
+        table.carried, table.carried_names = self.carried, self.carried_names
         return table
 
     def filled(self, values: np.ndarray, where: np.ndarray) -> ParquetTable:
@@ -49,7 +49,7 @@ class ParquetTable(Table):
                 table = table.set_column(int(column), field.with_type(filled.type), filled)
         table = table.replace_schema_metadata(_metadata(table.schema.metadata, changed))
         own_table = ParquetTable(table, self.modelled, np.where(where, values, self.values))
-        own_table.carried = self.carried
+        own_table.carried, own_table.carried_names = self.carried, self.carried_names
         return own_table
 
     def columns(self) -> list[Column]:
@@ -67,7 +67,7 @@ class ParquetTable(Table):
         require("pyarrow.parquet", "tabular").write_table(self.table, file)
 
 
-def read_parquet(path: Path, ignore: Sequence[str], strict: bool = True) -> ParquetTable:
+def read_parquet(path: Path, ignore: Sequence[str], also: Sequence[str] = ()) -> ParquetTable:
     """Reads a Parquet file; see `rvi_fast.data.read_table`."""
     require("pandas", "tabular")
     require("pyarrow", "tabular")
@@ -77,7 +77,7 @@ def read_parquet(path: Path, ignore: Sequence[str], strict: bool = True) -> Parq
         table = parquet.ParquetFile(file).read()
     names = table.column_names
     index = _index(table.schema.metadata)
-    reasons = dict.fromkeys(left_out(ignore, names, len(names), strict=strict), "left out")
+    reasons = left_out(ignore, also, names, len(names))
     texts: list[int] = []
     columns: list[np.ndarray] = []
     modelled: list[int] = []
@@ -97,6 +97,7 @@ def read_parquet(path: Path, ignore: Sequence[str], strict: bool = True) -> Parq
     values = np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0))
     found = ParquetTable(table, np.array(modelled, np.int64), values)
     found.carried = tuple((column_name(n, names), reasons[n]) for n in sorted(reasons))
+    found.carried_names = tuple(names[n] for n in sorted(reasons))
     if texts:
         found.text = _first_text(table, texts[0])
     if not values.size:

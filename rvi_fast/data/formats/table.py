@@ -30,6 +30,7 @@ class Table(ABC):
         features: D names of them, or None.
         image_shape: (height, width) where a row is an image.
         carried: label and reason of each column that is not among `values` and stays as it is.
+        carried_names: their names, or their numbers where there are none.
         text: what to say of the first column that is carried because it holds no number, or None.
         assumed: what the reader took for granted, in words.
     """
@@ -38,6 +39,7 @@ class Table(ABC):
     features: tuple[str, ...] | None = None
     image_shape: tuple[int, int] | None = None
     carried: tuple[tuple[str, str], ...] = ()
+    carried_names: tuple[str, ...] = ()
     text: str | None = None
     assumed: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
@@ -177,25 +179,26 @@ def single_precision(values: np.ndarray) -> np.ndarray:
 
 
 def left_out(
-    ignore: Sequence[str], names: Sequence[str] | None, width: int, *, strict: bool = True
-) -> set[int]:
-    """Numbers of the columns that a list of names, or of numbers from 0, means.
+    ignore: Sequence[str], also: Sequence[str], names: Sequence[str] | None, width: int
+) -> dict[int, str]:
+    """Numbers of the columns that are to be carried, and why.
 
     Args:
-        ignore: a name, or the number of a column where none has that name.
+        ignore: names, or the number of a column from 0 where none has that name.
+        also: the same; what no column is called is passed over.
         names: those of all columns, or None.
         width: how many columns there are.
-        strict: refuse what no column is called; else pass over it.
     """
-    found = set()
-    for wanted in ignore:
+    found: dict[int, str] = {}
+    for wanted in (*ignore, *also):
+        reason = "left out" if wanted in ignore else "as in training"
         places = [place for place, name in enumerate(names or ()) if name == wanted]
         if not places and wanted.isdecimal() and int(wanted) < width:
             places = [int(wanted)]
-        if not places and strict:
+        if not places and wanted in ignore:
             known = ", ".join(map(repr, names)) if names else f"numbers from 0 to {width - 1}"
             raise ValueError(f"ignore: expected columns of the table ({known}), got {wanted!r}")
-        found.update(places)
+        found |= {place: found.get(place, reason) for place in places}
     return found
 
 
