@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from .drawing import drawing_from
 from .encoder import EncoderPosterior
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
-from .storage import StrPath
+from .storage import StrPath, check_memory
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost
@@ -401,9 +402,15 @@ def _layers(
     inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
+    for width in hidden:
+        _checks.check_positive_int("hidden", width)
+    widths = [inputs, *hidden, outputs]
+    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
+    size = weights * torch.get_default_dtype().itemsize
+    advice = "lower latent_dim, hidden or num_features"
+    check_memory(torch.get_default_device(), "network", size, advice)
     with drawing_from(generator):
         for width in hidden:
-            _checks.check_positive_int("hidden", width)
             layers += [nn.Linear(inputs, width), nn.ReLU()]
             inputs = width
         return nn.Sequential(*layers, nn.Linear(inputs, outputs))

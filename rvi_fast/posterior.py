@@ -122,6 +122,10 @@ class RelayPosterior(nn.Module):
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
+        entries = self.layout.num_relays * latent_dim
+        size = torch.empty(0, dtype=dtype, device="meta").element_size()
+        wanted = torch.get_default_device() if device is None else torch.device(device)
+        check_memory(wanted, "posterior.relays", entries * size, "lower groups or latent_dim")
         self.relays = nn.Parameter(
             torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
         )

@@ -7,7 +7,7 @@ import os
 import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,16 +31,43 @@ def blaming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when it is complete, and else disappears."""
+    """A file beside `path` that takes its place when it is complete, and else disappears.
+
+    What a killed process has left of such a file is removed.
+    """
+    remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes have left of `replacing(path)`; a live one's stays."""
+    start, end = f".{path.name}.", ".partial"
+    for found in path.parent.iterdir():
+        middle = found.name[len(start) : -len(end)]
+        if not (found.name == f"{start}{middle}{end}" and len(middle) == 8):
+            continue
+        # Windows refuses to remove what another process has open
+        with suppress(OSError), found.open("rb") as file:
+            _lock(file)
+            found.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Marks a file as that of a live process; OSError where another one has marked it."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def require(module: str, extra: str) -> Any:
@@ -52,4 +79,5 @@ def require(module: str, extra: str) -> Any:
 
 
 def column_name(column: int, features: Sequence[str] | None) -> str:
+    """How messages call a column: its number from 0, and its name where it has one."""
     return f"{column} ({features[column]!r})" if features else str(column)
