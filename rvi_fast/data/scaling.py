@@ -276,6 +276,18 @@ class Moments:
             self.far.append((int(row[column]), column, float(value[column])))
         return Standardizer(mean, std, limit)
 
+    def warn(self) -> None:
+        """Says what is unusual: features that were never observed, and far entries."""
+        unseen = np.flatnonzero(self.count == 0).tolist()
+        if unseen:
+            columns = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
+            warnings.warn(
+                f"x: nothing is observed in column {columns}: filled in as 0",
+                UserWarning,
+                stacklevel=3,
+            )
+        self.warn_of_far_entries()
+
     def warn_of_far_entries(self) -> None:
         """Names the furthest entry of each feature that `standardizer` has found to have far entries."""
         if not self.far:

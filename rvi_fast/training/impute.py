@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from .. import _checks
 from ..models import LatentModel
 from ..posterior import RelayPosterior
 from .infer import infer
-from .inputs import prepare
+from .inputs import open_source
+from .sources import Opened, convert
 
 # rows decoded at once
 _CHUNK = 4096
@@ -26,7 +28,7 @@ def impute(
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
 ) -> Tensor:
-    """Fills in the missing entries of x; observed entries come back unchanged.
+    """Fills in the missing entries of x; observed entries come back as they are, value and dtype.
 
     Args:
         model: a trained model.
@@ -40,28 +42,30 @@ def impute(
             `torch.manual_seed`.
 
     Returns:
-        [N, D], or [S, N, D] draws, in the model's dtype; uint8 data come back as x / 255.
+        [N, D], or [S, N, D] draws, in the units and the dtype of x, observed entries to the last digit;
+        uint8 data come back as x / 255 in the model's dtype.
 
     Raises:
-        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows.
+        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; the likelihood
+            does not say what mean its outputs stand for, or how to draw.
     """
     own = posterior is None
     if num_draws is not None:
-        _checks.check_positive_int("num_draws", num_draws)
-    inputs = prepare(model, x, mask)
+        num_draws = _checks.check_positive_int("num_draws", num_draws)
+    source = open_source(model, x, mask)
     if posterior is None:
         posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
-    if inputs.num_data != posterior.num_data:
+    if len(source) != posterior.num_data:
         raise ValueError(
-            f"x: expected {posterior.num_data} rows, as the posterior has, got {inputs.num_data}"
+            f"x: expected {posterior.num_data} rows, as the posterior has, got {len(source)}"
             + ("; for new data pass posterior=infer(model, x)" if own else "")
         )
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         parts = [
-            _filled(model, posterior, inputs.batch(index), index, num_draws)
-            for index in torch.arange(posterior.num_data, device=inputs.device).split(_CHUNK)
+            _filled(model, posterior, source, rows, num_draws)
+            for rows in np.array_split(np.arange(len(source)), range(_CHUNK, len(source), _CHUNK))
         ]
     finally:
         for part, training in modes:
@@ -72,19 +76,23 @@ def impute(
 def _filled(
     model: LatentModel,
     posterior: RelayPosterior,
-    batch: tuple[Tensor, Tensor | None],
-    index: Tensor,
+    source: Opened,
+    rows: np.ndarray,
     num_draws: int | None,
 ) -> Tensor:
-    x, mask = batch
+    like = next(model.posterior.parameters())
+    x, mask = source.read(rows)
+    convert(x, mask, like.dtype, rows, model.scaler)  # says what should not be there
+    index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:
         values = model.reconstruct(index, posterior=posterior)
     else:
-        mean = model.decoder(posterior(index, num_samples=num_draws).z)
-        values = torch.normal(mean, model.likelihood.scale.expand_as(mean))
-    if x.dtype == torch.uint8:
-        observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-        x = x.to(values.dtype) / 255
-    else:
-        observed = ~torch.isnan(x)
-    return torch.where(observed, x, values)
+        outputs = model.decoder(posterior(index, num_samples=num_draws).z)
+        values = model.to_data(model.ability("sample")(outputs))
+    pixels = x.dtype == torch.uint8
+    if mask is None:
+        mask = torch.ones_like(x, dtype=torch.bool) if pixels else ~torch.isnan(x)
+    x, mask = x.to(values.device), mask.to(values.device)
+    x = x.to(values.dtype) / 255 if pixels else x
+    source.release(int(rows[0]), int(rows[-1]) + 1)
+    return torch.where(mask, x, values.to(x.dtype))

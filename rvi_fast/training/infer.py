@@ -47,7 +47,8 @@ def infer(
 
     Args:
         model: a trained model.
-        x_new: data [N, D] as in `fit`.
+        x_new: data [N, D] as in `fit`, in the same units: the model's own scale is applied, and entries
+            further out than training has seen count as if they lay there.
         mask: bool [N, D], true = observed.
         steps: Adam steps for each row.
         lr: learning rate; 0.01 suits RVI, 0.03 a model without groups.
@@ -69,8 +70,8 @@ def infer(
     Source:
         Paper section 4.
     """
-    _checks.check_positive_int("steps", steps)
-    _checks.check_positive_float("lr", lr)
+    steps = _checks.check_positive_int("steps", steps)
+    lr = _checks.check_positive_float("lr", lr)
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
@@ -84,7 +85,10 @@ def infer(
 
     if scale_factor == "held-out":
         scale_factor = held_out_factor(
-            model, inputs, seed, lambda x: model.reconstruct(posterior=optimise(x, False)).detach()
+            model,
+            inputs,
+            seed,
+            lambda x: model.reconstruct_standardized(posterior=optimise(x, False)),
         )
     with scaled(model, float(scale_factor)):
         return optimise(inputs, progress)

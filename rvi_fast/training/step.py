@@ -124,7 +124,8 @@ class AutogradStep:
         kl_weight: Tensor,
         full_size: int,
     ) -> Objective:
-        objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
+        with self.model.own_units():
+            objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
         self.rows.zero_grad()
         self.shared.zero_grad()
         (objective.loss * (len(index) / full_size)).backward()
@@ -191,7 +192,8 @@ class DecoderByAutograd:
             self.model.decoder.zero_grad(set_to_none=True)
             self.model.likelihood.zero_grad(set_to_none=True)
         z = z.detach().requires_grad_()
-        log_prob = self.model.log_prob(x, z, mask)
+        with self.model.own_units():
+            log_prob = self.model.log_prob(x, z, mask)
         torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
         # a decoder may ignore z
         grad_z = torch.zeros_like(z) if z.grad is None else z.grad
