@@ -71,6 +71,17 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers, also those in a list, as Python's: what JSON can write."""
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return (
+        float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+    )
+
+
 def check_index(index: Any, device: torch.device, name: str = "index") -> Tensor:
     """Type, shape and device; the op itself checks the values, where that costs no trace."""
     check_tensor(name, index)

@@ -475,6 +475,7 @@ def _train(arguments: argparse.Namespace) -> int:
         model,
         table.x,
         mask=table.mask,
+        standardize=False,  # the table is, its standardizer in run.json
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,

@@ -392,13 +392,14 @@ def _gaussian_model(
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
     decoder = _layers(posterior.latent_dim, hidden, num_features)
+    config = {name: _checks.plain(value) for name, value in config.items()}
     return LatentModel(posterior, decoder, GaussianLikelihood(num_features), config=config)
 
 
 def _layers(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
-        _checks.check_positive_int("hidden", width)
+        width = _checks.check_positive_int("hidden", width)
         layers += [nn.Linear(inputs, width), nn.ReLU()]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))

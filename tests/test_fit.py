@@ -96,7 +96,8 @@ def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed):
 )
 def test_fit_is_adam_on_the_whole_table(builder, posterior_lr, kl_weight):
     model, expected = make(builder), make(builder)
-    history = run(model, posterior_lr=posterior_lr, kl_weight=kl_weight, seed=3)
+    options = {"posterior_lr": posterior_lr, "kl_weight": kl_weight, "seed": 3}
+    history = run(model, standardize=False, **options)
     weight = kl_weight if callable(kl_weight) else lambda _: kl_weight
     losses = by_hand(expected, 4, 0.02, posterior_lr or 0.02, weight, 3)
     assert history["loss"] == pytest.approx(losses, rel=1e-5)

@@ -139,6 +139,7 @@ def trained(
         model,
         train.x,
         mask=train.mask,
+        standardize=False,  # the parts are
         epochs=experiment.epochs,
         batch_size=experiment.batch_size,
         lr=experiment.lr,
