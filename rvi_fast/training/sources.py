@@ -166,6 +166,7 @@ class DatasetRows:
                 f"x: expected a map-style Dataset with a length, got {type(dataset).__name__}"
             )
         self.dataset, self.num_features = dataset, num_features
+        self._dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -214,14 +215,19 @@ class DatasetRows:
         )
 
     def pixels(self) -> bool:
-        return self.read(np.arange(1))[0].dtype == torch.uint8
+        return self._item_dtype() == torch.uint8
 
     def kind(self, dtype: torch.dtype) -> str:
         """Type of the data set and of its items."""
         dataset = self.dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        return f"{type(dataset).__qualname__} {self.read(np.arange(1))[0].dtype}"
+        return f"{type(dataset).__qualname__} {self._item_dtype()}"
+
+    def _item_dtype(self) -> torch.dtype:
+        if self._dtype is None:
+            self._dtype = self.read(np.arange(1))[0].dtype
+        return self._dtype
 
     def digest(
         self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
