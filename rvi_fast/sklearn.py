@@ -134,6 +134,7 @@ class _RelayEstimator(TransformerMixin, BaseEstimator):
         self.history_ = fit(
             model,
             rows,
+            standardize=False,
             epochs=epochs,
             batch_size=batch_size,
             lr=options["lr"],

@@ -369,7 +369,7 @@ def test_options_are_never_cut_short(tmp_path):
             cli.main([command, "--hel"])
         assert end.value.code == 2
     with pytest.raises(SystemExit):
-        cli.main(["reproduce", "imputation", "--data", "x", "--out", str(tmp_path)])
+        cli.main(["reproduce", "imputation", "--data-d", "x", "--out", str(tmp_path)])
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):

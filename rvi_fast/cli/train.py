@@ -65,6 +65,7 @@ def train_model(arguments: argparse.Namespace) -> int:
         model,
         table.x,
         mask=table.mask,
+        standardize=False,  # the table is, its standardizer in run.json
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,

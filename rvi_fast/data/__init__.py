@@ -8,7 +8,7 @@ from .artificial import artificial
 from .files import DataError
 from .formats.table import ArrayTable, Table, fill
 from .imputers import column_mean, conditional_gaussian, knn
-from .metrics import Standardizer, elastic
+from .metrics import elastic
 from .missingness import mcar, missing_boxes
 from .readers import (
     SUFFIXES,
@@ -19,6 +19,7 @@ from .readers import (
     save_table,
     write_table,
 )
+from .scaling import FarEntriesWarning, Standardizer
 from .sets import DATASETS, Dataset
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ArrayTable",
     "DataError",
     "Dataset",
+    "FarEntriesWarning",
     "Standardizer",
     "Table",
     "artificial",

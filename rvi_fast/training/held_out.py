@@ -40,9 +40,9 @@ def held_out_factor(
 
     Args:
         model: its likelihood is scaled while `decode` runs.
-        inputs: checked data.
+        inputs: checked data, in the model's units.
         seed: of the rows and entries.
-        decode: infers the rows given to it and returns their reconstruction [n, D].
+        decode: infers the rows given to it and returns their reconstruction [n, D], in those units.
 
     Raises:
         TooFewEntries: there are no observed entries to hold out.

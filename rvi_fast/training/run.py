@@ -157,8 +157,12 @@ class Run:
         device = torch.device("cpu") if staged else device_of(self.model)
         checkpoint = self.ranks.load(run_dir, device)
         rows = getattr(self.model.posterior, "rows", None)
-        # older checkpoints have moments in the dtype of the rows, and do not say so
-        stored = {"moment_dtype": None if rows is None else name_of(rows.dtype)}
+        # older checkpoints have moments in the dtype of the rows, data as they came, and do not say so
+        older = {
+            "moment_dtype": None if rows is None else name_of(rows.dtype),
+            "standardize": False,
+        }
+        stored: dict[str, Any] = older
         stored |= checkpoint.metadata.get("settings", {})
         for name, value in self.settings.items():
             if stored.get(name) != value:
@@ -346,7 +350,7 @@ class Run:
         return f"the last good checkpoint is {self.last_checkpoint}"
 
     def _evaluate(self) -> float:
-        """Elastic error over the observed entries, from the posterior mean."""
+        """Elastic error over the observed entries, from the posterior mean, in the model's units."""
         self.model.eval()
         drawing = self.drawing if draws(self.model, training=False) else contextlib.nullcontext()
         total, count = 0.0, 0
@@ -360,7 +364,7 @@ class Run:
                     encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
                 rows = index if encoded is None else None
                 with drawing:
-                    reconstruction = self.model.reconstruct(rows, posterior=encoded)
+                    reconstruction = self.model.reconstruct_standardized(rows, posterior=encoded)
                 total += elastic(x, reconstruction, mask) * scored
             count += scored
             if self.block_rows is not None:
@@ -385,6 +389,9 @@ class Run:
             "settings": self.settings,
             "history": dict(self.history),
             "stopped": self.stopped,
+            "scale": None
+            if self.model.scaler is None
+            else self.model.scaler.standardizer().to_dict(),
         }
         tensors, epochs = self.state.tensors(), self.history.epochs
         if self.journal is None:
