@@ -9,9 +9,11 @@ from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import Standardizer, elastic
 from .missingness import mcar, missing_boxes
 from .readers import DATASETS, DataError, Dataset, load_data, save_table
+from .transforms import ColumnTransform
 
 __all__ = [
     "DATASETS",
+    "ColumnTransform",
     "DataError",
     "Dataset",
     "Standardizer",
