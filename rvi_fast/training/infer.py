@@ -15,7 +15,7 @@ from ..models import LatentModel
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .held_out import check_scale_factor, held_out_factor, scaled
+from .held_out import check_scale_factor, find_held_out, scaled
 from .inputs import Inputs, prepare
 from .run import device_of
 from .seeds import stream
@@ -83,9 +83,9 @@ def infer(
         return _optimise(model, inputs, steps, lr, size, seed, shared_noise, progress)
 
     if scale_factor == "held-out":
-        scale_factor = held_out_factor(
+        scale_factor = find_held_out(
             model, inputs, seed, lambda x: model.reconstruct(posterior=optimise(x, False)).detach()
-        )
+        ).factor
     with scaled(model, float(scale_factor)):
         return optimise(inputs, progress)
 
