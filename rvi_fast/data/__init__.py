@@ -6,9 +6,10 @@ True = observed.
 
 from .artificial import artificial
 from .imputers import column_mean, conditional_gaussian, knn
-from .metrics import Standardizer, elastic
+from .metrics import elastic
 from .missingness import mcar, missing_boxes
 from .readers import DATASETS, DataError, Dataset, load_data, save_table
+from .scaling import FarEntriesWarning, Standardizer
 from .transforms import ColumnTransform
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ColumnTransform",
     "DataError",
     "Dataset",
+    "FarEntriesWarning",
     "Standardizer",
     "artificial",
     "column_mean",

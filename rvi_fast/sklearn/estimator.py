@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 
 from .. import _checks
-from ..data.metrics import Standardizer
+from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
 from ..models import LatentModel, rvi
 from ..posterior import RelayPosterior
