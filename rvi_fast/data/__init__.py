@@ -21,11 +21,13 @@ from .readers import (
 )
 from .scaling import FarEntriesWarning, Standardizer
 from .sets import DATASETS, Dataset
+from .transforms import ColumnTransform
 
 __all__ = [
     "DATASETS",
     "SUFFIXES",
     "ArrayTable",
+    "ColumnTransform",
     "DataError",
     "Dataset",
     "FarEntriesWarning",

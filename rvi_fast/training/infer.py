@@ -15,7 +15,7 @@ from ..models import LatentModel, alone
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .held_out import check_scale_factor, held_out_factor, scaled
+from .held_out import check_scale_factor, find_held_out, scaled
 from .inputs import Inputs, prepare
 from .run import device_of
 from .seeds import MODULES, stream
@@ -88,12 +88,12 @@ def infer(
                 return _encoded(model, inputs)
         if scale_factor == "held-out":
             with _frozen(model.decoder, model.likelihood):
-                scale_factor = held_out_factor(
+                scale_factor = find_held_out(
                     model,
                     inputs,
                     seed,
                     lambda x: model.reconstruct_standardized(posterior=optimise(x, False)),
-                )
+                ).factor
         with scaled(model, float(scale_factor)):
             return optimise(inputs, progress)
 
