@@ -22,6 +22,9 @@ from .storage import HOSTED, HostTables, MappedTables, StrPath, Tables, check_me
 _CHUNK = 8192
 # rows drawn at once
 _DRAWN = 65536
+# within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
+# bring all up to date, as it does for readers of the parameter
+_as_they_are = torch._C.DisableTorchFunctionSubclass
 
 
 class _RowOptimizer(Protocol):
@@ -217,24 +220,25 @@ class RelayPosterior(nn.Module):
             noise_index = self.noise_index(index)
         if noise_index is None and self.staged:
             noise_index = index
-        rows, place = self._lent(index)
         if noise is not None:
             seed = 0
         elif seed is None:
             seed = torch.randint(
                 2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
             )
-        sample = relay_sample(
-            rows,
-            self.relays,
-            place,
-            seed,
-            layout=self.layout,
-            num_samples=num_samples,
-            noise=noise,
-            noise_index=noise_index,
-            sparse=self.sparse and not self.staged,
-        )
+        with _as_they_are():
+            rows, place = self._lent(index)
+            sample = relay_sample(
+                rows,
+                self.relays,
+                place,
+                seed,
+                layout=self.layout,
+                num_samples=num_samples,
+                noise=noise,
+                noise_index=noise_index,
+                sparse=self.sparse and not self.staged,
+            )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
@@ -267,15 +271,19 @@ class RelayPosterior(nn.Module):
         return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
 
     def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
-        rows, index = self._lent(index)
-        if not deviation:
-            keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
-            keep[self.layout.deviation_slice] = False
-            rows = torch.where(keep, rows[index], 0.0)
-            index = torch.arange(len(index), device=rows.device)
-        zeros = rows.new_zeros((len(index), self.latent_dim))
-        sparse = self.sparse and deviation and not self.staged
-        return relay_sample(rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse).z
+        with _as_they_are():
+            rows, index = self._lent(index)
+            if not deviation:
+                keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
+                keep[self.layout.deviation_slice] = False
+                rows = torch.where(keep, rows[index], 0.0)
+                index = torch.arange(len(index), device=rows.device)
+            zeros = rows.new_zeros((len(index), self.latent_dim))
+            sparse = self.sparse and deviation and not self.staged
+            sample = relay_sample(
+                rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse
+            )
+        return sample.z
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
@@ -366,8 +374,9 @@ class RelayPosterior(nn.Module):
         if index is not None:
             self._check_rows(index)
         self._before_read(index)
-        rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
-        return rows[:, columns].to(self.relays.device)
+        with _as_they_are():
+            rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
+            return rows[:, columns].to(self.relays.device)
 
     def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """A table where the relays are, and where in it rows `index` lie."""

@@ -269,7 +269,8 @@ class Run:
         if self.block_rows is None:
             yield None
             return
-        rows, tables = self.model.posterior.rows.detach(), self.model.posterior.tables
+        assert isinstance(self.rows, RowAdam)
+        rows, tables = self.rows.table(), self.model.posterior.tables
         staging = self.staging
 
         def enter(start: int, stop: int) -> None:
@@ -316,9 +317,10 @@ class Run:
 
     def _check_parameters(self, epoch: int) -> None:
         """The last step of an epoch can break them after a finite loss."""
-        named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
-        if self.block_rows is not None:  # the rows are looked at as they are put away
-            named = [(n, p) for n, p in named if n != "posterior.rows"]
+        # in blocks the rows are looked at as they are put away
+        passed = "posterior.rows" if self.block_rows is not None else None
+        parameters = self.model.named_parameters()
+        named = [(n, p.detach()) for n, p in parameters if p.numel() and n != passed]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
