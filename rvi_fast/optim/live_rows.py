@@ -17,24 +17,28 @@ from torch import Tensor, nn
 from ..ops import ops
 from ..posterior import RelayPosterior
 
-_PROPERTIES = """
+_PROPERTIES = str.split("""
     grad _grad grad_fn requires_grad is_leaf retains_grad output_nr _version _backward_hooks
     _post_accumulate_grad_hooks shape ndim dtype device layout itemsize nbytes
     is_cuda is_cpu is_xpu is_mps is_meta is_sparse is_sparse_csr is_mkldnn is_quantized is_nested
-""".split()
-_METHODS = """
+""")
+_METHODS = str.split("""
     size dim ndimension numel nelement stride storage_offset element_size get_device is_contiguous
     is_floating_point is_complex is_signed is_inference requires_grad_ register_hook
-    register_post_accumulate_grad_hook __len__ __hash__
-""".split()
-# torch functions that do not look at values, and our own backward, which needs rows of a past batch
+    register_post_accumulate_grad_hook _is_view __len__ __hash__
+""")
+# torch functions that do not look at values; our own backward, which needs rows of a past batch; and the
+# ops as compiled code calls them, where the posterior has asked for the rows beforehand
+_OF_TENSORS: Any = Tensor
 _BLIND: frozenset[Any] = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
         *(getattr(Tensor, name) for name in _METHODS),
-        *(Tensor.grad.__set__, Tensor.grad.__delete__, Tensor.requires_grad.__set__),
+        *(_OF_TENSORS.grad.__set__, _OF_TENSORS.grad.__delete__),
+        _OF_TENSORS.requires_grad.__set__,
         *(torch.is_floating_point, torch.is_complex, torch.numel),
-        ops.relay_sample_bwd,
+        *(ops.relay_sample_bwd, ops.relay_sample_bwd.default),
+        *(ops.relay_sample_fwd.default, ops.row_adam_catch_up.default),
     ]
 )
 
@@ -83,11 +87,12 @@ def watch(posterior: RelayPosterior) -> None:
         rows.__class__ = LiveRows
 
 
-def let_go(rows: Any) -> None:
+def let_go(rows: Tensor) -> None:
     """The rows are a plain parameter again."""
-    if type(rows) is LiveRows:
-        del rows._posterior
-        rows.__class__ = nn.Parameter
+    if isinstance(rows, LiveRows):
+        plain: Any = rows
+        del plain._posterior
+        plain.__class__ = nn.Parameter
 
 
 def _live(values: Any) -> Iterator[LiveRows]:

@@ -157,10 +157,10 @@ def _count(name: str, value: Any) -> int:
     number = torch.as_tensor(value)
     if number.numel() != 1:
         raise ValueError(f"{name}: expected one number, got shape {_checks.shape_of(number)}")
-    number = number.item()
-    if not (0 <= number <= MAX_STEPS and number == int(number)):
-        raise ValueError(f"{name}: expected an integer from 0 to {MAX_STEPS}, got {number!r}")
-    return int(number)
+    count = number.item()
+    if not (0 <= count <= MAX_STEPS and count == int(count)):
+        raise ValueError(f"{name}: expected an integer from 0 to {MAX_STEPS}, got {count!r}")
+    return int(count)
 
 
 def _check_visits(visits: Tensor, num_steps: int) -> None:

@@ -75,9 +75,20 @@ class Run:
         self.journal: Journal | None = None
         # what to go on from; read before the tables of another run are opened
         self.found = self._found(resume)
+        # the optimisers let go of the model in it, those made last first
+        self._optimizers = contextlib.ExitStack()
+        try:
+            self._set_up(capture)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _set_up(self, capture: bool) -> None:
+        """Makes the optimisers, and the step they take."""
+        model, inputs, settings, ranks = self.model, self.inputs, self.settings, self.ranks
         if not model.amortized:
             model.posterior.sparse = True
-            self.rows = self._row_optimizer(self.found is not None)
+            self._make_row_optimizer(self.found is not None)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -91,6 +102,8 @@ class Run:
                 {"params": others, "lr": settings["lr"]},
             ]
         )
+        if isinstance(self.shared, SharedAdam):
+            self._optimizers.callback(self.shared.detach)
         ranks.attach(self.shared)
         lagging = self.block_rows is not None
         self.state = State(model, self.rows, self.shared, self.journal, lagging)
@@ -118,24 +131,22 @@ class Run:
             epochs = 1 if self.block_rows is None else 2
             self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch)
 
-    def _row_optimizer(self, found: bool) -> RowAdam:
+    def _make_row_optimizer(self, found: bool) -> None:
         """A new one, or that of the tables in files that the run to go on with has left."""
         posterior, settings = self.model.posterior, self.settings
         mapped = posterior.tables if isinstance(posterior.tables, MappedTables) else None
         if mapped is not None and not found:
             discard(mapped.directory)
         with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            rows = row_adam(posterior, settings)
+            self.rows = rows = row_adam(posterior, settings)
+        self._optimizers.callback(rows.detach)
         if mapped is not None and self.run_dir is not None:
             assert self.block_rows is not None
             self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
-        return rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
-        if isinstance(self.shared, SharedAdam):
-            self.shared.detach()
-        self.rows.detach()
+        self._optimizers.close()
 
     def _found(self, resume: bool) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
