@@ -118,6 +118,9 @@ class RelayPosterior(nn.Module):
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
+        # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
+        # for a place of every key of a state_dict
+        self.register_buffer("_extra_state", self.get_extra_state(), persistent=False)
         self.relays = nn.Parameter(
             torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
         )
@@ -237,7 +240,7 @@ class RelayPosterior(nn.Module):
                 num_samples=num_samples,
                 noise=noise,
                 noise_index=noise_index,
-                sparse=self.sparse and not self.staged,
+                sparse=self.sparse and not self.staged and not self._summed_by_ddp(),
             )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
@@ -385,6 +388,11 @@ class RelayPosterior(nn.Module):
         _checks.check_row_numbers(index, self.num_data)
         rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
         return rows.to(index.device), torch.arange(len(index), device=index.device)
+
+    def _summed_by_ddp(self) -> bool:
+        """Whether a `DistributedDataParallel` at work sums the rows' gradients, as it does dense alone."""
+        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
 
     def _check_rows(self, index: Tensor) -> None:
         _checks.check_index(index, self.relays.device)

@@ -81,8 +81,8 @@ class LiveRows(nn.Parameter):
 
 def watch(posterior: RelayPosterior) -> None:
     """From now on the rows of a posterior are up to date for every reader."""
-    rows: Any = posterior.rows
-    if type(rows) is nn.Parameter:
+    if type(posterior.rows) is nn.Parameter:
+        rows: Any = posterior.rows
         rows._posterior = posterior
         rows.__class__ = LiveRows
 
