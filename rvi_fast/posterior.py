@@ -74,8 +74,11 @@ class RelayPosterior(nn.Module):
 
     Note:
         While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
-        are brought up to date when they are read through a method of this module, `state_dict`
-        included. Read `rows` itself after `RowAdam.flush()`.
+        are brought up to date when they are read: by a method of this module, those that it names,
+        by any torch function on `rows`, all of them. Code that reads memory behind torch's back, and
+        functions compiled around `rows` itself, need `RowAdam.flush()` first.
+        Under `DistributedDataParallel`, which sums dense gradients alone here, the gradient of `rows`
+        is dense.
 
     Source:
         Paper sections 3 and 4; `rvi_fast.reference.relay_sample`.
@@ -390,7 +393,7 @@ class RelayPosterior(nn.Module):
         return rows.to(index.device), torch.arange(len(index), device=index.device)
 
     def _summed_by_ddp(self) -> bool:
-        """Whether a `DistributedDataParallel` at work sums the rows' gradients, as it does dense alone."""
+        """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
         ddp = nn.parallel.DistributedDataParallel._active_ddp_module
         return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
 

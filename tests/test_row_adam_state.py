@@ -57,7 +57,8 @@ def test_a_copy_steps_on_bit_for_bit_with_the_posterior_copied_beside_it(mode, s
     posterior, optimizer = trained(mode, sparse=sparse)
     made = make_copy({"posterior": posterior, "rows": optimizer})
     copied, stepping = made["posterior"], made["rows"]
-    assert stepping.posterior is copied and copied._row_optimizer is stepping
+    assert stepping.posterior is copied
+    assert copied._row_optimizer is stepping
     for step in range(7, 15):
         training_step(posterior, optimizer, step)
         training_step(copied, stepping, step)

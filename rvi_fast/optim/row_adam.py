@@ -42,7 +42,9 @@ class RowAdam(torch.optim.Optimizer):
     Args:
         posterior: the posterior whose rows are optimised. Everything else (relays, decoder, scale)
             goes to any other torch optimiser.
-        lr: learning rate; may change from step to step (`torch.optim.lr_scheduler` works).
+        lr: learning rate >= 0, a number or a tensor of one element; may change from step to step
+            (`torch.optim.lr_scheduler` works) and is checked in each. One on a GPU is not waited for:
+            where it is out of its range the step is taken with 0, and the next read of all rows raises.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay (AdamW), dense mode only.
@@ -67,7 +69,11 @@ class RowAdam(torch.optim.Optimizer):
         ValueError, TypeError: an argument is out of its range.
 
     Note:
-        A posterior has one RowAdam: a new one takes over from the one before. Use
+        A posterior has one RowAdam: a new one takes over from the one before. Copies and pickles of
+        both together step on as they do. Gradients that are sparse are clipped by
+        `optim.clip_grad_norm_`. In dense mode any torch function that reads `posterior.rows` brings all
+        rows up to date first, averages and exporters of parameters included; `flush` does it for others.
+        A run has 2^31 - 1 steps at most. Use
         `RelayPosterior(sparse=True)`, otherwise backward makes a dense gradient of the whole table.
         With a dense gradient the modes "lazy" and "row" step the rows that were in a forward pass
         with gradients enabled since the last step, and those whose gradient is not zero.
