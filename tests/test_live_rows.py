@@ -125,7 +125,7 @@ def test_a_learning_rate_on_a_device_is_reported_when_all_rows_are_read(monkeypa
     for lr in (0.05, -0.05, 0.05):
         optimizer.param_groups[0]["lr"].fill_(lr)
         training_step(posterior, optimizer, 0)
-    with pytest.raises(ValueError, match="lr: expected .* taken with lr = 0"):
+    with pytest.raises(ValueError, match=r"lr: expected .* taken with lr = 0"):
         posterior.mean()
     assert posterior.mean().isfinite().all()
 
