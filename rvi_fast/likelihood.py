@@ -22,7 +22,8 @@ class GaussianLikelihood(nn.Module):
         checked: refuse NaN where a mask says observed, see `gaussian_log_likelihood`.
 
     Attributes:
-        log_scale: parameter (a buffer if fixed), [] or [D].
+        log_scale: parameter (a buffer if fixed), [] or [D]. FSDP2 refuses parameters without
+            dimensions: `fully_shard(model, ignored_params={likelihood.log_scale})`.
 
     Example:
         >>> import torch, rvi_fast

@@ -22,6 +22,9 @@ from .storage import HOSTED, HostTables, MappedTables, StrPath, Tables, check_me
 _CHUNK = 8192
 # rows drawn at once
 _DRAWN = 65536
+# within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
+# bring all up to date, as it does for readers of the parameter
+_as_they_are = torch._C.DisableTorchFunctionSubclass
 
 
 class _RowOptimizer(Protocol):
@@ -77,8 +80,11 @@ class RelayPosterior(nn.Module):
 
     Note:
         While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
-        are brought up to date when they are read through a method of this module, `state_dict`
-        included. Read `rows` itself after `RowAdam.flush()`.
+        are brought up to date when they are read: by a method of this module, those that it names,
+        by any torch function on `rows`, all of them. Code that reads memory behind torch's back, and
+        functions compiled around `rows` itself, need `RowAdam.flush()` first.
+        Under `DistributedDataParallel`, which sums dense gradients alone here, the gradient of `rows`
+        is dense.
 
     Source:
         Paper sections 3 and 4; `rvi_fast.reference.relay_sample`.
@@ -122,6 +128,9 @@ class RelayPosterior(nn.Module):
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
+        # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
+        # for a place of every key of a state_dict
+        self.register_buffer("_extra_state", self.get_extra_state(), persistent=False)
         entries = self.layout.num_relays * latent_dim
         size = torch.empty(0, dtype=dtype, device="meta").element_size()
         wanted = torch.get_default_device() if device is None else torch.device(device)
@@ -239,24 +248,25 @@ class RelayPosterior(nn.Module):
             noise_index = self.noise_index(index)
         if noise_index is None and self.staged:
             noise_index = index
-        rows, place = self._lent(index)
         if noise is not None:
             seed = 0
         elif seed is None:
             seed = torch.randint(
                 2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
             )
-        sample = relay_sample(
-            rows,
-            self.relays,
-            place,
-            seed,
-            layout=self.layout,
-            num_samples=num_samples,
-            noise=noise,
-            noise_index=noise_index,
-            sparse=self.sparse and not self.staged,
-        )
+        with _as_they_are():
+            rows, place = self._lent(index)
+            sample = relay_sample(
+                rows,
+                self.relays,
+                place,
+                seed,
+                layout=self.layout,
+                num_samples=num_samples,
+                noise=noise,
+                noise_index=noise_index,
+                sparse=self.sparse and not self.staged and not self._summed_by_ddp(),
+            )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
@@ -289,15 +299,19 @@ class RelayPosterior(nn.Module):
         return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
 
     def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
-        rows, index = self._lent(index)
-        if not deviation:
-            keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
-            keep[self.layout.deviation_slice] = False
-            rows = torch.where(keep, rows[index], 0.0)
-            index = torch.arange(len(index), device=rows.device)
-        zeros = rows.new_zeros((len(index), self.latent_dim))
-        sparse = self.sparse and deviation and not self.staged
-        return relay_sample(rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse).z
+        with _as_they_are():
+            rows, index = self._lent(index)
+            if not deviation:
+                keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
+                keep[self.layout.deviation_slice] = False
+                rows = torch.where(keep, rows[index], 0.0)
+                index = torch.arange(len(index), device=rows.device)
+            zeros = rows.new_zeros((len(index), self.latent_dim))
+            sparse = self.sparse and deviation and not self.staged
+            sample = relay_sample(
+                rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse
+            )
+        return sample.z
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
@@ -433,8 +447,9 @@ class RelayPosterior(nn.Module):
         if index is not None:
             self._check_rows(index)
         self._before_read(index)
-        rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
-        return rows[:, columns].to(self.relays.device)
+        with _as_they_are():
+            rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
+            return rows[:, columns].to(self.relays.device)
 
     def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """A table where the relays are, and where in it rows `index` lie."""
@@ -443,6 +458,11 @@ class RelayPosterior(nn.Module):
         _checks.check_row_numbers(index, self.num_data)
         rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
         return rows.to(index.device), torch.arange(len(index), device=index.device)
+
+    def _summed_by_ddp(self) -> bool:
+        """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
+        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
 
     def _check_rows(self, index: Tensor) -> None:
         _checks.check_index(index, self.relays.device)

@@ -76,9 +76,20 @@ class Run:
         self.journal: Journal | None = None
         # what to go on from; read before the tables of another run are opened
         self.found = self._found(resume)
+        # the optimisers let go of the model in it, those made last first
+        self._optimizers = contextlib.ExitStack()
+        try:
+            self._set_up(capture)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _set_up(self, capture: bool) -> None:
+        """Makes the optimisers, and the step they take."""
+        model, inputs, settings, ranks = self.model, self.inputs, self.settings, self.ranks
         if not model.amortized:
             model.posterior.sparse = True
-            self.rows = self._row_optimizer(self.found is not None)
+            self._make_row_optimizer(self.found is not None)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -92,6 +103,8 @@ class Run:
                 {"params": others, "lr": settings["lr"]},
             ]
         )
+        if isinstance(self.shared, SharedAdam):
+            self._optimizers.callback(self.shared.detach)
         ranks.attach(self.shared)
         lagging = self.block_rows is not None
         self.state = State(model, self.rows, self.shared, self.journal, lagging)
@@ -122,24 +135,22 @@ class Run:
                 self.step, self.rows, epochs * self.steps_per_epoch, self.drawing
             )
 
-    def _row_optimizer(self, found: bool) -> RowAdam:
+    def _make_row_optimizer(self, found: bool) -> None:
         """A new one, or that of the tables in files that the run to go on with has left."""
         posterior, settings = self.model.posterior, self.settings
         mapped = posterior.tables if isinstance(posterior.tables, MappedTables) else None
         if mapped is not None and not found:
             discard(mapped.directory)
         with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            rows = row_adam(posterior, settings)
+            self.rows = rows = row_adam(posterior, settings)
+        self._optimizers.callback(rows.detach)
         if mapped is not None and self.run_dir is not None:
             assert self.block_rows is not None
             self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
-        return rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
-        if isinstance(self.shared, SharedAdam):
-            self.shared.detach()
-        self.rows.detach()
+        self._optimizers.close()
 
     def _found(self, resume: bool) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
@@ -277,7 +288,8 @@ class Run:
         if self.block_rows is None:
             yield None
             return
-        rows, tables = self.model.posterior.rows.detach(), self.model.posterior.tables
+        assert isinstance(self.rows, RowAdam)
+        rows, tables = self.rows.table(), self.model.posterior.tables
         staging = self.staging
 
         def enter(start: int, stop: int) -> None:
@@ -324,9 +336,10 @@ class Run:
 
     def _check_parameters(self, epoch: int) -> None:
         """The last step of an epoch can break them after a finite loss."""
-        named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
-        if self.block_rows is not None:  # the rows are looked at as they are put away
-            named = [(n, p) for n, p in named if n != "posterior.rows"]
+        # in blocks the rows are looked at as they are put away
+        passed = "posterior.rows" if self.block_rows is not None else None
+        parameters = self.model.named_parameters()
+        named = [(n, p.detach()) for n, p in parameters if p.numel() and n != passed]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )

@@ -194,7 +194,7 @@ class DirectStep:
     ) -> Objective:
         self.rows.before_read(index)
         relays = self.posterior.relays
-        batch = (self.posterior.rows.data, relays.data, index, seed, None)
+        batch = (self.rows.table(), relays.data, index, seed, None)
         keys = self.posterior.noise_index(index)
         z, kl, *saved = ops.relay_sample_fwd(*batch, *self.layout, 1, keys)
         grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
