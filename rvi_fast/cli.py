@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import _info, data, models
+from . import _info, data, files, models
 from ._version import __version__
 from .layout import FORMS
 from .optim import MODES
 from .reference import PIXEL_SCALE
 from .training import distributed, export, fit, impute, infer, load
-from .training.checkpoints import RunDirectory, RunDirectoryInUse, latest_epoch
+from .training.checkpoints import latest_epoch
+from .training.directory import RunDirectory, RunDirectoryInUse
 
 _DATA_HELP = (
     "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
@@ -633,10 +634,7 @@ def _record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
                 )
         return
     with RunDirectory(run_dir):
-        path = run_dir / _RUN_FILE
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        files.write_text(run_dir / _RUN_FILE, json.dumps(run, indent=2) + "\n")
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import io
 import math
 import os
 import re
-import secrets
 import struct
 import textwrap
 import urllib.request
@@ -30,6 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from ..files import replacing
 from .artificial import artificial
 
 DATASETS = ("digits", "artificial", "mnist", "fashion-mnist", "mosi")
@@ -177,7 +177,7 @@ def save_table(
         raise ValueError(f"features: got {len(features)} names for shape {list(array.shape)}")
     if suffix == ".csv" and features is not None and not _is_header(features):
         raise ValueError(f"features: {features!r} would read back as numbers from .csv")
-    with _replacing(path) as file:
+    with replacing(path) as file:
         if suffix == ".npy":
             np.save(file, array, allow_pickle=False)
         elif suffix == ".npz":
@@ -208,20 +208,6 @@ def _blaming(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 600)
         raise DataError(f"{path}: {reason}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when it is complete, and else disappears."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _require(module: str, extra: str) -> Any:
@@ -549,7 +535,7 @@ def _download(name: str, file: str, tried: Sequence[Path]) -> Path:
         path = _cache_dir() / name / f"{file}.gz"
         with _blaming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as cached:
+            with replacing(path) as cached:
                 cached.write(data)
         return path
     raise DataError(_not_found(name, file, attempts))

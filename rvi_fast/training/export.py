@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .._version import __version__
+from ..files import replacing
 from ..models import LatentModel, build
-from .checkpoints import CheckpointError, reading, sync_directory
+from .checkpoints import CheckpointError, reading
 
 
 def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
@@ -37,17 +38,9 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
-    writing = target.with_name(f".{target.name}.writing")
-    try:
-        metadata = {"rvi_fast": __version__, "config": json.dumps(config or None)}
-        save_file(tensors, writing, metadata)
-        with open(writing, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(writing, target)
-    except BaseException:
-        writing.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
+    metadata = {"rvi_fast": __version__, "config": json.dumps(config or None)}
+    with replacing(target) as file:
+        save_file(tensors, file.name, metadata)
 
 
 def load_export(path: Path, device: torch.device | str) -> LatentModel:

@@ -15,7 +15,8 @@ from ..models import LatentModel, build
 from ..optim import MODES
 from ..storage import MappedTables
 from .blocks import default_block_rows, row_bytes
-from .checkpoints import CheckpointError, RunDirectory, load_checkpoint
+from .checkpoints import CheckpointError, load_checkpoint
+from .directory import RunDirectory
 from .distributed import ranks_of
 from .export import load_export
 from .history import Callback, History

@@ -19,7 +19,6 @@ discards the journal before it begins; what a program writes to `rows` by itself
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import replacing, sync_directory
 from ..storage import InsufficientMemory, free_disk
-from .checkpoints import CheckpointError, durable, remove_directory, sync_directory
+from .checkpoints import CheckpointError, remove_directory
 
 _PREFIX = "undo-"
 
@@ -101,12 +101,10 @@ class Journal:
             if self._kept[block]:
                 return
             path = self._folder() / f"{block:09d}.bin"
-            writing = path.with_suffix(".writing")
-            with durable(writing) as file:
+            # what a kill leaves of a block goes with the journal
+            with replacing(path, sweep=False) as file:
                 for part in self._parts(block):
                     file.write(part)
-            os.replace(writing, path)
-            sync_directory(path.parent)
             self._kept[block] = True
 
     def _check_room(self) -> None:

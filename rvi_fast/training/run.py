@@ -20,11 +20,12 @@ from ..optim import RowAdam
 from ..storage import MappedTables
 from .blocks import EpochOrder, Residence
 from .capture import BatchStep, CapturedStep
-from .checkpoints import Checkpoint, append_metrics, latest_epoch, rewrite_metrics, save_checkpoint
+from .checkpoints import Checkpoint, latest_epoch, save_checkpoint
 from .distributed import Alone
 from .history import Callback, History
 from .inputs import Inputs
 from .journal import Journal, discard
+from .metrics import append_metrics, rewrite_metrics
 from .seeds import GLOBAL, NOISE, ORDER, seed_generators, stream
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs

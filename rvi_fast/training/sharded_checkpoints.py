@@ -45,13 +45,13 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from ..files import StrPath
 from .checkpoints import (
     DTYPES,
     SHARDED,
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
-    StrPath,
     begin_checkpoint,
     check_numbers,
     checkpoints,
