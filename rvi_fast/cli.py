@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import _info, data, files, models
+from . import _info, data, models
 from ._version import __version__
 from .layout import FORMS
 from .optim import MODES
 from .reference import PIXEL_SCALE
 from .training import distributed, export, fit, impute, infer, load
 from .training.checkpoints import latest_epoch
-from .training.directory import RunDirectory, RunDirectoryInUse
+from .training.directory import RunDirectory, RunDirectoryInUse, read_run, write_run
+from .training.interrupts import Interrupted, raised
 
 _DATA_HELP = (
     "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
     "table: .npy, .npz, .csv or .parquet with NaN (or an empty cell) for missing; uint8 arrays are "
     "pixels"
 )
-_RUN_FILE = "run.json"
 # options of one model alone
 _OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
 
@@ -54,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.command(arguments)
+        with raised():
+            return arguments.command(arguments)
     except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
+    except Interrupted as error:
+        print(f"\nrvi-fast: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("\nrvi-fast: interrupted", file=sys.stderr)
         return 130
@@ -634,17 +637,15 @@ def _record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
                 )
         return
     with RunDirectory(run_dir):
-        files.write_text(run_dir / _RUN_FILE, json.dumps(run, indent=2) + "\n")
+        write_run(run_dir, run)
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / _RUN_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"--run-dir: {path} not found; `rvi-fast train` writes it") from None
-    except ValueError as error:
-        raise ValueError(f"--run-dir: {path} is damaged: {error}") from error
+        return read_run(run_dir)
+    except FileNotFoundError as error:
+        missing = error.filename
+        raise ValueError(f"--run-dir: {missing} not found; `rvi-fast train` writes it") from None
 
 
 if __name__ == "__main__":

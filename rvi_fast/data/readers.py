@@ -69,6 +69,9 @@ _MIRRORS = {
 _MOSI_PARTS = ("text", "audio", "video")
 
 _DEFLATE_RATIO = 1032  # a match of 258 bytes costs at least 2 bits, so 4 * 258 bytes a byte
+_MOST_INFLATED = (
+    1 << 30
+)  # bytes of a compressed IDX file; a larger one is to be unpacked beforehand
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_DOWNLOAD = 64 << 20  # bytes; the largest published file has 26 MB
 _MOST_NPY_HEADER = 10_000  # bytes, as numpy's own limit
@@ -290,21 +293,24 @@ def _read_values(
     return buffer.view(dtype).reshape(shape)
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def _read_idx(path: Path, expected: tuple[int, ...] | None = None) -> np.ndarray:
     with path.open("rb") as file:
-        return _parse_idx(file, path.stat().st_size)
+        return _parse_idx(file, path.stat().st_size, expected)
 
 
-def _parse_idx(file: IO[bytes], size: int) -> np.ndarray:
+def _parse_idx(file: IO[bytes], size: int, expected: tuple[int, ...] | None = None) -> np.ndarray:
     # IDX starts with 00 00 and gzip with 1f 8b: no need to trust the file's name
     compressed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if compressed:
-        file, size = gzip.GzipFile(fileobj=file), size * _DEFLATE_RATIO  # type: ignore[assignment]
+        most = max(_MOST_INFLATED, size)
+        file, size = gzip.GzipFile(fileobj=file), min(size * _DEFLATE_RATIO, most)  # type: ignore[assignment]
     magic = _read_bytes(file, 4)
     if magic[:3] != b"\0\0\x08":
         raise ValueError(f"not an IDX file of unsigned bytes: it starts with {magic.hex(' ')}")
     shape = struct.unpack(f">{magic[3]}I", _read_bytes(file, 4 * magic[3]))
+    if expected is not None and shape != expected:
+        raise ValueError(f"expected shape {list(expected)}, got {list(shape)}")
     return _read_values(file, shape, np.dtype(np.uint8), size)
 
 
@@ -453,9 +459,7 @@ def _load_published(name: str, data_dir: str | os.PathLike[str] | None) -> Datas
         tried = _candidates(name, (f"{file}.gz", file), data_dir)
         path = next(filter(os.path.isfile, tried), None) or _download(name, file, tried)
         with _blaming(path):
-            array = _read_idx(path)
-            if array.shape != shape:
-                raise ValueError(f"expected shape {list(shape)}, got {list(array.shape)}")
+            array = _read_idx(path, shape)
             # both sets use the same file names, so a directory of one passes for the other
             owners = [owner for owner, sums in _IDX_MD5.items() if _idx_md5(array) in sums]
             if owners and name not in owners:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -60,6 +61,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
 
 class CheckpointError(ValueError):
@@ -258,19 +260,25 @@ def write_tensors(
     `safetensors.torch.save_file` would copy all tensors to the CPU at once, refuse those that share
     memory, hide the errno of a full disk, and leave the hash to a second reading.
     """
+    with durable(path) as file:
+        sha256 = write_blocks(file, header, named)
+        return {"size": file.tell(), "sha256": sha256}
+
+
+def write_blocks(file: IO[bytes], header: Mapping[str, Any], named: Mapping[str, Tensor]) -> str:
+    """Writes header and tensors of a safetensors file, and returns the SHA-256 of all that."""
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with durable(path) as file:
-        for data in chain(
-            [memoryview(len(text).to_bytes(8, "little") + text)],
-            (_bytes_of(named[name]) for name in header),
-        ):
-            for start in range(0, len(data), _BLOCK):
-                block = data[start : start + _BLOCK]
-                digest.update(block)
-                file.write(block)
-        return {"size": file.tell(), "sha256": digest.hexdigest()}
+    for data in chain(
+        [memoryview(len(text).to_bytes(8, "little") + text)],
+        (_bytes_of(named[name]) for name in header if name in named),
+    ):
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -321,6 +329,8 @@ def read_manifest(path: Path, epoch: int) -> dict[str, Any]:
 
 def _check_parts(source: Path, manifest: dict[str, Any]) -> None:
     """Every tensor of a sharded checkpoint lies in files that there are, without a gap."""
+    sizes = [entry.get("size") for entry in manifest["files"].values() if isinstance(entry, dict)]
+    size_of_all = sum(size for size in sizes if isinstance(size, int))
     if not isinstance(manifest.get("tensors"), dict):
         raise CheckpointError(source, "does not say where its tensors lie")
     for name, entry in manifest["tensors"].items():
@@ -335,6 +345,9 @@ def _check_parts(source: Path, manifest: dict[str, Any]) -> None:
                         case _:
                             wrong = True
                 wrong |= end != (shape[0] if shape else 1)
+                # what is not in the files must not be allocated for
+                wrong |= not all(isinstance(size, int) and size >= 0 for size in shape)
+                wrong = wrong or math.prod(shape) * _WIDTHS[dtype] > size_of_all
             case _:
                 wrong = True
         if wrong:

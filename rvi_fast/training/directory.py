@@ -1,14 +1,34 @@
-"""The lock on a run directory: `run_dir/.lock` says who trains there."""
+"""A run directory: the lock that says who trains there, and what was asked for.
+
+run_dir/.lock      who trains here (`RunDirectory`)
+run_dir/run.json   what the command line was asked for, with its SHA-256
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from ..files import ForeignFile, StrPath, lock, naming, open_own
+from ..files import (
+    ForeignFile,
+    StrPath,
+    lock,
+    naming,
+    open_own,
+    read_bytes,
+    sealed,
+    unsealed,
+    write_bytes,
+)
+from .checkpoints import CheckpointError, CheckpointWarning
+
+# what a run.json of 0.1.0 holds, which has no hash; the last came later
+_UNSEALED = {"data", "subset", "missing", "seed", "pixels", "standardizer", "missing_boxes"}
 
 
 class RunDirectoryInUse(RuntimeError):
@@ -87,3 +107,37 @@ def _let_go_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def write_run(run_dir: StrPath, run: dict[str, Any]) -> None:
+    """Writes `run_dir/run.json`, whole or not at all."""
+    write_bytes(Path(run_dir) / "run.json", sealed(run) + b"\n")
+
+
+def read_run(run_dir: StrPath) -> dict[str, Any]:
+    """What `write_run` was given.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: a byte of it is another one.
+    """
+    path = Path(run_dir) / "run.json"
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+    try:
+        return unsealed(content.removesuffix(b"\n"))
+    except ValueError as error:
+        reason = f"is damaged: it {error}"
+    try:
+        run = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"is damaged: {error}") from error
+    if not isinstance(run, dict) or {*run, "missing_boxes"} != _UNSEALED:
+        raise CheckpointError(path, reason)
+    message = f"{path} has no SHA-256, as 0.1.0 wrote it: damage would not be noticed"
+    warnings.warn(message, CheckpointWarning, stacklevel=2)
+    return run

@@ -19,6 +19,22 @@ def stream(seed: int, *counters: int) -> int:
     return state >> 1
 
 
+def generators_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Where torch's own generators stand, as `seed_generators` seeds them."""
+    state = {"cpu": torch.default_generator.get_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_generators(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Takes them back there; one that `state` does not name stays as it is."""
+    if "cpu" in state:
+        torch.default_generator.set_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's own generators: the CPU's and that of a CUDA device."""
     # torch.manual_seed would seed every GPU
