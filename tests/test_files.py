@@ -6,13 +6,19 @@ import os
 import resource
 import signal
 import stat
+import sys
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+import torch
 
-from rvi_fast import files
+from rvi_fast import data, files, models
+from rvi_fast.training.journal import Journal
 
+# the name in the package is that of the function
+infer_module = sys.modules["rvi_fast.training.infer"]
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -171,3 +177,68 @@ def test_lines_on_a_file_system_without_locks_are_written(tmp_path, monkeypatch)
     files.rewrite_lines(tmp_path / "a", [{"epoch": 1}])
     files.append_line(tmp_path / "a", {"epoch": 2, "loss": float("nan")})
     assert files.read_lines(tmp_path / "a") == [{"epoch": 1}, {"epoch": 2, "loss": None}]
+
+
+def test_a_saved_table_has_its_name_on_disk_when_the_call_returns(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def look(descriptor):
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((is_directory, (tmp_path / "x.npy").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    data.save_table(tmp_path / "x.npy", np.zeros((2, 2)))
+    assert synced == [(False, False), (True, True)]
+
+
+def test_a_block_of_a_journal_has_its_name_on_disk_before_it_counts_as_kept(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, {"rows": torch.zeros(4, 2)}, 2)
+    journal.begin("0-start")
+    sync = os.fsync
+
+    def refuse_directories(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    with pytest.raises(OSError, match="Input/output error"):
+        journal.keep(0)
+    assert not journal._kept.any()
+
+
+@pytest.mark.parametrize(("length", "refused"), [(10_000, False), (10_001, True)])
+def test_the_header_of_an_npy_file_has_a_bound(tmp_path, length, refused):
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }"
+    header = text + b" " * (length - len(text) - 1) + b"\n"
+    path = tmp_path / "x.npy"
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + header + np.ones(2, "<f4").tobytes()
+    )
+    if refused:
+        with pytest.raises(ValueError, match="an npy header of 10001 bytes"):
+            data.load_data(path)
+    else:
+        assert data.load_data(path).train.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("steps", "means"), [(4, 3), (5, 4), (100, 75), (1, 1), (7, 6)])
+def test_three_quarters_of_the_steps_of_infer_decode_the_mean(monkeypatch, steps, means):
+    """Steps 0 to ceil(3/4 steps) - 1 pass zeros for the noise, the others none."""
+    torch.manual_seed(0)
+    model, seen = models.vad(5, 3, latent_dim=2, hidden=()), []
+    draw = infer_module.ops.relay_sample_fwd
+
+    class Looking:
+        def __getattr__(self, name):
+            return getattr(ops, name)
+
+        def relay_sample_fwd(self, *arguments):
+            seen.append(arguments[4] is not None)
+            return draw(*arguments)
+
+    ops = infer_module.ops
+    monkeypatch.setattr(infer_module, "ops", Looking())
+    infer_module.infer(model, torch.zeros(4, 3), steps=steps)
+    assert seen == [True] * means + [False] * (steps - means)

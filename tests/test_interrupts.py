@@ -61,7 +61,7 @@ def assert_same(model, history, other, other_history):
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("count", [1, 64, 70, 101, 133, 299])
+@pytest.mark.parametrize("count", [1, 64, 100, 299])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece(tmp_path, setting, count):
     options = dict(SETTINGS[setting])
@@ -134,7 +134,7 @@ def test_the_command_line_ends_with_the_status_of_the_signal_and_goes_on(tmp_pat
     np.save(tmp_path / "x.npy", X.numpy())
 
     def command(run_dir, *more):
-        words = ["train", "--data", tmp_path / "x.npy", "--run-dir", run_dir, "--epochs", 40]
+        words = ["train", "--data", tmp_path / "x.npy", "--run-dir", run_dir, "--epochs", 12]
         words += ["--batch-size", 4, "--groups", 3, "--latent-dim", 2, "--hidden", "--quiet", *more]
         return [sys.executable, "-m", "rvi_fast.cli", *map(str, words)]
 
