@@ -57,6 +57,9 @@ class LatentModel(nn.Module):
         torch.Size([])
     """
 
+    # fingerprint of the data that `fit` has trained it on
+    trained_on: dict[str, Any] | None = None
+
     def __init__(
         self,
         posterior: RelayPosterior | EncoderPosterior,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..training.checkpoints import RunDirectory, latest_epoch
-
-_RUN_FILE = "run.json"
+from ..training import directory
+from ..training.checkpoints import latest_epoch
 
 
 def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
@@ -26,18 +24,14 @@ def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
                     f"--{name}: expected {stored.get(name)!r} as in {run_dir}, got {value!r}"
                 )
         return
-    with RunDirectory(run_dir):
-        path = run_dir / _RUN_FILE
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+    with directory.RunDirectory(run_dir):
+        directory.write_run(run_dir, run)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / _RUN_FILE
+    """What `record_run` has written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"--run-dir: {path} not found; `rvi-fast train` writes it") from None
-    except ValueError as error:
-        raise ValueError(f"--run-dir: {path} is damaged: {error}") from error
+        return directory.read_run(run_dir)
+    except FileNotFoundError as error:
+        missing = error.filename
+        raise ValueError(f"--run-dir: {missing} not found; `rvi-fast train` writes it") from None

@@ -1,15 +1,13 @@
-"""Files that are read with suspicion and written whole or not at all; optional packages."""
+"""Files that are read with suspicion; optional packages."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 class DataError(ValueError):
@@ -27,20 +25,6 @@ def blaming(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 600)
         raise DataError(f"{path}: {reason}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when it is complete, and else disappears."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def require(module: str, extra: str) -> Any:

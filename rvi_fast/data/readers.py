@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import blaming, replacing, require
+from ..files import replacing
+from .files import blaming, require
 from .formats.csv import is_header, read_csv
 from .formats.idx import read_idx
 from .formats.npy import read_npy, read_npz

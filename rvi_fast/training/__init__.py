@@ -4,9 +4,9 @@ from .checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
-    RunDirectoryInUse,
     load_checkpoint,
 )
+from .directory import RunDirectoryInUse
 from .export import export
 from .fit import EarlyStopping, fit, load
 from .history import History

@@ -12,6 +12,7 @@ from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel
 from ..posterior import RelayPosterior
+from .fingerprint import fingerprint, same
 from .infer import alone, infer
 from .inputs import prepare
 from .seeds import MODULES, NOISE, stream
@@ -40,7 +41,9 @@ def impute(
         x: data [N, D] as in `fit`.
         mask: bool [N, D], true = observed.
         posterior: the posteriors of these rows, from `infer`. Not needed for the training data, nor
-            where the model has an encoder.
+            where the model has an encoder. Without it x and mask have to be those that `fit` was
+            given, in the same order, which is checked; `model.posterior` says that the rows are
+            those, whatever else has changed.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
             around the decoded z with the model's scale; for multiple imputation. Without it each
             missing entry gets the reconstruction from the posterior mean.
@@ -51,13 +54,23 @@ def impute(
         [N, D], or [S, N, D] draws, in the model's dtype; uint8 data come back as x / 255.
 
     Raises:
-        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows.
+        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; without a
+            posterior, x is not what the model was trained on.
     """
     own = posterior is None
     if num_draws is not None:
         _checks.check_positive_int("num_draws", num_draws)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x, mask)
+    if own and not model.amortized and model.trained_on is not None:
+        print_ = fingerprint(x, mask, model.num_features, model.posterior.first_row)
+        if print_["rows"] == model.num_data and not same(model.trained_on, print_):
+            raise ValueError(
+                "x: expected the rows that the model was trained on, in their order, with what was "
+                "observed then; got others. For other rows pass posterior=infer(model, x) (on the "
+                "command line: --data); for the same rows with other entries observed "
+                "posterior=model.posterior"
+            )
     if posterior is None:
         posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
     if inputs.num_data != posterior.num_data:
