@@ -76,6 +76,16 @@ class Drawing(TorchDispatchMode):
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
 
+    def state(self, device: torch.device) -> dict[str, Tensor]:
+        """Where the generators of the CPU and of `device` stand, by kind of device."""
+        devices = dict.fromkeys((torch.device("cpu"), device))
+        return {device.type: self.generator(device).get_state() for device in devices}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes the generators back to what `state` has returned."""
+        for kind, held in state.items():
+            self.generator(torch.device(kind)).set_state(held.cpu())
+
     # those of the base class keep flags of the whole process, which threads leave wrong
 
     def __enter__(self) -> Drawing:

@@ -102,6 +102,8 @@ class LatentModel(nn.Module):
     """
 
     scaler: Scaler | None
+    # fingerprint of the data that `fit` has trained it on
+    trained_on: dict[str, Any] | None = None
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-StrPath = str | os.PathLike[str]
+from .files import StrPath, durable, read_bytes, write_text
 
 _FORMAT = 1
 _ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
@@ -124,7 +124,7 @@ class MappedTables(HostTables):
         if not path.is_file():
             return False
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_bytes(path))
         except (OSError, ValueError) as error:
             raise ValueError(f"storage: {path} cannot be read: {error}") from error
         self._drawn = found.pop("drawn", {})
@@ -163,12 +163,8 @@ class MappedTables(HostTables):
         if before is not None and generator is not None:
             after = generator.get_state().numpy().tobytes().hex()
             drawn = {"before": _digest(before), "after": after}
-        writing = self.directory / ".tables.json"
-        with open(writing, "w", encoding="utf-8") as file:
-            json.dump({"format": _FORMAT, **description, "drawn": drawn}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(writing, self.directory / "tables.json")
+        content = json.dumps({"format": _FORMAT, **description, "drawn": drawn})
+        write_text(self.directory / "tables.json", content)
 
     def prefetch(self, start: int, stop: int) -> None:
         for table in self._tables.values():
@@ -261,7 +257,7 @@ def _reserve(path: Path, size: int) -> None:
     )
     if size > free:
         raise InsufficientMemory(refusal)
-    with open(path, "wb") as file:
+    with durable(path) as file:
         file.truncate(size)
         try:
             if size and hasattr(os, "posix_fallocate"):

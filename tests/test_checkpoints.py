@@ -21,15 +21,12 @@ import torch
 from rvi_fast.training.checkpoints import (
     CheckpointError,
     CheckpointWarning,
-    RunDirectory,
-    RunDirectoryInUse,
-    append_metrics,
     latest_epoch,
     load_checkpoint,
-    read_metrics,
-    rewrite_metrics,
     save_checkpoint,
 )
+from rvi_fast.training.directory import RunDirectory, RunDirectoryInUse
+from rvi_fast.training.metrics import append_metrics, read_metrics, rewrite_metrics
 
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "manifest.json")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "complex64", "float8_e4m3fn", "float8_e5m2")

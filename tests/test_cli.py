@@ -194,7 +194,7 @@ def test_new_data_of_another_kind_is_refused(trained, tmp_path, capsys):
 def test_a_damaged_run_file_is_named(trained, tmp_path, capsys):
     (tmp_path / "run.json").write_text('{"data": ')
     text = run("infer", "--run-dir", tmp_path, "--out", tmp_path / "z.csv", status=2, capsys=capsys)
-    assert "run.json is damaged" in text
+    assert "run.json: is damaged" in text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import rvi_fast
 from rvi_fast import cli
 from rvi_fast import posterior as posterior_module
 from rvi_fast.training import distributed, export
-from rvi_fast.training.checkpoints import read_metrics
+from rvi_fast.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

@@ -68,7 +68,7 @@ def test_a_truncated_file_is_named(tmp_path, length):
     path = tmp_path / "model.safetensors"
     export(BUILT["rvi"](), path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: (cannot be read|is damaged)"):
         rvi_fast.load(path)
 
 
@@ -90,7 +90,7 @@ def test_a_failed_export_leaves_the_file_before(tmp_path, monkeypatch):
         raise OSError("no space")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be written: no space"):
         export(BUILT["vad"](), path)
     assert_same(model, rvi_fast.load(path))
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

@@ -24,7 +24,7 @@ from rvi_fast.training import (
     infer,
     load_checkpoint,
 )
-from rvi_fast.training.checkpoints import read_metrics
+from rvi_fast.training.metrics import read_metrics
 from rvi_fast.training.seeds import NOISE, ORDER, stream
 
 N, D = 60, 6

@@ -22,12 +22,13 @@ BELOW = {
     "_version": "",
     "layout": "",
     "_checks": "",
-    "data": "",
+    "data": "files",
     "_op_checks": "layout _checks",
     "kernels": "_op_checks",
     "reference": "_op_checks",
     "cpp": "_op_checks _C",
-    "storage": "",
+    "storage": "files",
+    "files": "",
     "ops": "reference kernels cpp",
     "functional": "ops _checks",
     "likelihood": "functional",
@@ -37,7 +38,7 @@ BELOW = {
     "drawing": "",
     "scaler": "data",
     "models": "encoder likelihood storage scaler data drawing",
-    "training": "models optim data storage _version",
+    "training": "models optim data storage files _version",
     "testing": "posterior",
     "_info": "optim _version",
     "info": "_info",
@@ -98,6 +99,22 @@ def test_imports_point_downwards(path):
             assert inner in allowed or own in FREE, f"{path} imports {name}"
         else:
             assert top in outside or own in FREE, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_only_files_py_says_how_a_file_is_written(path):
+    allowed = path.as_posix() == "rvi_fast/files.py"
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            wrong = (node.value.id, node.attr) in {("os", "replace"), ("os", "fsync")}
+            assert allowed or not wrong, f"{path}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            modes = [a.value for a in node.args[:2] if isinstance(a, ast.Constant)]
+            writes = name == "open" and any(re.fullmatch("[wax]b?[+]?", str(m)) for m in modes)
+            writes |= name in ("write_text", "write_bytes") and isinstance(node.func, ast.Attribute)
+            module = getattr(getattr(node.func, "value", None), "id", "")
+            assert allowed or not writes or module == "files", f"{path}:{node.lineno}"
 
 
 def test_importing_needs_and_loads_nothing_optional():

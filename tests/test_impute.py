@@ -40,7 +40,7 @@ def test_observed_entries_come_back_bit_for_bit_and_the_others_finite(model, num
     x[5], x[:, 2] = torch.nan, torch.nan
     x[7, 0], x[8, 0] = 3e38, 1e-42
     observed = ~x.isnan()
-    filled = impute(model, x, num_draws=num_draws)
+    filled = impute(model, x, posterior=model.posterior, num_draws=num_draws)
     assert filled.shape == ((N, D) if num_draws is None else (num_draws, N, D))
     assert filled.isfinite().all()
     assert not filled.requires_grad
@@ -58,14 +58,14 @@ def test_without_draws_missing_entries_are_the_reconstruction(model):
 def test_pixels_come_back_as_255ths():
     model = trained(standardize=False)
     expected = PIXELS / 255
-    assert torch.equal(impute(model, PIXELS), expected)
-    filled = impute(model, PIXELS, mask=MASK)
+    assert torch.equal(impute(model, PIXELS, posterior=model.posterior), expected)
+    filled = impute(model, PIXELS, mask=MASK, posterior=model.posterior)
     assert torch.equal(filled[MASK], expected[MASK])
     assert torch.equal(filled[~MASK], model.reconstruct()[~MASK])
 
 
 def test_nothing_missing_gives_x_itself_and_a_copy(model):
-    filled = impute(model, FULL, mask=torch.ones_like(MASK))
+    filled = impute(model, FULL, mask=torch.ones_like(MASK), posterior=model.posterior)
     assert torch.equal(filled, FULL)
     assert filled.data_ptr() != FULL.data_ptr()
 
@@ -78,7 +78,7 @@ def test_values_under_the_mask_do_not_count(model, hidden):
 
 def test_draws_have_the_moments_of_the_posterior_predictive(model):
     torch.manual_seed(1)
-    draws = impute(model, X * torch.nan, num_draws=4000)
+    draws = impute(model, X * torch.nan, posterior=model.posterior, num_draws=4000)
     weight, scale = model.decoder[0].weight, model.likelihood.scale
     spread = (model.posterior.std().square() @ weight.square().T + scale**2).sqrt().detach()
     spread = spread * model.scaler.std

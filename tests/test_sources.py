@@ -203,7 +203,7 @@ def test_no_more_than_a_few_batches_are_read_ahead():
     data, model, ahead = Rows(X, "getitems"), make(), []
 
     def look(*_):
-        # the first of all was read for its dtype
+        # the first call was for the fingerprint
         ahead.append(len(data.read) - 1 - len(ahead))
 
     model.decoder.register_forward_hook(look)

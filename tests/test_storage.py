@@ -321,15 +321,15 @@ def test_a_full_disk_under_the_journal_is_an_error_and_the_run_goes_on_later(
     tmp_path, monkeypatch, call
 ):
     expected, model, calls = make(), make(tmp_path / "tables"), []
-    durable = journal.durable
+    replacing = journal.replacing
 
-    def full(path):
+    def full(path, **options):
         calls.append(path)
         if len(calls) > call:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return durable(path)
+        return replacing(path, **options)
 
-    monkeypatch.setattr(journal, "durable", full)
+    monkeypatch.setattr(journal, "replacing", full)
     with pytest.raises(OSError, match=r"No space left .*undo-"):
         run(model, run_dir=tmp_path / "run", checkpoint_every=0)
     assert model.posterior._row_optimizer is None

@@ -12,7 +12,7 @@ import pytest
 
 import rvi_fast
 from rvi_fast import cli, data
-from rvi_fast.data.files import replacing
+from rvi_fast.files import replacing
 
 N = 60
 SMALL = ("--epochs", 2, "--latent-dim", 2, "--hidden", 4, "--batch-size", 32, "--groups", 2)
@@ -376,7 +376,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from rvi_fast.data.files import replacing
+from rvi_fast.files import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
@@ -436,15 +436,10 @@ def test_every_damage_of_run_json_is_one_refusal(trained, capsys):
     for at in generator.integers(0, len(whole), 25):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << int(generator.integers(0, 7))
-        try:  # spaces and the order of what a key says are not its content
-            if json.loads(damaged) == json.loads(whole):
-                continue
-        except ValueError:
-            pass
         path.write_bytes(damaged)
         text = run("impute", "--run-dir", trained / "r", "--out", trained / "f.csv", "--quiet",
                    status=2, capsys=capsys)  # fmt: skip
-        assert "run.json is damaged" in text
+        assert "run.json: is damaged" in text
 
 
 @pytest.mark.parametrize("module", ["rvi_fast", "rvi_fast.cli"])

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from ..training import distributed
-from ..training.checkpoints import RunDirectoryInUse
+from ..training.directory import RunDirectoryInUse
+from ..training.interrupts import Interrupted, raised
 from .parser import make_parser
 
 __all__ = ["main"]
@@ -18,13 +19,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = make_parser().parse_args(argv)
     try:
-        return arguments.command(arguments)
+        with raised():
+            return arguments.command(arguments)
     except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
     except (MemoryError, torch.OutOfMemoryError) as error:
         print(f"rvi-fast: error: out of memory: {error}", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
+    except Interrupted as error:
+        print(f"\nrvi-fast: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("\nrvi-fast: interrupted", file=sys.stderr)
         return 130

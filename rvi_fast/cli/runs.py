@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from ..training.checkpoints import RunDirectory, latest_epoch
+from ..training import directory
+from ..training.checkpoints import latest_epoch
 
-_RUN_FILE = "run.json"
-# what every run.json says
-_KEYS = ("data", "subset", "missing", "seed", "pixels", "standardizer")
 # what is not an option of its own: it follows from the data
 _OF_DATA = ("pixels", "standardizer", "columns", "carried", "unseen", "digest")
 
@@ -28,40 +24,26 @@ def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
             )
         _compare(run_dir, read_run(run_dir), run)
         return
-    with RunDirectory(run_dir):
-        path = run_dir / _RUN_FILE
-        temporary = path.with_name(f".{path.name}.writing")
-        sealed = {**run, "sha256": _seal(run)}
-        temporary.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+    with directory.RunDirectory(run_dir):
+        directory.write_run(run_dir, run)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """What run.json says.
+    """What `record_run` has written.
 
     Raises:
         ValueError: it is not there, or damaged.
     """
-    path = run_dir / _RUN_FILE
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"--run-dir: {path} not found; `rvi-fast train` writes it") from None
-    except ValueError as error:
-        raise ValueError(f"--run-dir: {path} is damaged: {error}") from error
-    lacking = [key for key in _KEYS if not isinstance(run, dict) or key not in run]
-    if lacking:
-        raise ValueError(f"--run-dir: {path} is damaged: it lacks {', '.join(lacking)}")
-    # runs of version 0.1 have no seal
-    seal = run.pop("sha256", None)
-    if seal != _seal(run) and (seal is not None or "digest" in run):
-        raise ValueError(f"--run-dir: {path} is damaged: its SHA-256 is another")
-    return run
+        return directory.read_run(run_dir)
+    except FileNotFoundError as error:
+        missing = error.filename
+        raise ValueError(f"--run-dir: {missing} not found; `rvi-fast train` writes it") from None
 
 
 def find_run(run_dir: Path) -> dict[str, Any] | None:
     """What run.json says; None for a run that `fit(run_dir=)` has made, which writes none."""
-    if not (run_dir / _RUN_FILE).exists() and latest_epoch(run_dir) is not None:
+    if not (run_dir / "run.json").exists() and latest_epoch(run_dir) is not None:
         return None
     return read_run(run_dir)
 
@@ -78,7 +60,3 @@ def _compare(run_dir: Path, stored: dict[str, Any], run: dict[str, Any]) -> None
             )
         option = name.replace("_", "-")
         raise ValueError(f"--{option}: expected {stored[name]!r} as in {run_dir}, got {value!r}")
-
-
-def _seal(run: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()

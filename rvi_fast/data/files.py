@@ -1,15 +1,13 @@
-"""Files that are read with suspicion and written whole or not at all; optional packages."""
+"""Files that are read with suspicion; optional packages."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 class DataError(ValueError):
@@ -27,47 +25,6 @@ def blaming(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 600)
         raise DataError(f"{path}: {reason}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when it is complete, and else disappears.
-
-    What a killed process has left of such a file is removed.
-    """
-    remove_leftovers(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes have left of `replacing(path)`; a live one's stays."""
-    start, end = f".{path.name}.", ".partial"
-    for found in path.parent.iterdir():
-        middle = found.name[len(start) : -len(end)]
-        if not (found.name == f"{start}{middle}{end}" and len(middle) == 8):
-            continue
-        # Windows refuses to remove what another process has open
-        with suppress(OSError), found.open("rb") as file:
-            _lock(file)
-            found.unlink()
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Marks a file as that of a live process; OSError where another one has marked it."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def require(module: str, extra: str) -> Any:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import blaming, remove_leftovers, replacing, require
+from ..files import remove_partial, replacing
+from .files import blaming, require
 from .formats import parquet
 from .formats.csv import is_header, read_csv, write_columns
 from .formats.idx import read_idx
@@ -148,7 +149,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] | None = 
     if suffixes is not None and path.suffix.lower() == ".parquet":
         for module in ("pandas", "pyarrow"):
             require(module, "tabular")
-    remove_leftovers(path)
+    remove_partial(path.parent, path.name)
     return path
 
 

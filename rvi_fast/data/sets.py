@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import replacing
 from .artificial import artificial
-from .files import DataError, blaming, replacing, require
+from .files import DataError, blaming, require
 from .formats.idx import parse_idx, read_idx
 from .formats.npy import read_npz
 from .formats.table import check_finite, check_table, single_precision
@@ -105,9 +106,7 @@ def load_published(name: str, data_dir: str | os.PathLike[str] | None) -> Datase
         tried = _candidates(name, (f"{file}.gz", file), data_dir)
         path = next(filter(os.path.isfile, tried), None) or _download(name, file, tried)
         with blaming(path):
-            array = read_idx(path)
-            if array.shape != shape:
-                raise ValueError(f"expected shape {list(shape)}, got {list(array.shape)}")
+            array = read_idx(path, shape)
             # both sets use the same file names, so a directory of one passes for the other
             owners = [owner for owner, sums in _IDX_MD5.items() if _idx_md5(array) in sums]
             if owners and name not in owners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_text
 from .experiment import Experiment
 from .pictures import Panels, save_panels
 from .scales import Scale
@@ -106,10 +108,11 @@ class Figure:
     def save(self, stem: Path, results: Results, directories: Sequence[Path]) -> None:
         """Writes `stem`.csv, `stem`.png, and what `extra` adds."""
         rows = self.table(results)
-        with stem.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(stem.with_suffix(".csv"), text.getvalue())
         panels: Panels = {}
         for row in rows:
             panel = (row["quantity"], *(row[key] for key in self.panels))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from .claims import CLAIMS, FAILS, HOLDS, MISSING, PARTLY, RULE, SO_FAR, Judgement, judge
 from .comparisons import Comparison
 from .document import (
@@ -89,15 +89,9 @@ def report(results: Path, out: Path | None = None) -> list[Path]:
     title = "Relay Variational Inference: the paper's claims and our runs"
     blocks = compose(found, results, scale)
     markdown = out.with_suffix(".md")
-    _write(out, to_html(title, blocks))
-    _write(markdown, to_markdown(title, blocks, out.parent))
+    write_text(out, to_html(title, blocks))
+    write_text(markdown, to_markdown(title, blocks, out.parent))
     return [out, markdown]
-
-
-def _write(path: Path, text: str) -> None:
-    writing = path.with_name(f".writing-{path.name}")
-    writing.write_text(text, encoding="utf-8")
-    os.replace(writing, path)
 
 
 def scale_of(results: Path) -> str:

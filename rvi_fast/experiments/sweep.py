@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from .. import _checks
 from .._version import __version__
-from ..training.checkpoints import RunDirectory
+from ..files import read_bytes, write_text
+from ..training.directory import RunDirectory
 
 # a frozen dataclass and the directory of its run -> what JSON can hold
 Run = Callable[[Any, Path], dict[str, Any]]
@@ -133,7 +134,7 @@ def directory_of(out: Path, config: Any) -> Path:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """What a run came to, with "made"; None if it is not done."""
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = json.loads(read_bytes(directory / "result.json"))
     except (FileNotFoundError, ValueError):  # damaged later on: the run is done again
         return None
     return result if isinstance(result, dict) else None
@@ -143,16 +144,6 @@ def _result(directory: Path) -> dict[str, Any] | None:
     """What the run function returned: the same wherever and however fast it ran."""
     result = read_result(directory)
     return result and {name: value for name, value in result.items() if name != "made"}
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none."""
-    writing = path.with_name(f".writing-{path.name}")
-    with writing.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
 
 
 def _drop_checkpoints(directory: Path) -> None:
@@ -225,11 +216,11 @@ def _run_one(run: Run, config: Any, directory: Path) -> str | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         started, resumed = time.monotonic(), (directory / "config.json").exists()
-        _write(directory / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+        write_text(directory / "config.json", json.dumps(asdict(config), indent=2) + "\n")
         result = run(config, directory)
         seconds = round(time.monotonic() - started, 3)
         made = {"seconds": seconds, "version": __version__, "resumed": resumed}
-        _write(
+        write_text(
             directory / "result.json", json.dumps(result | {"made": made}, allow_nan=False) + "\n"
         )
         _drop_checkpoints(directory)

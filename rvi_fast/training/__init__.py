@@ -4,10 +4,10 @@ from .checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
-    RunDirectoryInUse,
     load_checkpoint,
 )
 from .collapse import CollapseWarning, held_out_error
+from .directory import RunDirectoryInUse
 from .export import export
 from .fit import EarlyStopping, fit, load
 from .history import History

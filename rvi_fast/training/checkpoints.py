@@ -1,7 +1,5 @@
-"""Checkpoints, the lock on a run directory and its metrics file: what outlives a killed process.
+"""Checkpoints: what a killed process goes on from.
 
-    run_dir/.lock                     who trains here (`RunDirectory`)
-    run_dir/metrics.jsonl             one JSON object per line
     run_dir/checkpoints/epoch-000012/ manifest.json, model.safetensors, optimizer.safetensors, ...
 
 A checkpoint gets its name by a rename, after its last byte is on disk, so whatever carries such a
@@ -20,13 +18,10 @@ import math
 import os
 import re
 import shutil
-import socket
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -38,11 +33,10 @@ from torch import Tensor
 
 from rvi_fast._version import __version__
 
-StrPath = str | os.PathLike[str]
+from ..files import StrPath, durable, read_bytes, sealed, sync_directory, unsealed
 
 # of a manifest: one process wrote the checkpoint, or each of several its part
 _FORMAT, SHARDED = 1, 2
-_SEAL = b'{"sha256": "'  # opens a manifest; then the 64 hex digits, of all that follows them
 _BLOCK = 1 << 20
 _NAME = re.compile(r"epoch-([0-9]{6}|[1-9][0-9]{6,})(\.replaced)?")
 _STEM = re.compile(r"[a-z][a-z0-9_-]*")  # no dot and no slash: never a path to elsewhere
@@ -67,6 +61,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
 
 class CheckpointError(ValueError):
@@ -82,10 +77,6 @@ class CheckpointError(ValueError):
 
 class CheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over, or an old one could not be removed."""
-
-
-class RunDirectoryInUse(RuntimeError):
-    """Another process, or another `RunDirectory` of this one, holds the run directory."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +163,8 @@ def publish_checkpoint(
 ) -> Path:
     """Seals what is written, gives it its name and removes what is no longer kept."""
     folder, final = writing.parent, path_of(run_dir, manifest["epoch"])
-    # the seal brings its own opening brace: the whole is still JSON
-    body = b'",' + json.dumps(manifest, indent=1).encode().removeprefix(b"{")
     with durable(writing / "manifest.json") as file:
-        file.write(_SEAL + hashlib.sha256(body).hexdigest().encode() + body)
+        file.write(sealed(manifest))
     sync_directory(writing)
     if final.exists():
         # no system renames over a full directory; this name too is loaded, should we die here
@@ -271,19 +260,25 @@ def write_tensors(
     `safetensors.torch.save_file` would copy all tensors to the CPU at once, refuse those that share
     memory, hide the errno of a full disk, and leave the hash to a second reading.
     """
+    with durable(path) as file:
+        sha256 = write_blocks(file, header, named)
+        return {"size": file.tell(), "sha256": sha256}
+
+
+def write_blocks(file: IO[bytes], header: Mapping[str, Any], named: Mapping[str, Tensor]) -> str:
+    """Writes header and tensors of a safetensors file, and returns the SHA-256 of all that."""
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with durable(path) as file:
-        for data in chain(
-            [memoryview(len(text).to_bytes(8, "little") + text)],
-            (_bytes_of(named[name]) for name in header),
-        ):
-            for start in range(0, len(data), _BLOCK):
-                block = data[start : start + _BLOCK]
-                digest.update(block)
-                file.write(block)
-        return {"size": file.tell(), "sha256": digest.hexdigest()}
+    for data in chain(
+        [memoryview(len(text).to_bytes(8, "little") + text)],
+        (_bytes_of(named[name]) for name in header if name in named),
+    ):
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -310,11 +305,11 @@ def read_manifest(path: Path, epoch: int) -> dict[str, Any]:
     """The manifest of a checkpoint, whose files have not been looked at."""
     source = path / "manifest.json"
     with reading(source):
-        text = source.read_bytes()
-        end = len(_SEAL) + 64
-        if text[:end] != _SEAL + hashlib.sha256(text[end:]).hexdigest().encode():
-            raise CheckpointError(source, "is damaged: it does not match its own SHA-256")
-        manifest = json.loads(text)
+        content = read_bytes(source)
+        try:
+            manifest = unsealed(content)
+        except ValueError as error:
+            raise CheckpointError(source, f"is damaged: it {error}") from error
     if manifest.get("format") not in (_FORMAT, SHARDED):
         reason = f"has format {manifest.get('format')!r}, this version reads {_FORMAT}"
         raise CheckpointError(source, f"{reason} and {SHARDED}")
@@ -334,6 +329,8 @@ def read_manifest(path: Path, epoch: int) -> dict[str, Any]:
 
 def _check_parts(source: Path, manifest: dict[str, Any]) -> None:
     """Every tensor of a sharded checkpoint lies in files that there are, without a gap."""
+    sizes = [entry.get("size") for entry in manifest["files"].values() if isinstance(entry, dict)]
+    size_of_all = sum(size for size in sizes if isinstance(size, int))
     if not isinstance(manifest.get("tensors"), dict):
         raise CheckpointError(source, "does not say where its tensors lie")
     for name, entry in manifest["tensors"].items():
@@ -348,6 +345,9 @@ def _check_parts(source: Path, manifest: dict[str, Any]) -> None:
                         case _:
                             wrong = True
                 wrong |= end != (shape[0] if shape else 1)
+                # what is not in the files must not be allocated for
+                wrong |= not all(isinstance(size, int) and size >= 0 for size in shape)
+                wrong = wrong or math.prod(shape) * _WIDTHS[dtype] > size_of_all
             case _:
                 wrong = True
         if wrong:
@@ -403,37 +403,6 @@ def reading(path: Path) -> Iterator[None]:
         raise CheckpointError(path, f"cannot be read: {error}") from error
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """An OSError of a write or a sync knows no path: give it this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-@contextmanager
-def durable(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing; past the with block its bytes are on disk."""
-    with _naming(path), open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    if os.name == "nt":  # which cannot open a directory, and orders its renames itself
-        return
-    with _naming(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left: half written, half deleted, already replaced."""
     for path in sorted(folder.iterdir()):
@@ -446,159 +415,11 @@ def remove_directory(path: Path) -> None:
     """Removes a directory so that a kill on the way leaves no half of it under a valid name."""
     doomed = path if path.name.startswith(".") else path.with_name(f".deleting-{path.name}")
     try:
+        if path.is_symlink():  # what it leads to belongs to somebody else
+            path.unlink()
+            return
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:  # the new checkpoint is safe: no reason to stop the training
         message = f"{path} could not be removed: {error}"
         warnings.warn(message, CheckpointWarning, stacklevel=4)
-
-
-class RunDirectory(os.PathLike[str]):
-    """Holds a run directory for one process: `with RunDirectory("runs/a") as run_dir: ...`.
-
-    The directory is created where it is missing. The lock goes with the process, however it ends,
-    and forked children (workers of a DataLoader) do not share it.
-
-    Args:
-        run_dir: the directory. The object itself can be passed wherever a `run_dir` is asked for.
-
-    Raises:
-        RunDirectoryInUse: on entering, at once, if it is held; names pid, host and since when.
-        ValueError: on entering, if the path leads to or through a file.
-    """
-
-    def __init__(self, run_dir: StrPath) -> None:
-        self.path = Path(run_dir)
-        self._lock_file: IO[bytes] | None = None
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
-
-    def __enter__(self) -> RunDirectory:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"run_dir must be a directory, got {self.path}: a file") from error
-        lock = self.path / ".lock"
-        file = open(lock, "ab+", buffering=0)
-        try:
-            with _naming(lock):
-                _acquire(file)
-                file.truncate(0)
-                since = datetime.now().astimezone().isoformat(timespec="seconds")
-                file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read(1000).decode(errors="replace") or "a process that has just started"
-            file.close()
-            raise RunDirectoryInUse(f"run directory {self.path} is in use by {holder}") from None
-        except BaseException:
-            file.close()
-            raise
-        self._lock_file = file
-        _held.add(file)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        # the file stays: a process that waits to lock a removed one would lock nothing
-        file, self._lock_file = self._lock_file, None
-        if file is not None and not file.closed:
-            _held.discard(file)
-            file.truncate(0)
-            file.close()
-
-
-def _acquire(file: IO[bytes]) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(1 << 30)  # a lock hides its bytes from readers there: lock one past the text
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-_held: set[IO[bytes]] = set()
-
-
-def _let_go_in_child() -> None:
-    # closing a copy of the descriptor does not unlock: the parent still holds the directory
-    while _held:
-        _held.pop().close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def append_metrics(run_dir: StrPath, record: Mapping[str, Any]) -> None:
-    """Appends one line to `run_dir/metrics.jsonl`; non-finite floats become null."""
-    path = _metrics(run_dir)
-    with _naming(path), open(path, "ab+") as file:
-        end = file.tell()
-        file.seek(max(end - 1, 0))
-        if file.read(1) in (b"\n", b""):
-            file.write(_line(record))
-            return
-    # a process died within its last line: that piece must not stick to the new one
-    rewrite_metrics(run_dir, [*read_metrics(run_dir), record])
-
-
-def rewrite_metrics(run_dir: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces `run_dir/metrics.jsonl` as a whole: a kill leaves the old file or the new one."""
-    path = _metrics(run_dir)
-    writing = path.with_name(f".writing-{path.name}")
-    try:
-        with durable(writing) as file:
-            file.writelines(map(_line, records))
-        os.replace(writing, path)
-    except BaseException:
-        writing.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def read_metrics(run_dir: StrPath) -> list[dict[str, Any]]:
-    """The records of `run_dir/metrics.jsonl`, without a last line that was torn off by a kill.
-
-    Raises:
-        CheckpointError: a line is not a JSON object; names the file and the line.
-    """
-    path = _metrics(run_dir)
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line.decode())
-            if not isinstance(record, dict):
-                raise ValueError(f"expected an object, got {type(record).__name__}")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):  # no newline follows: empty, or torn
-                break
-            raise CheckpointError(path, f"line {number} is not a JSON object: {error}") from error
-        records.append(record)
-    return records
-
-
-def _metrics(run_dir: StrPath) -> Path:
-    return Path(run_dir) / "metrics.jsonl"
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(_finite(dict(record)), allow_nan=False).encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-    return value

@@ -41,6 +41,7 @@ from .. import _checks
 from ..models import LatentModel
 from ..posterior import RelayPosterior
 from .checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from .fingerprint import Fingerprint, added
 from .inputs import Inputs
 from .shared_adam import SharedAdam
 from .sources import HostInputs, Visit, fingerprint_of
@@ -213,8 +214,12 @@ class Alone:
         return x, mask
 
     def fingerprint(self, inputs: Inputs | HostInputs) -> str:
-        """That of the data of all processes."""
+        """That of the data of all processes, as 0.1.0 wrote it."""
         return inputs.fingerprint()
+
+    def added(self, own: Fingerprint) -> Fingerprint:
+        """That of the data of all processes."""
+        return own
 
     def begin(self, model: LatentModel, kind: str, settings: Mapping[str, Any]) -> None:
         """To be called before anything else is exchanged."""
@@ -233,6 +238,10 @@ class Alone:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         return values
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so in one of the processes at least."""
+        return value
 
     def first(self, action: Callable[[], T]) -> T:
         """What the first process finds, which alone acts."""
@@ -278,6 +287,9 @@ class Ranks(Alone):
     def fingerprint(self, inputs: Inputs | HostInputs) -> str:
         digest = sum(self.gather(inputs.digest(self.rows.start, self.num_data))) % _DIGEST
         return fingerprint_of(inputs.kind, self.num_data, digest)
+
+    def added(self, own: Fingerprint) -> Fingerprint:
+        return added(self.gather(own))
 
     def begin(self, model: LatentModel, kind: str, settings: Mapping[str, Any]) -> None:
         """Makes sure that all were called alike, and gives all what the first shares.
@@ -333,6 +345,9 @@ class Ranks(Alone):
 
     def sum(self, values: Tensor) -> Tensor:
         return total(values)
+
+    def any(self, value: bool) -> bool:
+        return bool(total(torch.tensor([float(value)])))
 
     def first(self, action: Callable[[], T]) -> T:
         return first(action)

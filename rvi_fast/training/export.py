@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .._version import __version__
-from ..models import LatentModel, build
-from .checkpoints import CheckpointError, reading, sync_directory
+from ..files import replacing
+from ..models import LatentModel
+from .checkpoints import CheckpointError, CheckpointWarning, header_of, reading, write_blocks
+from .described import build_described
+
+# 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
+# of the file with zeros in the place of these 64 digits
+_SEAL = b'{"__metadata__": {"sha256": "'
+_AT = 8 + len(_SEAL)
+_ZEROS = b"0" * 64
+_BLOCK = 1 << 20
+# what 0.1.0 wrote, which knew no hash
+_UNSEALED = {"rvi_fast", "config"}
 
 
 def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
     """Writes a model to one safetensors file, which `rvi_fast.load` reads; all of it or nothing.
 
+    The file carries a SHA-256 of itself, which `load` compares.
+
     Args:
         model: its `state_dict` is what is written, with what `load` needs to build it again where a
-            builder of `rvi_fast.models` made it.
+            builder of `rvi_fast.models` made it, and the fingerprint of its training data.
         path: the file, replaced if it is there.
 
     Raises:
         ValueError: the model holds a shard of its rows: load the run directory, which has them all.
+        CheckpointError: the file cannot be written; what was there before is untouched.
     """
     posterior = model.posterior
     if model.num_data < getattr(posterior, "table_size", model.num_data):
@@ -32,41 +48,68 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
             f"model: expected all {posterior.table_size} rows, got a shard of {model.num_data}; "
             "export rvi_fast.load(run_dir)"
         )
-    target = Path(path)
     config = {name: value for name, value in (model.config or {}).items() if name != "storage"}
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    tensors = model.state_dict()
+    metadata = {
+        "sha256": _ZEROS.decode(),
+        "format": "pt",
+        "rvi_fast": __version__,
+        "config": json.dumps(config or None),
+        "trained_on": json.dumps(model.trained_on),
     }
-    writing = target.with_name(f".{target.name}.writing")
+    header = {"__metadata__": metadata, **header_of("model", tensors)}
     try:
-        metadata = {"rvi_fast": __version__, "config": json.dumps(config or None)}
-        save_file(tensors, writing, metadata)
-        with open(writing, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(writing, target)
-    except BaseException:
-        writing.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
+        with replacing(path) as file:
+            sha256 = write_blocks(file, header, tensors)
+            file.seek(_AT)
+            file.write(sha256.encode())
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be written: {error}") from error
 
 
 def load_export(path: Path, device: torch.device | str) -> LatentModel:
-    """The model of a file that `export` has written."""
+    """The model of a file that `export` has written.
+
+    Raises:
+        CheckpointError: a byte of it is another one, or it is not such a file.
+    """
     with reading(path):
+        sealed = _verify(path)
         with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "null"))
+            metadata = file.metadata() or {}
+        if not sealed and not metadata.keys() <= _UNSEALED:
+            raise CheckpointError(path, "is damaged: it has lost its SHA-256")
+        config = json.loads(metadata.get("config", "null"))
+        trained_on = json.loads(metadata.get("trained_on", "null"))
         tensors = load_file(path, device=str(device))
     if not isinstance(config, dict):
         raise ValueError(
             f"path: expected a model made by a builder of rvi_fast.models, {path} holds another; use "
             "model.load_state_dict(safetensors.torch.load_file(path))"
         )
-    # all that is drawn here is read from the file next
-    model = build(config, generator=torch.Generator(torch.get_default_device()))
+    if not sealed:
+        message = f"{path}: has no SHA-256, as 0.1.0 wrote it: damage would not be noticed"
+        warnings.warn(message, CheckpointWarning, stacklevel=3)
+    model = build_described(path, config, tensors)
     name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
     try:
         dtype = tensors[f"posterior.{name}"].dtype
         model.to(device, dtype).load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
+    model.trained_on = trained_on
     return model.eval()
+
+
+def _verify(path: Path) -> bool:
+    """Compares a file with the hash that it carries; false if it carries none."""
+    with open(path, "rb") as file:
+        start = file.read(_AT + len(_ZEROS))
+        if start[8:_AT] != _SEAL:
+            return False
+        digest = hashlib.sha256(start[:_AT] + _ZEROS)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest().encode() != start[_AT:]:
+        raise CheckpointError(path, "is damaged: it does not match its own SHA-256")
+    return True

@@ -16,20 +16,24 @@ from .. import _checks
 from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..encoder import EncoderPosterior
-from ..models import LatentModel, build
+from ..models import LatentModel
 from ..optim import MODES
 from ..scaler import Scaler
 from ..storage import MappedTables
 from .blocks import default_block_rows, row_bytes
-from .checkpoints import CheckpointError, RunDirectory, checkpoints, load_checkpoint, read_manifest
+from .checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
+from .described import build_described
+from .directory import RunDirectory
 from .distributed import Alone, ranks_of
 from .export import load_export
+from .fingerprint import fingerprint
 from .history import Callback, History
 from .inputs import inputs_of, open_source
+from .interrupts import deferred
 from .journal import Journal
 from .run import KLWeight, Run, device_of
 from .sources import Opened, moments_of
-from .state import name_of, restore_lagging, row_adam
+from .state import lags, name_of, restore_lagging, row_adam
 from .threads import one_thread_where_small
 
 
@@ -99,6 +103,11 @@ def fit(
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
     in training. A model that has a scale keeps it, also when it is fitted again to other data.
 
+    Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
+    goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
+    raised at once. A disk that is full does not end a run: a `CheckpointWarning` says what could not
+    be written, the checkpoint before stays, and the next is tried when it is due.
+
     Several processes train one model where each of them calls this with a shard of it, see
     `training.distributed`.
 
@@ -108,8 +117,9 @@ def fit(
             which count as x / 255. Masked entries of a masked array are missing. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
-            (x,), (index, x) or a dict with "x", NaN for missing; to standardise, all are read once
-            beforehand. Of all rows or, for a shard, of its own.
+            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. Of
+            all rows or, for a shard, of its own. All of it is read once more before the first epoch,
+            for the fingerprint that a resume and `impute` compare, and once to standardise.
         mask: bool [N, D], true = observed.
         standardize: False trains on floating-point data as they are; pixels always are.
         epochs: epochs in all, those before a resume included.
@@ -119,7 +129,8 @@ def fit(
             section 6.4).
         optimizer: mode of `RowAdam` for the rows: "dense", "lazy" or "row". Everything else is
             driven by Adam, and an encoder has no rows.
-        kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it.
+        kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it; with a
+            `run_dir` it is asked for all epochs beforehand as well, and a resume compares the values.
         seed: of order and noise.
         device: where to train; where the model is if not given.
         progress: show a progress bar.
@@ -128,6 +139,8 @@ def fit(
         callbacks: called with model and history after each epoch; a true result stops training.
         run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
+            Data, settings and what the model is made of have to be as they were; where there is no
+            checkpoint the model must not have been trained.
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
         capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
@@ -152,7 +165,9 @@ def fit(
         FloatingPointError: the loss became NaN or infinite; names step and last good checkpoint.
         RunDirectoryInUse: another process trains in `run_dir`.
         RankError: another process of those that train this model has failed, died or hangs.
-        CheckpointError: no checkpoint in `run_dir` can be read.
+        CheckpointError: no checkpoint in `run_dir` can be read, it is that of another model, or the
+            last one cannot be written; the model is trained all the same then.
+        KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
     """
     epochs = _checks.check_positive_int("epochs", epochs)
     batch_size = _checks.check_positive_int("batch_size", batch_size)
@@ -216,6 +231,10 @@ def fit(
     called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
     ranks.begin(model, source.kind(next(model.posterior.parameters()).dtype), called)
     directory = None if run_dir is None else Path(run_dir)
+    own = fingerprint(
+        *ranks.own(x, mask), model.num_features, getattr(model.posterior, "first_row", 0)
+    )
+    settings["data"] = ranks.added(own)
     with contextlib.ExitStack() as stack:
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())
@@ -223,8 +242,6 @@ def fit(
         if standardize:
             _set_scale(model, source, ranks, directory if resume else None)
         inputs = inputs_of(model, source, checked=standardize)
-        if directory is not None:
-            settings["data"] = ranks.fingerprint(inputs)
 
         def hold() -> None:
             if directory is not None:
@@ -242,9 +259,10 @@ def fit(
             model, inputs, ranks, settings, kl_weight, directory, checkpoint_every, capture, resume
         )
         stack.callback(run.detach)
-        run.start()
+        run.start(epochs)
+        model.trained_on = own
         unbegun.pop_all()
-        run.train(epochs, eval_every, callbacks, progress)
+        run.train(epochs, eval_every, callbacks, progress, stack.enter_context(deferred()))
         return run.history
 
 
@@ -264,6 +282,10 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
         return load_export(Path(run_dir), device)
     # where the tables belong is known by the config alone
     checkpoint = load_checkpoint(run_dir)
+    for part in ("model", "optimizer"):
+        if part not in checkpoint.tensors:
+            raise CheckpointError(checkpoint.path, f"holds no {part}")
+    settings = checkpoint.metadata.get("settings", {})
     config = checkpoint.metadata.get("config")
     if config is None:
         raise ValueError(
@@ -274,8 +296,7 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
     with contextlib.ExitStack() as stack:
-        # all that is drawn here is read from the checkpoint next
-        model = build(config, generator=torch.Generator(torch.get_default_device()))
+        model = build_described(checkpoint.path, config, tensors)
         name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
         model = model.to(device, tensors[f"posterior.{name}"].dtype)
         tables, journal = getattr(model.posterior, "tables", None), None
@@ -283,14 +304,16 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             stack.enter_context(RunDirectory(tables.directory))
             stack.enter_context(tables.kept())
         model.load_state_dict(tensors, strict=not isinstance(tables, MappedTables))
-        block_rows = checkpoint.metadata["settings"].get("block_rows")
-        if block_rows is not None:  # rows lag behind
-            rows = row_adam(model.posterior, checkpoint.metadata["settings"])
+        if lags(checkpoint):
+            rows = row_adam(model.posterior, settings)
             if isinstance(tables, MappedTables):
-                journal = Journal(tables.directory, rows.raw_tables(), block_rows)
+                journal = Journal(tables.directory, rows.raw_tables(), settings["block_rows"])
             restore_lagging(rows, journal, checkpoint)
             rows.before_write = None if journal is None else journal.before_write
             rows.detach()
+    data = settings.get("data")
+    # 0.1.0 knew another fingerprint, of the model's numbers
+    model.trained_on = data if isinstance(data, dict) else None
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
 from ..posterior import RelayPosterior
+from .fingerprint import fingerprint, same
 from .infer import infer
 from .inputs import open_source
 from .seeds import MODULES, NOISE, stream
@@ -42,7 +43,9 @@ def impute(
         x: data [N, D] as in `fit`.
         mask: bool [N, D], true = observed.
         posterior: the posteriors of these rows, from `infer`. Not needed for the training data, nor
-            where the model has an encoder.
+            where the model has an encoder. Without it x and mask have to be those that `fit` was
+            given, in the same order, which is checked; `model.posterior` says that the rows are
+            those, whatever else has changed.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
             around the decoded z with the model's scale; for multiple imputation. Without it each
             missing entry gets the reconstruction from the posterior mean.
@@ -54,14 +57,26 @@ def impute(
         uint8 data come back as x / 255 in the model's dtype.
 
     Raises:
-        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; the likelihood
-            does not say what mean its outputs stand for, or how to draw.
+        ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; without a
+            posterior, x is not what the model was trained on; the likelihood does not say what mean its
+            outputs stand for, or how to draw.
     """
     own = posterior is None
     if num_draws is not None:
         num_draws = _checks.check_positive_int("num_draws", num_draws)
     seed = _checks.check_seed(seed)
     source = open_source(model, x, mask)
+    # pixels beside a scale of other data are refused where they are read
+    pixels = source.pixels() and model.scaler is not None
+    if own and not (model.amortized or pixels) and model.trained_on is not None:
+        print_ = fingerprint(x, mask, model.num_features, model.posterior.first_row)
+        if print_["rows"] == model.num_data and not same(model.trained_on, print_):
+            raise ValueError(
+                "x: expected the rows that the model was trained on, in their order, with what was "
+                "observed then; got others. For other rows pass posterior=infer(model, x) (on the "
+                "command line: --data); for the same rows with other entries observed "
+                "posterior=model.posterior"
+            )
     if posterior is None:
         posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
     if len(source) != posterior.num_data:

@@ -19,7 +19,6 @@ discards the journal before it begins; what a program writes to `rows` by itself
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import replacing, sync_directory
 from ..storage import InsufficientMemory, free_disk
-from .checkpoints import CheckpointError, durable, remove_directory, sync_directory
+from .checkpoints import CheckpointError, latest_epoch, load_checkpoint, remove_directory
 
 _PREFIX = "undo-"
 
@@ -46,17 +46,40 @@ class Journal:
         self.directory, self.tables, self.block_rows = directory, tables, block_rows
         self.num_data = len(next(iter(tables.values())))
         self.token = ""
+        # that of the checkpoint which is being written
+        self.pending = ""
         self._check_room()
         self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool)
         self._lock = threading.Lock()
+        self._closed = False
+
+    def settle(self, run_dir: Path) -> None:
+        """After a checkpoint could not be written: goes on with the journal that serves the newest.
+
+        That is a new one where the checkpoint had its name when something failed.
+
+        Raises:
+            CheckpointError: it cannot be begun. What is written to the tables from here on would be
+                taken for a part of the newest checkpoint, so nothing is.
+        """
+        if latest_epoch(run_dir) is None:
+            return
+        try:
+            newest = load_checkpoint(run_dir).metadata.get("journal", {}).get("token")
+            if newest == self.pending != self.token:
+                self.begin(self.pending)
+        except (OSError, CheckpointError) as error:
+            self._closed = True
+            raise CheckpointError(run_dir, f"no journal could be begun: {error}") from error
 
     def begin(self, token: str) -> None:
         """The tables are now, and on disk, what the checkpoint of that token says."""
-        self.token = token
-        self._folder().mkdir()
+        folder = self.directory / f"{_PREFIX}{token}"
+        folder.mkdir(exist_ok=True)
         sync_directory(self.directory)
-        discard(self.directory, but=self._folder())
+        self.token = token
         self._kept.zero_()
+        discard(self.directory, but=folder)
 
     def roll_back(self, checkpoint: Path, token: str, previous: str) -> None:
         """Takes the tables back to a checkpoint, and goes on with its journal.
@@ -91,22 +114,22 @@ class Journal:
     def before_write(self, index: Tensor) -> None:
         """Keeps the blocks of rows `index` [B] as they are now, unless that has been done."""
         blocks = index // self.block_rows
-        if not bool(self._kept[blocks].all()):
+        if self._closed or not bool(self._kept[blocks].all()):
             for block in blocks.unique().tolist():
                 self.keep(block)
 
     def keep(self, block: int) -> None:
         """Keeps a block as it is now, unless that has been done."""
         with self._lock:
+            if self._closed:
+                raise CheckpointError(self.directory, "nothing is written: the journal has failed")
             if self._kept[block]:
                 return
             path = self._folder() / f"{block:09d}.bin"
-            writing = path.with_suffix(".writing")
-            with durable(writing) as file:
+            # what a kill leaves of a block goes with the journal
+            with replacing(path, sweep=False) as file:
                 for part in self._parts(block):
                     file.write(part)
-            os.replace(writing, path)
-            sync_directory(path.parent)
             self._kept[block] = True
 
     def _check_room(self) -> None:

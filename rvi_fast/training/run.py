@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,17 +25,27 @@ from ..optim import RowAdam
 from ..storage import MappedTables
 from .blocks import EpochOrder, Residence
 from .capture import BatchStep, CapturedStep
-from .checkpoints import Checkpoint, append_metrics, latest_epoch, rewrite_metrics, save_checkpoint
+from .checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointWarning,
+    latest_epoch,
+    save_checkpoint,
+)
 from .distributed import Alone
+from .fingerprint import same
 from .history import Callback, History
 from .inputs import Inputs
+from .interrupts import Interrupted, Request
 from .journal import Journal, discard
+from .metrics import append_metrics, rewrite_metrics
 from .seeds import MODULES, NOISE, ORDER, stream
 from .shared_adam import SharedAdam, shared_adam
 from .sources import HostInputs
 from .staging import StagedStep, Staging
 from .state import State, name_of, row_adam
 from .step import DirectStep, NoRows, draws, make_step
+from .structure import structure_of
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64
@@ -44,6 +58,17 @@ KLWeight = float | Callable[[int], float]
 def device_of(model: LatentModel) -> torch.device:
     """Where the model's posterior lies."""
     return next(model.posterior.parameters()).device
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How far an epoch had come: steps done, sums of what they gave, what modules draw from."""
+
+    steps: int
+    totals: list[float]
+    # one by one, those of the steps that have not been added up
+    pending: list[list[float]]
+    generators: dict[str, Tensor]
 
 
 class Run:
@@ -70,6 +95,11 @@ class Run:
         self.history = History()
         self.stopped = False
         self.last_checkpoint: Path | None = None
+        # values of a kl_weight that is a function, for the epochs that are planned
+        self.kl_weights: list[float] = []
+        # how far an epoch had come when it was broken off
+        self.partial: Partial | None = None
+        self.metrics_lack = False
         # rows in a block where the epochs go block by block
         self.block_rows: int | None = settings["block_rows"]
         self.rows: RowAdam | NoRows = NoRows()
@@ -158,6 +188,11 @@ class Run:
             return None
         epoch = self.ranks.first(lambda: latest_epoch(run_dir))
         if epoch is None:
+            if resume and self.model.trained_on is not None:
+                raise ValueError(
+                    f"resume: expected a checkpoint in {self.run_dir}, or a model as it was made, got "
+                    "one that has been trained; make it anew, or train it further with resume=False"
+                )
             return None
         if not resume:
             raise ValueError(
@@ -175,43 +210,68 @@ class Run:
         }
         stored: dict[str, Any] = older
         stored |= checkpoint.metadata.get("settings", {})
+        self._check_data(checkpoint, stored.get("data"))
         for name, value in self.settings.items():
-            if stored.get(name) != value:
+            if name != "data" and stored.get(name) != value:
                 raise ValueError(
                     f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
                 )
         return checkpoint
 
-    def start(self) -> None:
+    def _check_data(self, checkpoint: Checkpoint, stored: Any) -> None:
+        # 0.1.0 wrote a hash of the numbers as the model has them
+        if isinstance(stored, str):
+            alike = stored == self.ranks.fingerprint(self.inputs)
+        else:
+            alike = isinstance(stored, dict) and same(stored, self.settings["data"])
+        if not alike:
+            raise ValueError(
+                f"data: expected those of {checkpoint.path}, row for row in the same order and with the "
+                "same entries observed, got others"
+            )
+
+    def start(self, epochs: int) -> None:
         """Goes on from the last checkpoint if there is one."""
         if self.run_dir is None:
             return
+        if callable(self.kl_weight):
+            self.kl_weights = [float(self.kl_weight(epoch)) for epoch in range(epochs)]
         if self.found is not None:
             self._restore(self.found)
             self.found = None
         elif self.journal is not None:
             # what a run that is killed in its first epoch goes back to
             self.journal.begin(f"{secrets.token_hex(8)}-start")
-            self._save()
+            if (error := self._try_to_save()) is not None:
+                raise error
         if self.ranks.leads:
-            rewrite_metrics(self.run_dir, self.history.records())
+            self._write_metrics(self.run_dir)
         if self.journal is not None and isinstance(self.rows, RowAdam):
             self.rows.before_write = self.journal.before_write
 
     def train(
-        self, epochs: int, eval_every: int, callbacks: Sequence[Callback], progress: bool
+        self,
+        epochs: int,
+        eval_every: int,
+        callbacks: Sequence[Callback],
+        progress: bool,
+        request: Request,
     ) -> None:
+        """The epochs that are left, unless a callback or a signal ends them."""
         first, saved_at = self.history.epochs, time.monotonic()
         if self.stopped or first >= epochs:
             return
         steps = self.steps_per_epoch
         quiet = not (progress and self.ranks.leads)
-        bar = tqdm(total=epochs * steps, initial=first * steps, unit="step", disable=quiet)
+        done = first * steps + (0 if self.partial is None else self.partial.steps)
+        bar = tqdm(total=epochs * steps, initial=done, unit="step", disable=quiet)
         with bar:
             for epoch in range(first, epochs):
                 bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
                 started = time.monotonic()
-                self._train_epoch(epoch, bar)
+                if not self._train_epoch(epoch, bar, request):
+                    self._check_parameters(epoch)
+                    self._interrupt(request, epochs)
                 if eval_every and (epoch + 1) % eval_every == 0:
                     self.history["elastic"].append(self._evaluate())
                     self.history["evaluated"].append(epoch + 1)
@@ -223,11 +283,32 @@ class Run:
 
                 finish = partial(self._finish_epoch, callbacks, started, saved_at)
                 self.stopped, due = self.ranks.first(finish)
-                if self.run_dir is not None and (due or self.stopped or epoch + 1 == epochs):
-                    self._save()
+                last = self.stopped or epoch + 1 == epochs
+                if self.ranks.any(request.signum is not None):
+                    self._interrupt(request, epochs)
+                if self.run_dir is not None and (due or last):
+                    error = self._try_to_save()
                     saved_at = time.monotonic()
+                    if error is not None and last:
+                        raise error
                 if self.stopped:
                     break
+
+    def _interrupt(self, request: Request, epochs: int) -> NoReturn:
+        """Leaves a checkpoint and ends the run."""
+        signum = signal.SIGTERM if request.signum is None else request.signum
+        place = f"epoch {min(self.history.epochs + 1, epochs)} of {epochs}"
+        if self.partial is not None:
+            place += f", after {self.partial.steps} of {self.steps_per_epoch} steps"
+        text = f"stopped by {signal.Signals(signum).name} in {place}"
+        if self.run_dir is None:
+            raise Interrupted(signum, f"{text}; without a run_dir nothing was saved")
+        error = self._try_to_save()
+        if error is not None:
+            raise Interrupted(signum, f"{text}; {error}; {self._kept()}")
+        raise Interrupted(
+            signum, f"{text}; resume=True (--resume) goes on from {self.last_checkpoint}"
+        )
 
     def _finish_epoch(
         self, callbacks: Sequence[Callback], started: float, saved_at: float
@@ -238,10 +319,25 @@ class Run:
             stopped = bool(callback(self.model, self.history)) or stopped
         if self.run_dir is not None:
             seconds = round(time.monotonic() - started, 3)
-            append_metrics(self.run_dir, {**self.history.records()[-1], "seconds": seconds})
+            self._write_metrics(self.run_dir, {**self.history.records()[-1], "seconds": seconds})
         return stopped, time.monotonic() - saved_at >= self.checkpoint_every
 
-    def _train_epoch(self, epoch: int, bar: Any) -> None:
+    def _write_metrics(self, run_dir: Path, record: dict[str, float] | None = None) -> None:
+        """Appends a record, or writes them all: none is given, or some are not there."""
+        try:
+            if record is None or self.metrics_lack:
+                rewrite_metrics(run_dir, self.history.records())
+            else:
+                append_metrics(run_dir, record)
+        except (OSError, CheckpointError) as error:
+            message = f"metrics.jsonl could not be written: {error}; the next epoch tries again"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            self.metrics_lack = True
+        else:
+            self.metrics_lack = False
+
+    def _train_epoch(self, epoch: int, bar: Any, request: Request) -> bool:
+        """Trains an epoch to its end, or to where a signal has asked for the end: false then."""
         device, seed = device_of(self.model), self.settings["seed"]
         self.model.train()
         self.drawing.reseed(stream(seed, MODULES, epoch, *self.ranks.counters))
@@ -253,12 +349,26 @@ class Run:
             self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
         )
         totals = torch.zeros(3, dtype=torch.float64, device=device)
+        # sums over all processes of steps whose group is not complete
+        pending = torch.zeros((0, 3), dtype=torch.float64, device=device)
         unchecked: list[Tensor] = []
         sizes: list[int] = []
-        first_step = self.rows.num_steps if isinstance(self.rows, RowAdam) else 0
+        done, partial = 0, self.partial
+        if partial is not None:
+            done, self.partial = partial.steps, None
+            totals += torch.tensor(partial.totals, dtype=torch.float64)
+            pending = torch.tensor(partial.pending, dtype=torch.float64).reshape(-1, 3).to(device)
+            self.drawing.restore(partial.generators)
+        first_step = self.rows.num_steps - done if isinstance(self.rows, RowAdam) else 0
         visits = self.ranks.visits(order.visits(size))
-        with self._resident(order, epoch) as residence, self.inputs.feed(visits) as fed:
-            for step, (index, window) in enumerate(fed):
+        with contextlib.ExitStack() as stack:
+            residence = stack.enter_context(self._resident(order, epoch))
+            for _, window in islice(visits, done):  # blocks come and go as they did
+                if residence is not None:
+                    residence.before(window)
+                    residence.after(window)
+            fed = stack.enter_context(self.inputs.feed(visits))
+            for step, (index, window) in enumerate(fed, start=done):
                 if residence is not None:
                     residence.before(window)
                 # in a short last batch every row keeps the weight it has in a full one, or Adam would
@@ -267,20 +377,36 @@ class Run:
                 sizes.append(len(index))
                 if residence is not None:
                     residence.after(window)
-                if len(unchecked) == _CHECK_EVERY or step + 1 == self.steps_per_epoch:
+                full = len(pending) + len(unchecked) == _CHECK_EVERY
+                last = step + 1 == self.steps_per_epoch
+                # several processes agree on where to end, which takes an exchange
+                ends = request.signum is not None and self.ranks.alone
+                if full or last or ends:
                     values = torch.stack(unchecked).to(torch.float64)
                     weights = torch.tensor(sizes, dtype=torch.float64, device=device)[:, None]
                     # the mean over no rows is not a number
                     sums = self.ranks.sum(torch.where(weights > 0, values * weights, 0.0))
                     self._check_finite(sums[:, 0], epoch, step + 1 - len(unchecked))
-                    totals += sums.sum(0)
                     bar.update(len(unchecked))
                     unchecked.clear()
                     sizes.clear()
+                    pending = torch.cat((pending, sums))
+                    if full or last:
+                        totals += pending.sum(0)
+                        pending = pending[:0]
+                    if not last and self.ranks.any(request.signum is not None):
+                        self.partial = Partial(
+                            step + 1,
+                            totals.tolist(),
+                            pending.tolist(),
+                            self.drawing.state(device),
+                        )
+                        return False
         if self.block_rows is not None and isinstance(self.rows, RowAdam):  # all have been visited
             self.rows.forget_before(first_step)
         for name, total in zip(("loss", "kl", "log_prob"), totals.tolist(), strict=True):
             self.history[name].append(total / num_data)
+        return True
 
     @contextlib.contextmanager
     def _resident(self, order: EpochOrder, epoch: int) -> Iterator[Residence | None]:
@@ -395,9 +521,26 @@ class Run:
         for start in range(0, num_data, _CHUNK):
             yield torch.arange(start, min(start + _CHUNK, num_data), device=device)
 
+    def _try_to_save(self) -> CheckpointError | None:
+        """Writes a checkpoint, or warns and returns why not; the one before stays then.
+
+        Raises:
+            CheckpointError: nothing may be written to the tables any more, the disk has to be mended.
+        """
+        assert self.run_dir is not None
+        try:
+            self._save()
+            return None
+        except OSError as error:
+            failure = CheckpointError(self.run_dir, f"no checkpoint could be written: {error}")
+        if self.journal is not None:
+            self.journal.settle(self.run_dir)
+        warnings.warn(f"{failure}; {self._kept()}", CheckpointWarning, stacklevel=2)
+        return failure
+
     def _save(self) -> None:
         assert self.run_dir is not None
-        metadata = {
+        metadata: dict[str, Any] = {
             "config": self.model.config,
             "settings": self.settings,
             "history": dict(self.history),
@@ -405,19 +548,46 @@ class Run:
             "scale": None
             if self.model.scaler is None
             else self.model.scaler.standardizer().to_dict(),
+            "structure": structure_of(self.model),
+            "kl_weights": self.kl_weights,
         }
-        tensors, epochs = self.state.tensors(), self.history.epochs
+        partial, epochs = self.partial, self.history.epochs
+        tensors = self.state.tensors(midway=partial is not None)
+        if partial is not None:
+            metadata["partial"] = {
+                "steps": partial.steps,
+                "totals": partial.totals,
+                "pending": partial.pending,
+            }
+            # each process has generators of its own
+            rank = "".join(f".{counter}" for counter in self.ranks.counters)
+            tensors["generators"] = {f"{n}{rank}": t for n, t in partial.generators.items()}
         if self.journal is None:
             self.last_checkpoint = self.ranks.save(self.run_dir, epochs, tensors, metadata)
             return
         self.model.posterior.tables.sync()
         token = f"{secrets.token_hex(8)}-{epochs}"
         metadata["journal"] = {"token": token, "previous": self.journal.token}
+        self.journal.pending = token
         self.last_checkpoint = save_checkpoint(self.run_dir, epochs, tensors, metadata)
         self.journal.begin(token)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        metadata = checkpoint.metadata
+        for epoch, (stored, own) in enumerate(
+            zip(metadata.get("kl_weights", []), self.kl_weights, strict=False)
+        ):
+            if stored != own:
+                raise ValueError(
+                    f"kl_weight: expected {stored} in epoch {epoch} as in {checkpoint.path}, got {own}"
+                )
         self.state.restore(checkpoint)
+        if "partial" in metadata:
+            rank = "".join(f".{counter}" for counter in self.ranks.counters)
+            held = checkpoint.tensors["generators"]
+            names = ("cpu", "cuda")
+            generators = {name: held[name + rank] for name in names if name + rank in held}
+            self.partial = Partial(**metadata["partial"], generators=generators)
         self.history = History(checkpoint.metadata["history"])
         self.stopped = checkpoint.metadata["stopped"]
         self.last_checkpoint = checkpoint.path

@@ -45,13 +45,13 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from ..files import StrPath
 from .checkpoints import (
     DTYPES,
     SHARDED,
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
-    StrPath,
     begin_checkpoint,
     check_numbers,
     checkpoints,
@@ -66,6 +66,8 @@ from .checkpoints import (
     write_tensors,
 )
 
+# entries of an optimiser's state that have one for each row
+_OF_ROWS = ("exp_avg", "exp_avg_sq", "row_step")
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -94,7 +96,8 @@ class RowShard(NamedTuple):
 
 def is_row_table(name: str) -> bool:
     """Whether a tensor of a checkpoint has one entry for each row: values, moments, steps of rows."""
-    return name == "posterior.rows" or (name.startswith("rows.") and not name.endswith(".step"))
+    kind, _, entry = name.partition(".")[0], *name.rpartition(".")[1:]
+    return name == "posterior.rows" or (kind in ("rows", "raw") and entry in _OF_ROWS)
 
 
 def save_sharded(

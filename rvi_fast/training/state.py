@@ -14,6 +14,7 @@ from ..posterior import RelayPosterior
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal
 from .step import NoRows
+from .structure import difference, structure_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,13 @@ class State:
     journal: Journal | None
     lagging: bool
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """As a checkpoint holds them."""
-        if self.lagging:
+    def tensors(self, *, midway: bool = False) -> dict[str, dict[str, Tensor]]:
+        """As a checkpoint holds them.
+
+        Args:
+            midway: within an epoch, where to bring rows up to date would change what follows.
+        """
+        if (self.lagging or midway) and isinstance(self.rows, RowAdam):
             values, rows = self._lagging()
         else:
             values, rows = self.model.state_dict(), _flatten("rows", self.rows.state_dict())
@@ -54,10 +59,17 @@ class State:
         ]
         if wrong:  # before anything of the model is changed
             raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
+        # older checkpoints do not say what the model is made of
+        structure = checkpoint.metadata.get("structure")
+        other = None if structure is None else difference(structure, structure_of(self.model))
+        if other is not None:
+            raise CheckpointError(checkpoint.path, f"does not fit the model: {other}")
         try:
             state = checkpoint.tensors["optimizer"]
             # the optimisers look at everything before they change anything
-            lagging = self.rows if self.lagging and isinstance(self.rows, RowAdam) else None
+            lagging: RowAdam | None = None
+            if isinstance(self.rows, RowAdam) and lags(checkpoint):
+                lagging = self.rows
             if lagging is None:
                 self.rows.load_state_dict(_unflatten("rows", state, self.rows))
             else:
@@ -82,6 +94,11 @@ class State:
         else:
             del values["posterior.rows"]
         return values, {f"raw.0.{name}": tensor for name, tensor in rows.items()}
+
+
+def lags(checkpoint: Checkpoint) -> bool:
+    """Whether it holds rows that are not up to date, and what brings them there."""
+    return any(name.startswith("raw.") for name in checkpoint.tensors["optimizer"])
 
 
 def name_of(dtype: torch.dtype) -> str:

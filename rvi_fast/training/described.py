@@ -1,0 +1,69 @@
+"""A model from its description in a file, compared with the tensors there before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import LatentModel, build
+from .checkpoints import CheckpointError
+
+_REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError)
+
+
+def build_described(
+    path: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> LatentModel:
+    """`models.build`, if the description is that of these tensors.
+
+    Args:
+        path: of the file, for errors.
+        config: `LatentModel.config` from it.
+        tensors: the model's from it; without the rows where the config names a directory as storage.
+
+    Raises:
+        CheckpointError: the description is none, or of other sizes; nothing has been allocated.
+    """
+    storage: str | None = config.get("storage")
+    mapped = storage is not None and storage != "host"
+    try:
+        sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+        if mapped:
+            sizes["posterior.rows"] = (Path(str(storage)) / "rows.bin").stat().st_size
+        # no size of a model exceeds the number of its entries; an encoder's N is that of no tensor
+        most = sum(sizes.values())
+        for name, number in _numbers(config):
+            if number > most and not (name == "num_data" and config.get("builder") == "vae"):
+                raise ValueError(f"{name} is {number}, the file has {most} entries in all")
+        with torch.device("meta"):
+            described = build({n: value for n, value in config.items() if n != "storage"})
+        for name, parameter in described.named_parameters():
+            if name == "posterior.rows" and mapped:
+                held = sizes[name] // tensors["posterior.relays"].element_size()
+                if held != parameter.numel():
+                    raise ValueError(f"{storage} holds {held} numbers, not {list(parameter.shape)}")
+            elif name not in tensors or tensors[name].shape != parameter.shape:
+                found = list(tensors[name].shape) if name in tensors else "nothing"
+                raise ValueError(f"{name}: expected {list(parameter.shape)}, got {found}")
+    except OSError as error:
+        raise CheckpointError(path, f"has its tables in {storage}: {error}") from error
+    except _REFUSALS as error:
+        raise CheckpointError(path, f"does not fit its own description: {error}") from error
+    # all that is drawn here is read from the file next
+    return build(config, generator=torch.Generator(torch.get_default_device()))
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    match value:
+        case dict():
+            for key, item in value.items():
+                yield from _numbers(item, str(key))
+        case list():
+            for item in value:
+                yield from _numbers(item, name)
+        case int() if not isinstance(value, bool):
+            yield name, value
