@@ -127,6 +127,12 @@ def test_every_count_is_kept():
             both_directions(layout, *make(layout, 20, 20, torch.float32))
 
 
+@pytest.mark.parametrize("batch", [31, 32, 33, 63, 64, 65, 97])
+def test_blocks_of_any_length_give_the_relays_all_their_gradient(batch):
+    layout = RowLayout.resolve(3, (5,), 0.5)
+    both_directions(layout, *make(layout, 40, batch, torch.float64))
+
+
 def test_int32_index_and_given_noise():
     layout = RowLayout.resolve(7, (5, 9))
     rows, relays, index, seed = make(layout, 9, 12, torch.float32)
@@ -228,6 +234,18 @@ def test_an_extreme_log_std_is_clamped():
     assert kl.isfinite().all()
 
 
+@pytest.mark.parametrize("latent_dim", [3, 16, 21])
+def test_an_infinite_coefficient_gives_an_infinite_divergence(latent_dim):
+    layout = RowLayout.resolve(latent_dim, (2,), 1)
+    rows, relays, _, seed = make(layout, 1, 1, torch.float32)
+    rows[0, 0] = torch.inf
+    fixed = (rows, relays, torch.tensor([0]), seed, None, [2], [1], "linear", 1)
+    for namespace in (cpp, reference):
+        _, kl, _, mean = namespace.relay_sample_fwd(*fixed)
+        assert kl.tolist() == [torch.inf]
+        assert mean.isinf().all()
+
+
 def test_an_index_out_of_range_is_refused():
     layout = RowLayout.resolve(4, (3,))
     rows, relays, _, _ = make(layout, 5, 1, torch.float32)
@@ -280,6 +298,16 @@ def test_noise_equals_the_reference(dtype):
         expected = reference.normal_noise(seed, index, 3, 130, dtype)
         yardstick = (expected.double() - truth).abs().max()
         assert (z.double() - truth).abs().max() <= 2 * yardstick + 1e-14
+
+
+def test_noise_of_row_numbers_beyond_32_bits_equals_the_reference():
+    layout, seed = RowLayout.resolve(9, ()), torch.tensor([5])
+    keys = torch.tensor([3, 2**32 + 3, 2**40, 2**62 + 1])
+    rows, index = torch.zeros(1, layout.width, dtype=torch.float64), torch.zeros_like(keys)
+    # log std is 0: z is the noise
+    fixed = (rows, rows.new_empty(0, 9), index, seed, None, [], [], "linear", 2)
+    z, *_ = cpp.relay_sample_fwd(*fixed, keys)
+    torch.testing.assert_close(z, reference.normal_noise(seed, keys, 2, 9, torch.float64))
 
 
 def test_noise_is_standard_normal():
@@ -344,6 +372,14 @@ def test_likelihood_of_many_rows():
     for scale in scales(5000, 9, torch.float32):
         inputs = (grad, x, mean, scale, None, True, True)
         assert_as_good_as_reference("gaussian_log_likelihood_bwd", inputs, 1e-6)
+
+
+def test_no_row_is_lost_where_a_piece_is_no_whole_number_of_partial_sums():
+    x, grad = torch.zeros(33_000, 2, dtype=torch.float64), torch.ones(1, 33_000)
+    # every row counts u^2 - 1 = 3
+    arguments = (grad, x, x[None] + 2.0, torch.ones(2, dtype=torch.float64), None)
+    _, grad_scale = cpp.gaussian_log_likelihood_bwd(*arguments, True, True)
+    assert grad_scale.tolist() == [99_000.0] * 2
 
 
 def test_likelihood_takes_non_contiguous_inputs():

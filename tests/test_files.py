@@ -208,6 +208,21 @@ def test_a_block_of_a_journal_has_its_name_on_disk_before_it_counts_as_kept(tmp_
     assert not journal._kept.any()
 
 
+def test_a_new_journal_has_its_name_on_disk_before_the_one_before_goes(tmp_path, monkeypatch):
+    journal, synced = Journal(tmp_path, {"rows": torch.zeros(4, 2)}, 2), []
+    journal.begin("0-start")
+    sync = os.fsync
+
+    def look(descriptor):
+        assert stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append(sorted(os.listdir(tmp_path)))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    journal.begin("1-later")
+    assert synced == [["undo-0-start", "undo-1-later"]]
+
+
 @pytest.mark.parametrize(("length", "refused"), [(10_000, False), (10_001, True)])
 def test_the_header_of_an_npy_file_has_a_bound(tmp_path, length, refused):
     text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }"

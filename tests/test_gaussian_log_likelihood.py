@@ -46,6 +46,16 @@ def test_hand_written_backward_equals_autograd(scale, masked):
         assert_close(gradients(got, *inputs), gradients(expected, *inputs))
 
 
+@pytest.mark.parametrize("scale", SHAPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_backward_of_the_reference_alone_equals_autograd(scale, masked):
+    x, mean, spread, mask = arguments(scale, masked)
+    log_prob = reference.gaussian_log_likelihood(x, mean, spread, mask)
+    (grad,) = cotangents([log_prob])
+    got = reference.gaussian_log_likelihood_bwd(grad, x, mean, spread, mask, True, True)
+    assert_close(got, torch.autograd.grad(log_prob, (mean, spread), grad))
+
+
 def test_value_equals_torch_distributions():
     x, mean, scale, mask = arguments(masked=True)
     entries = torch.distributions.Normal(mean, scale).log_prob(x)

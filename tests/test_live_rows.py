@@ -11,7 +11,7 @@ from torch.optim import Adam, SparseAdam
 from torch.optim.swa_utils import AveragedModel
 
 from rvi_fast import RelayPosterior, optim
-from rvi_fast.optim import MODES, RowAdam, row_adam
+from rvi_fast.optim import MODES, RowAdam, row_adam, row_state
 from rvi_fast.testing import training_step
 
 NUM_DATA = 40
@@ -128,6 +128,19 @@ def test_a_learning_rate_on_a_device_is_reported_when_all_rows_are_read(monkeypa
     with pytest.raises(ValueError, match=r"lr: expected .* taken with lr = 0"):
         posterior.mean()
     assert posterior.mean().isfinite().all()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("lr", [0.0, -1e-9, 1.5, 2.0, 2.5, math.inf, math.nan])
+def test_a_learning_rate_on_a_device_has_the_bounds_of_one_that_is_read(lr, weight_decay):
+    try:
+        row_state.check_lr(lr, weight_decay)
+    except ValueError:
+        read = True
+    else:
+        read = False
+    assert bool(row_state.refused(torch.tensor(lr), weight_decay)) == read
+    assert read == (not 0 <= lr < (2.0 if weight_decay else math.inf))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_a_reconstruction_is_not_read_where_nothing_is_scored():
 @pytest.mark.parametrize("make", [np.asarray, as_tensor])
 def test_bytes_are_pixels(make):
     pixels = make(np.array([[0, 255], [51, 102]], np.uint8))
-    assert elastic(pixels, make(np.array([[0, 1], [0.2, 0.4]]))) == pytest.approx(0, abs=1e-15)
+    shares = make(np.array([[0, 1], [0.2, 0.4]]))
+    assert elastic(pixels, shares) == pytest.approx(0, abs=1e-15)
+    assert elastic(shares, pixels) == pytest.approx(0, abs=1e-15)
     assert elastic(pixels, np.zeros((2, 2))) == pytest.approx((2 + 0.24 + 0.56) / 4)
 
 

@@ -197,6 +197,19 @@ def test_moments_never_become_denormal(gap):
         assert bool(moment[inputs["index"]].any()) == (gap < 860)
 
 
+def test_both_moments_of_a_resting_row_fall_from_the_least_number_to_zero():
+    contract, case = testing.RowAdamContract(), testing.RowAdamCase(63, 63, 7)
+    inputs = contract.inputs("row_adam_catch_up", case, torch.float32)
+    inputs["clock"][0] += 10
+    inputs["history"] = inputs["history"].new_zeros(30, inputs["history"].shape[1])
+    for name in ("exp_avg", "exp_avg_sq"):
+        inputs[name].fill_(torch.finfo(torch.float32).tiny)
+    for implementation in testing.installed():
+        written = contract.call(implementation, "row_adam_catch_up", inputs)
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert not written[name][inputs["index"]].any(), name
+
+
 @pytest.mark.parametrize("function", testing.RowAdamContract.functions)
 def test_registration_passes_opcheck(function):
     contract = testing.RowAdamContract()

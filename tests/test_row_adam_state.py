@@ -227,6 +227,32 @@ def test_lazy_takes_the_state_of_sparse_adam_and_goes_on_like_it():
     torch.testing.assert_close(posterior.rows, peer.rows)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_options_of_a_state_dict_hold_from_the_next_step_on(mode):
+    posterior, optimizer = trained(mode)
+    optimizer.param_groups[0].update(betas=(0.5, 0.9), eps=1e-3)
+    training_step(posterior, optimizer, 7)
+    twin = copy.deepcopy(posterior)
+    resumed = RowAdam(twin, mode=mode)
+    resumed.load_state_dict(optimizer.state_dict())
+    for step in range(8, 12):
+        training_step(posterior, optimizer, step)
+        training_step(twin, resumed, step)
+    assert torch.equal(posterior.rows, twin.rows)
+
+
+def test_raw_state_goes_into_an_optimiser_that_has_come_further():
+    """What it has missed since is forgotten, to the last bit."""
+    (posterior, optimizer), (other, further) = trained(), trained(steps=12)
+    for name, table in further.raw_tables().items():
+        table.copy_(optimizer.raw_tables()[name])
+    further.load_raw_state({name: t.clone() for name, t in optimizer.raw_state().items()})
+    for step in range(7, 10):
+        training_step(posterior, optimizer, step)
+        training_step(other, further, step)
+    assert torch.equal(posterior.rows, other.rows)
+
+
 def test_hooks_of_state_dicts_are_called_as_torch_calls_them():
     _, optimizer = trained()
     called = []

@@ -17,6 +17,7 @@ import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, models, storage
 from rvi_fast.optim import RowAdam
 from rvi_fast.training import CheckpointError, RunDirectoryInUse, journal
+from rvi_fast.training import run as training_run
 from rvi_fast.training.blocks import EpochOrder
 
 N, D, BLOCK = 61, 4, 7
@@ -314,6 +315,27 @@ def test_a_model_broken_off_by_an_exception_is_taken_back(tmp_path):
         run(model, run_dir=tmp_path / "run", callbacks=[stop], checkpoint_every=1000)
     history = run(model, run_dir=tmp_path / "run", resume=True)
     assert_same(model, history, expected, run(expected))
+
+
+def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monkeypatch):
+    events, call, write = [], storage._call, storage.write_text
+    save = training_run.save_checkpoint
+
+    def look(name, *arguments):
+        events.extend([name] * (name == "msync"))
+        return call(name, *arguments)
+
+    monkeypatch.setattr(storage, "_call", look)
+    monkeypatch.setattr(storage, "write_text", lambda *a: (events.append("json"), write(*a)))
+    monkeypatch.setattr(
+        training_run, "save_checkpoint", lambda *a: (events.append("save"), save(*a))[1]
+    )
+    model = make(tmp_path / "tables")
+    assert events == ["msync", "json"]
+    events.clear()
+    run(model, epochs=2, run_dir=tmp_path / "run", checkpoint_every=0)
+    # rows, two moments and steps, before the first epoch and after each
+    assert events == [*["msync"] * 4, "save"] * 3
 
 
 @pytest.mark.parametrize("call", [0, 1, 5, 30])

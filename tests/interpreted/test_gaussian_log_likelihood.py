@@ -45,3 +45,12 @@ def test_partial_sums_cover_more_rows_than_there_are_partials(monkeypatch):
     for case in contract.cases:
         inputs = contract.inputs("gaussian_log_likelihood_bwd", case, torch.float32)
         contract.check(TestContract.implementations[0], "gaussian_log_likelihood_bwd", inputs)
+
+
+@pytest.mark.parametrize("case", TestContract.cases, ids=str)
+def test_nothing_outside_the_tensors_is_read_or_written(case, watched_memory):
+    contract = testing.GaussianLogLikelihoodContract()
+    inputs = contract.inputs("gaussian_log_likelihood_bwd", case, torch.float32)
+    watched_memory += [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+    for function in contract.functions:
+        getattr(kernels, function)(*[inputs[name] for name in testing._arguments(function)])

@@ -1,9 +1,7 @@
 import math
 
-import numpy as np
 import pytest
 import torch
-from triton.runtime.interpreter import InterpreterBuilder
 
 from rvi_fast import RowLayout, kernels, reference, testing
 from rvi_fast.kernels._common import row_error
@@ -86,38 +84,6 @@ def test_special_numbers_are_selected_as_defined(form):
             for left, right in zip(got, expected, strict=True):
                 assert torch.equal(left.isnan(), right.isnan())
                 torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5, equal_nan=True)
-
-
-@pytest.fixture
-def watched_memory(monkeypatch):
-    """Every address that a kernel reads or writes must lie in one of the tensors in this list."""
-    tensors = [row_error(torch.device("cpu"))]
-    plain = torch.Tensor.new_empty
-
-    def new_empty(self, *shape, **options):
-        tensors.append(plain(self, *shape, **options))
-        return tensors[-1]
-
-    def watch(name, mask_position):
-        method = getattr(InterpreterBuilder, name)
-
-        def watched(self, pointers, *arguments):
-            mask = arguments[mask_position].data
-            addresses = pointers.data[np.broadcast_to(mask, pointers.data.shape)]
-            size = pointers.get_element_ty().primitive_bitwidth // 8
-            inside = np.zeros(addresses.shape, bool)
-            for tensor in tensors:
-                start, length = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-                inside |= (addresses >= start) & (addresses + size <= start + length)
-            assert inside.all(), f"{name} outside all tensors"
-            return method(self, pointers, *arguments)
-
-        monkeypatch.setattr(InterpreterBuilder, name, watched)
-
-    watch("create_masked_load", 0)
-    watch("create_masked_store", 1)
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    return tensors
 
 
 @pytest.mark.parametrize(

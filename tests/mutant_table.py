@@ -1,0 +1,493 @@
+"""Faults for `mutants.py`, each with the test that catches it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A text that stands once in a file, what takes its place, and the test that has to fail then."""
+
+    path: str
+    fault: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    # reference
+    Mutant(
+        "rvi_fast/reference.py",
+        "NaN ranks below every number in the selection",
+        "torch.sort(coefficients.abs(), dim=-1",
+        "torch.sort(coefficients.abs().nan_to_num(0.0), dim=-1",
+        "tests/test_relay_sample.py::test_selection_equals_the_definition",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "noise forgets the upper half of a row number",
+        "(quad, sample, row & _MASK32, (row >> 32) & _MASK32)",
+        "(quad, sample, row & _MASK32, row * 0)",
+        "tests/test_noise.py::test_distant_rows_and_seeds_have_noise_of_their_own",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "gradient of the scale counts missing entries",
+        "torch.where(observed, (scaled.square() - 1.0) * inverse, 0.0)",
+        "((scaled.square() - 1.0) * inverse)",
+        "tests/test_gaussian_log_likelihood.py::test_backward_of_the_reference_alone_equals_autograd",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "second moments of resting rows may become denormal",
+        "_flushed(square * column(beta2**missed), exp_avg.dtype),",
+        "square * column(beta2**missed),",
+        "tests/test_row_adam.py::test_both_moments_of_a_resting_row_fall_from_the_least_number_to_zero",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "a row that is ahead of the clock is not refused",
+        "wrong = (last < start) | (last > now)",
+        "wrong = last < start",
+        "tests/test_op_checks.py::test_steps_outside_the_history_are_refused_before_anything_is_written",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "backward pass lets gradients through above the clamp of log std",
+        "inside = (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)",
+        "inside = log_std >= -LOG_STD_LIMIT",
+        "tests/test_relay_sample.py::test_the_clamp_of_the_reference_passes_no_gradient_beyond_its_limits",
+    ),
+    Mutant(
+        "rvi_fast/reference.py",
+        "both bfloat16 moments are rounded with the same bits",
+        "square = to_bfloat16(square, words & 0xFFFF)",
+        "square = to_bfloat16(square, words >> 16)",
+        "tests/test_moments.py::test_the_two_moments_are_rounded_by_different_bits",
+    ),
+    # C++
+    Mutant(
+        "csrc/select.h",
+        "a last single tie is not taken",
+        "if (ties > 0) {",
+        "if (ties > 1) {",
+        "tests/test_cpp.py::test_ties_go_to_the_lowest_index",
+    ),
+    Mutant(
+        "csrc/gaussian_log_likelihood.h",
+        "a mask of bits, and of bits alone, is inverted",
+        "lanes_of<F>(load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
+        "lanes_of<F>(~load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
+        "tests/test_gaussian_log_likelihood.py::test_bits_of_a_mask_mean_the_same_as_the_mask",
+    ),
+    Mutant(
+        "csrc/gaussian_log_likelihood.h",
+        "sums of the last rows of every piece but the last are lost",
+        "b + 1 == end)) {",
+        "b + 1 == call.batch)) {",
+        "tests/test_cpp.py::test_no_row_is_lost_where_a_piece_is_no_whole_number_of_partial_sums",
+    ),
+    Mutant(
+        "csrc/relay_sample.h",
+        "row 33 of a block of 33 gives the relays no gradient",
+        "if (count > 32) transpose_bits",
+        "if (count > 33) transpose_bits",
+        "tests/test_cpp.py::test_blocks_of_any_length_give_the_relays_all_their_gradient",
+    ),
+    Mutant(
+        "csrc/relay_sample.h",
+        "lanes of padding in the mean are not set back after an infinite weight",
+        "mean[i * stride + t] = 0;",
+        "mean[i * stride + t] += 0;",
+        "tests/test_cpp.py",
+    ),
+    Mutant(
+        "csrc/row_adam.h",
+        "powers of beta stay those of the first optimiser of a thread",
+        "if (base == new_base) return;",
+        "if (base > 0.0) return;",
+        "tests/test_cpp.py::test_row_adam_equals_the_reference",
+    ),
+    Mutant(
+        "csrc/adam_step.h",
+        "first moments of shared parameters may become denormal",
+        "flushed<F>(moment + (grad - moment) * rest1)",
+        "(moment + (grad - moment) * rest1)",
+        "tests/test_adam_step.py::test_moments_never_become_denormal",
+    ),
+    Mutant(
+        "csrc/philox.h",
+        "noise forgets the upper half of a row number",
+        "streams[s].word[3] = (row >> 32) - Uint64Vec{};",
+        "streams[s].word[3] = Uint64Vec{};",
+        "tests/test_cpp.py::test_noise_of_row_numbers_beyond_32_bits_equals_the_reference",
+    ),
+    Mutant(
+        "csrc/linear_gaussian_log_likelihood.h",
+        "gradient of a scale per entry is that of the last sample alone",
+        "sample ? load_up_to(grad_scale + entry, left) : Vec<F>{}",
+        "Vec<F>{}",
+        "tests/test_linear_gaussian_log_likelihood.py::test_value_and_gradients_equal_those_of_the_two_parts",
+    ),
+    # Triton
+    Mutant(
+        "kernels/row_adam.py",
+        "in mode row the visits of a row are not counted",
+        'if SEMANTICS != "lazy":\n            tl.store(row_step_ptr',
+        'if SEMANTICS == "dense":\n            tl.store(row_step_ptr',
+        "tests/interpreted/test_row_adam.py::TestContract::test_results_equal_the_reference",
+    ),
+    Mutant(
+        "kernels/gaussian_log_likelihood.py",
+        "rows of packed bits begin a word too early where D is no multiple of 32",
+        "rows * ((num_features + 31) // 32) + columns // 32",
+        "rows * (num_features // 32) + columns // 32",
+        "tests/interpreted/test_gaussian_log_likelihood.py::TestContract::test_results_equal_the_reference",
+    ),
+    Mutant(
+        "kernels/gaussian_log_likelihood.py",
+        "the last tile writes one row too many",
+        "tl.store(log_prob_ptr + sample_row, total, mask=row < batch)",
+        "tl.store(log_prob_ptr + sample_row, total, mask=row <= batch)",
+        "tests/interpreted/test_gaussian_log_likelihood.py::test_nothing_outside_the_tensors_is_read_or_written",
+    ),
+    Mutant(
+        "kernels/relay_sample_bwd.py",
+        "backward pass lets gradients through above the clamp of log std",
+        "(log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)",
+        "(log_std >= -LOG_STD_LIMIT)",
+        "tests/interpreted/test_relay_sample.py::test_extreme_log_std_is_clamped_and_nan_stays",
+    ),
+    Mutant(
+        "kernels/_common.py",
+        "of ties one too many is kept",
+        "count >= KEPT, middle, end)",
+        "count > KEPT, middle, end)",
+        "tests/interpreted/test_relay_sample.py::test_special_numbers_are_selected_as_defined",
+    ),
+    Mutant(
+        "kernels/relay_sample.py",
+        "words of bits are addressed in 32 bits",
+        "word = tl.load(bits + position.to(tl.int64) * WORDS",
+        "word = tl.load(bits + position * WORDS",
+        "tests/test_kernel_budget.py::test_addresses_of_every_kernel_are_64_bit",
+    ),
+    # ops
+    Mutant(
+        "rvi_fast/ops.py",
+        "a row that stands twice in a batch gets one of its dense gradients",
+        "return table.index_add(0, index, grad_batch)",
+        "return table.index_copy(0, index.to(torch.int64), grad_batch)",
+        "tests/test_relay_sample.py::test_sparse_gradient_equals_the_dense_one tests/test_posterior.py",
+    ),
+    Mutant(
+        "rvi_fast/ops.py",
+        "the gradient of x is that of the first sample",
+        "grad_x = -grad_mean.sum(0).to(x.dtype)\n        grad_hidden",
+        "grad_x = -grad_mean[0].to(x.dtype)\n        grad_hidden",
+        "tests/test_linear_gaussian_log_likelihood.py::test_value_and_gradients_equal_those_of_the_two_parts",
+    ),
+    Mutant(
+        "rvi_fast/_op_checks.py",
+        "bits of a mask may be one word short",
+        "(batch, -(-num_features // BITS_PER_WORD))",
+        "(batch, num_features // BITS_PER_WORD)",
+        "tests/test_op_checks.py::test_wrong_arguments_are_refused_or_give_what_the_reference_gives",
+    ),
+    # posterior
+    Mutant(
+        "rvi_fast/posterior.py",
+        "rows of a shard draw the noise of the first rows of the table",
+        "return index.to(torch.int64) + self.first_row if self.first_row else None",
+        "return None",
+        "tests/test_posterior.py::test_rows_of_a_part_draw_the_noise_of_the_whole",
+    ),
+    Mutant(
+        "rvi_fast/posterior.py",
+        "std is not clamped as the samples are",
+        "return log_std.clamp(-limit, limit).exp()",
+        "return log_std.clamp(max=limit).exp()",
+        "tests/test_posterior.py",
+    ),
+    # optim
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "a batch of one row is not caught up",
+        'elif self.mode == "dense":\n            self._catch_up(index)',
+        'elif self.mode == "dense" and len(index) > 1:\n            self._catch_up(index)',
+        "tests/test_catch_up.py::test_rows_read_one_at_a_time_are_those_read_together",
+    ),
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "rows are not flushed when betas change",
+        "self.flush()\n            self._applied = options[:3]",
+        "self._applied = options[:3]",
+        "tests/test_live_rows.py::test_rows_are_flushed_with_the_betas_that_they_missed_steps_under",
+    ),
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "with a dense gradient a row of the batch rests where its gradient is zero",
+        "touched[part.to(grad.device)] = True",
+        "pass",
+        "tests/test_live_rows.py::test_a_row_of_the_batch_is_stepped_though_its_gradient_is_zero",
+    ),
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "options in a state_dict are loaded and not applied",
+        "self._checked = self._options()\n        self._applied = self._checked[:3]\n        self._num_steps = loaded",
+        "self._checked = self._options()\n        self._num_steps = loaded",
+        "tests/test_row_adam_state.py::test_options_of_a_state_dict_hold_from_the_next_step_on",
+    ),
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "what a history is loaded into keeps its own later entries",
+        "self._history.zero_()\n        self._history[: len(state",
+        "self._history[: len(state",
+        "tests/test_row_adam_state.py::test_raw_state_goes_into_an_optimiser_that_has_come_further",
+    ),
+    Mutant(
+        "rvi_fast/optim/row_state.py",
+        "a learning rate on a device may be as large as 1 / weight_decay",
+        "(lr < bound)",
+        "(lr <= bound)",
+        "tests/test_live_rows.py::test_a_learning_rate_on_a_device_has_the_bounds_of_one_that_is_read",
+    ),
+    # likelihood, models, scaling
+    Mutant(
+        "rvi_fast/likelihood.py",
+        "draws have the variance for a standard deviation",
+        "return outputs + self.scale * noise",
+        "return outputs + self.scale**2 * noise",
+        "tests/test_impute.py::test_draws_have_the_moments_of_the_posterior_predictive",
+    ),
+    Mutant(
+        "rvi_fast/scaler.py",
+        "a constant feature counts towards the density's volume",
+        "torch.where(std == 0, 0.0, std.log())",
+        "torch.where(std == 0, -1.0, std.log())",
+        "tests/test_standardize.py::test_log_prob_is_a_density_in_the_units_of_the_data",
+    ),
+    Mutant(
+        "rvi_fast/models.py",
+        "data are standardised once more where the step has done it",
+        'own = self.scaler is None or getattr(_OWN, "model", None) is self',
+        "own = self.scaler is None",
+        "tests/test_standardize.py::test_what_is_given_in_the_units_of_the_model_is_converted_once",
+    ),
+    Mutant(
+        "rvi_fast/data/scaling.py",
+        "moments of parts forget how far their means are apart",
+        "+ apart**2 * (self.count * share)",
+        "",
+        "tests/test_scaling.py::test_moments_of_parts_add_up_to_those_of_the_whole",
+    ),
+    # drawing
+    Mutant(
+        "rvi_fast/drawing.py",
+        "a stream is begun anew on devices not drawn on yet alone",
+        "generator.manual_seed(seed)",
+        "pass",
+        "tests/test_drawing.py::test_reseeded_drawing_begins_again",
+    ),
+    # training
+    Mutant(
+        "rvi_fast/training/step.py",
+        "a short last batch weighs its rows more",
+        "-1.0 / full_size)",
+        "-1.0 / len(index))",
+        "tests/test_fit.py::test_fit_is_adam_on_the_whole_table",
+    ),
+    Mutant(
+        "rvi_fast/training/run.py",
+        "generators of an interrupted epoch are not restored",
+        "self.drawing.restore(partial.generators)",
+        "pass",
+        "tests/test_interrupts.py::test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece",
+    ),
+    Mutant(
+        "rvi_fast/training/run.py",
+        "that a callback has stopped a run is not restored",
+        'self.stopped = checkpoint.metadata["stopped"]',
+        "self.stopped = False",
+        "tests/test_fit.py::test_early_stopping_outlives_a_resume_and_fewer_epochs_take_nothing_back",
+    ),
+    Mutant(
+        "rvi_fast/training/run.py",
+        "a checkpoint does not wait for the tables in files",
+        "self.model.posterior.tables.sync()",
+        "",
+        "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
+    ),
+    Mutant(
+        "rvi_fast/training/infer.py",
+        "at exactly three quarters of the steps a mean is decoded",
+        "4 * step >= 3 * steps",
+        "4 * step > 3 * steps",
+        "tests/test_files.py::test_three_quarters_of_the_steps_of_infer_decode_the_mean",
+    ),
+    Mutant(
+        "rvi_fast/training/impute.py",
+        "z and the noise around it are drawn with one seed",
+        "stream(seed, _AROUND)",
+        "stream(seed, NOISE)",
+        "tests/test_impute.py::test_draws_have_the_moments_of_the_posterior_predictive",
+    ),
+    Mutant(
+        "rvi_fast/training/held_out.py",
+        "the likelihood's scale comes back from a factor rounded",
+        "    finally:\n        with torch.no_grad():\n            log_scale.copy_(kept)",
+        "    finally:\n        with torch.no_grad():\n            log_scale -= math.log(factor)",
+        "tests/test_infer.py::test_a_scale_factor_is_the_same_model_with_a_larger_scale",
+    ),
+    Mutant(
+        "rvi_fast/training/fingerprint.py",
+        "the number of a row does not count in the parts of a table",
+        "torch.arange(first_row + 1, first_row + 1 + len(words)",
+        "torch.arange(1, 1 + len(words)",
+        "tests/test_fingerprint.py::test_parts_add_up_and_pieces_do_not_show",
+    ),
+    Mutant(
+        "rvi_fast/training/inputs.py",
+        "entries beyond the mask of a masked array are data where they are NaN",
+        "observed[part] &= ~np.isnan(values[part])",
+        "pass",
+        "tests/test_standardize.py",
+    ),
+    Mutant(
+        "rvi_fast/training/sources.py",
+        "infinity under the mask is refused",
+        "~torch.isfinite(values) & mask",
+        "~torch.isfinite(values)",
+        "tests/test_sources.py tests/test_inputs.py",
+    ),
+    Mutant(
+        "rvi_fast/training/shared_adam.py",
+        "a parameter without a gradient keeps the gradient of the step before",
+        "own.zero_()",
+        "pass",
+        "tests/test_shared_adam.py",
+    ),
+    # files
+    Mutant(
+        "rvi_fast/training/journal.py",
+        "the directory of a new journal is not on disk when the tables may be written to",
+        "sync_directory(self.directory)",
+        "",
+        "tests/test_files.py::test_a_new_journal_has_its_name_on_disk_before_the_one_before_goes",
+    ),
+    Mutant(
+        "rvi_fast/training/journal.py",
+        "after a checkpoint blocks count as kept that have not been kept since",
+        "        self._kept.zero_()\n",
+        "",
+        "tests/test_storage.py",
+    ),
+    Mutant(
+        "rvi_fast/files.py",
+        "a saved table is not on disk under its name",
+        "    sync_directory(path.parent)\n\n\ndef write_bytes",
+        "\n\ndef write_bytes",
+        "tests/test_files.py::test_a_saved_table_has_its_name_on_disk_when_the_call_returns",
+    ),
+    Mutant(
+        "rvi_fast/training/checkpoints.py",
+        "the name of a checkpoint is not on disk when older ones go",
+        "    sync_directory(folder)\n    sync_directory(folder.parent)\n",
+        "    sync_directory(folder.parent)\n",
+        "tests/test_checkpoints.py::test_a_disk_that_fills_at_any_sync_leaves_a_whole_checkpoint",
+    ),
+    Mutant(
+        "rvi_fast/training/directory.py",
+        "a forked child keeps the lock of its parent",
+        "_held.add(file)",
+        "pass",
+        "tests/test_checkpoints.py::test_a_forked_child_neither_keeps_nor_frees_the_run_directory",
+    ),
+    Mutant(
+        "rvi_fast/storage.py",
+        "tables are called finished before they are on disk",
+        "        self.sync()\n        drawn = {}",
+        "        drawn = {}",
+        "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
+    ),
+    # data
+    Mutant(
+        "rvi_fast/data/formats/csv.py",
+        "a whole number just above 2^53 is rounded on the way to another format",
+        ">= 2**53",
+        "> 2**53",
+        "tests/test_tables.py",
+    ),
+    Mutant(
+        "rvi_fast/data/formats/parquet.py",
+        "what is filled into a column of whole numbers may be less than its type holds",
+        "min(max(round(float(v)), low), high)",
+        "min(round(float(v)), high)",
+        "tests/test_tables.py",
+    ),
+    Mutant(
+        "rvi_fast/data/formats/npy.py",
+        "an npy header of the greatest length is refused",
+        "length > _MOST_NPY_HEADER",
+        "length >= _MOST_NPY_HEADER",
+        "tests/test_files.py::test_the_header_of_an_npy_file_has_a_bound",
+    ),
+    Mutant(
+        "rvi_fast/data/formats/idx.py",
+        "an IDX file of another type is read as bytes",
+        'magic[:3] != b"\\0\\0\\x08"',
+        'magic[:2] != b"\\0\\0"',
+        "tests/test_readers.py",
+    ),
+    Mutant(
+        "rvi_fast/data/metrics.py",
+        "a reconstruction in bytes is not scaled",
+        "error = (target - _float64(reconstruction[rows], device))",
+        "error = (target - _tensor(reconstruction[rows], np.float64).to(device, torch.float64))",
+        "tests/test_metrics.py::test_bytes_are_pixels",
+    ),
+    Mutant(
+        "rvi_fast/data/transforms.py",
+        "equal values get the highest of the ranks they share",
+        "(np.cumsum(counts) - counts / 2) / len(values)",
+        "(np.cumsum(counts) - 1 / 2) / len(values)",
+        "tests/test_transforms.py",
+    ),
+    Mutant(
+        "rvi_fast/data/missingness.py",
+        "the last place of a box never occurs",
+        "(height - size + 1, width - size + 1)",
+        "(height - size + 1, width - size)",
+        "tests/test_missingness.py::test_one_box_is_a_whole_square_and_every_position_occurs",
+    ),
+    # doors
+    Mutant(
+        "rvi_fast/cli/tables.py",
+        "columns go back by the inverse order, which two swapped columns do not show",
+        "out[..., self.order] = values",
+        "out[...] = values[..., self.order]",
+        "tests/test_tables.py::test_columns_are_matched_by_name",
+    ),
+    Mutant(
+        "rvi_fast/sklearn/estimator.py",
+        "held-out entries are found under a scale that has its factor already",
+        "posterior=self._infer(shown.x, 1.0))",
+        "posterior=self._infer(shown.x, 2.0))",
+        "tests/test_sklearn_tables.py tests/test_sklearn.py::test_imputation_beats_the_column_mean_by_a_quarter",
+    ),
+    Mutant(
+        "rvi_fast/sklearn/imputer.py",
+        "bounds hold for observed entries too",
+        "np.where(missing[incomplete], values, filled[incomplete])",
+        "np.where(missing[incomplete], values, filled[incomplete]).clip(self._low, self._high)",
+        "tests/test_sklearn_tables.py::test_bounds_hold_for_what_is_filled_in_and_for_nothing_else",
+    ),
+    Mutant(
+        "rvi_fast/experiments/sweep.py",
+        "a later field never counts towards the name of a run",
+        "if name not in later or value != later[name]",
+        "if name not in later",
+        "tests/test_reproduce.py",
+    ),
+]
