@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test test-compiled test-interpreted budget check bench bench-large sanitize gpu format clean
+.PHONY: demo test test-compiled test-interpreted budget check bench bench-large sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -55,6 +55,10 @@ sanitize: $(INSTALLED)
 	    tests/test_op_checks.py \
 	    -k "not fork and not environment and not stale and not missing and not gradcheck and not compile \
 	    and not accurate_as_torch"
+
+# seeds faults, one at a time, in a copy of the checkout, and expects a test to fail at each; takes an hour
+mutants: $(INSTALLED)
+	$(VENV)/bin/python tests/mutants.py
 
 # everything a GPU is needed for, in parts of under eight minutes; from a checkout, without a virtual environment
 # or a network: make gpu PYTHON=python3 OUT=build/gpu PART=tests|ops|step|large

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy  # noqa: F401
+import numpy  # noqa: F401  for the forks
 import pytest
 import torch
 from mutant_table import MUTANTS, Mutant
@@ -27,7 +27,8 @@ DOCUMENT = ROOT / "tests" / "MUTANTS.md"
 # exit status of pytest where a test has failed; others say that it could not run
 FAILED = 1
 FORK = multiprocessing.get_context("fork")
-CLOCK = itertools.count(10**18, 10**9)
+# times of changed files, later than all others and from one another
+CLOCK = itertools.count(2 * 10**18, 10**9)
 LIMIT = 900  # seconds: a fault may make a test hang, which is noticed too
 
 
@@ -102,7 +103,7 @@ def seed(copy: Path, mutant: Mutant) -> str | None:
         )
     before = {so: so.read_bytes() for so in (copy / "rvi_fast").glob("_C*.so")}
     path.write_text(text.replace(mutant.old, mutant.new))
-    # Python would take what it has compiled of a text of the same second and size
+    # Python takes what it has compiled of a text of the same second and size
     os.utime(path, ns=(0, next(CLOCK)))
     try:
         if mutant.path.startswith("csrc/"):
@@ -124,7 +125,7 @@ def document() -> str:
     lines = [
         "# Seeded faults and the tests that catch them",
         "",
-        "`make mutants` seeds each in a copy of the checkout (the texts are in `tests/mutant_table.py`),",
+        "`make mutants` seeds each in a copy of the checkout (the texts are in `mutant_table.py`),",
         "runs the test beside it, and writes this file once every one of them fails.",
         "",
         "| file | fault | caught by |",

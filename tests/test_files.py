@@ -223,6 +223,17 @@ def test_a_new_journal_has_its_name_on_disk_before_the_one_before_goes(tmp_path,
     assert synced == [["undo-0-start", "undo-1-later"]]
 
 
+def test_a_block_is_kept_again_after_each_checkpoint(tmp_path):
+    rows = torch.zeros(4, 2)
+    journal = Journal(tmp_path, {"rows": rows}, 2)
+    for number, token in enumerate(["0-start", "1-later"]):
+        journal.begin(token)
+        journal.before_write(torch.tensor([1]))
+        rows[1] = number + 1
+    Journal(tmp_path, {"rows": rows}, 2).roll_back(tmp_path, "1-later", "0-start")
+    assert rows.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
 @pytest.mark.parametrize(("length", "refused"), [(10_000, False), (10_001, True)])
 def test_the_header_of_an_npy_file_has_a_bound(tmp_path, length, refused):
     text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }"

@@ -142,6 +142,14 @@ def test_uint8_stays_uint8_and_floats_take_the_dtype_of_the_model(model):
     assert prepare(model.double(), X).x.dtype == torch.float64
 
 
+def test_nan_beside_the_masked_entries_of_a_masked_array_is_missing_too(model):
+    row, column = MASK.nonzero()[3].tolist()
+    x = with_entry(row, column, torch.nan)
+    held = prepare(model, np.ma.masked_array(x.numpy(), ~MASK.numpy()))
+    assert torch.equal(held.x.isnan(), ~MASK | x.isnan())
+    assert torch.equal(held.x[~held.x.isnan()], x[~held.x.isnan()])
+
+
 def test_a_fingerprint_tells_any_entry_any_mask_and_the_dtype_apart(model):
     other_mask = MASK.clone()
     other_mask[N - 1, D - 1] ^= True

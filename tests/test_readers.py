@@ -249,6 +249,16 @@ def test_announced_sizes_are_never_allocated(loaded, name, content, reason, monk
     assert allocated == []
 
 
+@pytest.mark.parametrize("kind", [0x00, 0x09, 0x0B, 0x0C, 0x0D, 0x0E])
+def test_an_idx_file_of_anything_but_bytes_is_refused(tmp_path, kind):
+    content = bytearray(idx(IMAGES))
+    content[2] = kind
+    path = tmp_path / "a.idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"not an IDX file of unsigned bytes: .* 00 {kind:02x} 03"):
+        load_data(path)
+
+
 def test_strange_archives_are_refused(loaded):
     content = zipped(npy(TABLE))
     at = content.index(b"PK\1\2") + 24  # the uncompressed size, in the central directory

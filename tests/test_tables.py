@@ -279,6 +279,16 @@ def test_parquet_keeps_types_index_and_names(tmp_path, capsys):
         assert parquet.ParquetFile(file).read().column_names == ["a", "a"]
 
 
+def test_whole_numbers_are_filled_in_within_their_type(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = arrow.array([1, None, 3, None], arrow.uint8())
+    parquet.write_table(arrow.table({"n": column}), tmp_path / "t.parquet")
+    table = data.read_table(tmp_path / "t.parquet")
+    filled = table.filled(np.array([[1.0], [-3.0], [3.0], [300.0]]), np.isnan(table.values))
+    assert filled.columns()[0].values == [1, 0, 3, 255]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".npy", ".npz"])
 def test_another_format_keeps_the_numbers(tmp_path, capsys, suffix):
     if suffix == ".parquet":
@@ -291,6 +301,13 @@ def test_another_format_keeps_the_numbers(tmp_path, capsys, suffix):
     np.testing.assert_array_equal(before.values[known], after.values[known])
     carried = {".npy": (), ".npz": ()}.get(suffix, ("who",))
     assert after.carried_names == carried
+
+
+def test_whole_numbers_that_float64_rounds_stay_as_they_are(tmp_path):
+    numbers = [2**53 - 1, 2**53 + 1, -(2**53) - 1, 123456789012345678]
+    path = tmp_path / "t.csv"
+    path.write_text(text_of({"id": numbers, "x": [1.5, 2.5, 3.5, 4.5]}))
+    assert [*data.read_table(path).columns()[0].values] == numbers
 
 
 def test_bounds_hold_for_what_is_filled_in(tmp_path, capsys):

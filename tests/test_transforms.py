@@ -1,6 +1,7 @@
 """Transforms of columns are monotone, have inverses, and are chosen by one rule for all data."""
 
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_scores_are_those_of_a_normal_distribution():
     x = RNG.standard_cauchy((5000, 1))
     scores = ColumnTransform.fit(x, kind="quantile").transform(x)
     np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=0.02)
+
+
+def test_equal_values_have_the_score_of_their_middle_rank():
+    x = np.array([[1.0], [1.0], [1.0], [2.0], [3.0], [3.0]])
+    normal = statistics.NormalDist()
+    expected = [normal.inv_cdf(share) for share in (1.5 / 6, 3.5 / 6, 5 / 6)]
+    scores = ColumnTransform.fit(x, kind="quantile").transform(x)
+    np.testing.assert_allclose(scores[[0, 3, 5], 0], expected, rtol=1e-9)
 
 
 def test_values_outside_the_training_range_have_defined_images():
