@@ -164,7 +164,7 @@ MUTANTS = [
         "NaN of different bits are no ties",
         "return tl.minimum(key, INFINITY_KEY + 1)",
         "return key",
-        "tests/interpreted/test_relay_sample.py::test_special_numbers_are_selected_as_defined",
+        "tests/interpreted/test_relay_sample.py::test_a_nan_of_any_bits_is_a_tie_with_any_other",
     ),
     Mutant(
         "kernels/relay_sample.py",
@@ -193,7 +193,7 @@ MUTANTS = [
         "row numbers that key the noise may be of any number",
         "if noise_index is not None:\n        _hold(",
         "if noise_index is not None and noise is not None:\n        _hold(",
-        "tests/test_op_checks.py::test_wrong_arguments_are_refused_or_give_what_the_reference_gives",
+        "tests/test_op_checks.py::test_row_numbers_that_key_the_noise_are_as_many_as_the_rows",
     ),
     # posterior
     Mutant(
@@ -208,7 +208,7 @@ MUTANTS = [
         "std is not clamped as the samples are",
         "return log_std.clamp(-limit, limit).exp()",
         "return log_std.clamp(max=limit).exp()",
-        "tests/test_posterior.py",
+        "tests/test_posterior.py::test_standard_deviations_are_clamped_at_both_ends",
     ),
     # optim
     Mutant(
@@ -266,7 +266,7 @@ MUTANTS = [
         "a constant feature counts towards the density's volume",
         "torch.where(std == 0, 0.0, std.log())",
         "torch.where(std == 0, -1.0, std.log())",
-        "tests/test_standardize.py::test_log_prob_is_a_density_in_the_units_of_the_data",
+        "tests/test_standardize.py::test_a_constant_feature_adds_nothing_to_the_volume",
     ),
     Mutant(
         "rvi_fast/models.py",
@@ -474,7 +474,7 @@ MUTANTS = [
         "held-out entries are found under a scale that has its factor already",
         "posterior=self._infer(shown.x, 1.0))",
         "posterior=self._infer(shown.x, 2.0))",
-        "tests/test_sklearn_tables.py",
+        "tests/test_sklearn_tables.py::test_factors_of_the_scale_are_tried_once_each_and_not_one_upon_the_other",
     ),
     Mutant(
         "rvi_fast/sklearn/imputer.py",
@@ -488,6 +488,6 @@ MUTANTS = [
         "a later field never counts towards the name of a run",
         "if name not in later or value != later[name]",
         "if name not in later",
-        "tests/test_reproduce.py",
+        "tests/test_reproduce.py::test_runs_that_are_done_keep_their_names",
     ),
 ]

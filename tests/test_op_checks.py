@@ -228,6 +228,18 @@ def test_unknown_semantics_are_refused_in_every_wing(semantics):
             wing.row_adam_step(*arguments.values())
 
 
+@pytest.mark.parametrize("given_noise", [False, True])
+@pytest.mark.parametrize("function", testing.RelaySampleContract.functions)
+def test_row_numbers_that_key_the_noise_are_as_many_as_the_rows(function, given_noise):
+    contract = testing.RelaySampleContract()
+    case = testing.RelaySampleCase(6, 3, 5, (7, 2), given_noise=given_noise, keyed=torch.int64)
+    for wing in (reference, ops.implementation("cpu"), ops.ops):
+        arguments, _ = made(contract, function, case, [])
+        arguments["noise_index"] = torch.zeros(2, dtype=torch.int64)
+        with pytest.raises(ValueError, match=r"noise_index: expected shape \[3\], got \[2\]"):
+            getattr(wing, function)(*arguments.values())
+
+
 def test_enumerations_of_the_cpp_part_know_no_default():
     cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
     with pytest.raises(ValueError, match=r"form: expected one of .*, got 'sparsemax'"):

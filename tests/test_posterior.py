@@ -75,6 +75,18 @@ def test_reads_of_rows_equal_their_formulas():
     assert_close([posterior.mean_row()], [posterior.rows.detach().mean(0)])
 
 
+def test_standard_deviations_are_clamped_at_both_ends():
+    posterior = RelayPosterior(1, 3, groups=(), dtype=torch.float64)
+    with torch.no_grad():
+        posterior.rows[0, posterior.layout.log_std_slice] = torch.tensor(
+            [-50.0, 0.0, 50.0]
+        ).double()
+    expected = [[math.exp(-30), 1.0, math.exp(30)]]
+    torch.testing.assert_close(
+        posterior.std(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0.0
+    )
+
+
 def test_reads_of_all_rows_equal_reads_one_by_one(monkeypatch):
     monkeypatch.setattr("rvi_fast.posterior._CHUNK", 4)
     posterior = make_posterior()

@@ -1,5 +1,6 @@
 """The scikit-learn estimators on tables that are not well-behaved: scales, tails, masks, dtypes."""
 
+import math
 import pickle
 import warnings
 
@@ -15,6 +16,7 @@ import rvi_fast
 from rvi_fast.data import FarEntriesWarning
 from rvi_fast.sklearn import RelayEmbedder, RelayImputer
 from rvi_fast.training import CollapseWarning, held_out_error
+from rvi_fast.training.held_out import FACTORS
 
 TINY = {"latent_dim": 3, "hidden": (8,), "groups": (4,), "epochs": 2, "steps": 4, "random_state": 0}
 SMALL = {**TINY, "hidden": (16,), "groups": (8,), "epochs": 60, "steps": 50}
@@ -52,6 +54,19 @@ def test_too_few_entries_are_not_judged():
     with warnings.catch_warnings():
         warnings.simplefilter("error", CollapseWarning)
         assert np.isnan(RelayImputer(**TINY).fit(X[:20]).held_out_error_)
+
+
+def test_factors_of_the_scale_are_tried_once_each_and_not_one_upon_the_other(monkeypatch):
+    tried, infer = [], rvi_fast.infer
+
+    def look(model, rows, **options):
+        tried.append((model.likelihood.log_scale.item(), options["scale_factor"]))
+        return infer(model, rows, **options)
+
+    monkeypatch.setattr("rvi_fast.sklearn.estimator.infer", look)
+    RelayImputer(**TINY).fit(X)
+    factors = [factor * math.exp(scale - tried[0][0]) for scale, factor in tried]
+    assert factors == pytest.approx(FACTORS)
 
 
 @pytest.mark.parametrize("estimator", [RelayImputer, RelayEmbedder])

@@ -470,3 +470,9 @@ def test_a_scaler_counts_in_float64():
     own = scaler.to_model(torch.from_numpy(FULL), torch.float64)
     np.testing.assert_allclose(own, (FULL - CENTRE) / SPREAD)
     np.testing.assert_allclose(scaler.to_data(own), FULL, rtol=1e-15)
+
+
+def test_a_constant_feature_adds_nothing_to_the_volume():
+    scaler = Scaler(Standardizer(np.array([1.0, 5.0]), np.array([2.0, 0.0])))
+    x = torch.tensor([[3.0, 5.0], [torch.nan, 5.0]])
+    torch.testing.assert_close(scaler.log_volume(x, None).exp(), torch.tensor([2.0, 1.0]).double())

@@ -86,6 +86,16 @@ def test_special_numbers_are_selected_as_defined(form):
                 torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+def test_a_nan_of_any_bits_is_a_tie_with_any_other():
+    layout = RowLayout.resolve(1, (5,), 2)
+    patterns = torch.tensor([0x7F800001, 0x7FFFFFFF, 0x7FC00000, -1, 0x3F800000], dtype=torch.int32)
+    rows = torch.zeros(1, layout.width)
+    rows[:, :5] = patterns.view(torch.float32)
+    index, seed = torch.tensor([0]), torch.tensor([0])
+    fixed = (rows, torch.ones(5, 1), index, seed, None, layout.groups, layout.kept, "linear", 1)
+    assert kernels.relay_sample_fwd(*fixed)[2].tolist() == [[0b00011]]
+
+
 @pytest.mark.parametrize(
     "case",
     [
