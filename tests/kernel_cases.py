@@ -15,6 +15,11 @@ from rvi_fast.testing import (
     RowAdamCase,
 )
 
+# the first case of these is compiled for the other float32 matmul precisions too
+PRECISIONS = {
+    testing.RelaySampleContract: ("high", "medium"),
+    testing.LinearGaussianLogLikelihoodContract: ("high", "medium"),
+}
 LAUNCHES = {
     testing.RelaySampleContract: (
         RelaySampleCase(512, 256, 64, (25, 50, 100)),
