@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 7;
+constexpr int API = 8;
 
 using Address = std::uintptr_t;
 
