@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._checks import check_row_numbers
+from ._checks import check_each_once, check_row_numbers
 from ._op_checks import HISTORY_COLUMNS, HISTORY_TERMS, checked, layout_of
 from .layout import BITS_PER_WORD, RowLayout
 
@@ -630,6 +630,8 @@ def row_adam_step(
     row's own visit count.
     """
     theta, lr = _rows_at(rows, index), lr.to(torch.float64).reshape(())
+    if not index.is_meta:
+        check_each_once(index)
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
         theta, moment, square = _caught_up(
