@@ -323,7 +323,7 @@ def _row_adam_clock_kernel(
         latest = tl.sqrt(tl.exp((0.5 * later + 1.0) * log_beta2) / spread)
         tl.store(newest - HISTORY_COLUMNS + 3, latest)
         for first in range(0, window, BLOCK_M):
-            missed = first + 1 + tl.arange(0, BLOCK_M)
+            missed = (first + 1 + tl.arange(0, BLOCK_M)).to(tl.int64)
             valid = (missed <= window) & (missed <= now)
             entries = newest - missed * HISTORY_COLUMNS
             steps = missed.to(tl.float64)
