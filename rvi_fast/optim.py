@@ -192,6 +192,7 @@ class RowAdam(torch.optim.Optimizer):
     def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Tables where the clock is, and where in them rows `index` lie; what is written stays."""
         own = [self._table(), self._exp_avg, self._exp_avg_sq, self._row_step]
+        self.posterior.tables.before_write(index)
         if not self.posterior.staged:
             if self.before_write is not None:
                 self.before_write(index)
@@ -276,7 +277,8 @@ class RowAdam(torch.optim.Optimizer):
         """Within it the posterior reads rows that may not be up to date."""
         self.posterior._row_optimizer = None
         try:
-            yield
+            with self.posterior.tables.unread():
+                yield
         finally:
             self.posterior._row_optimizer = self
 
@@ -415,6 +417,7 @@ class RowAdam(torch.optim.Optimizer):
                 self._hook.remove()
             if self.posterior._row_optimizer is self:
                 self.posterior._row_optimizer = None
+            self.posterior.tables.seal()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused beyond the first: a RowAdam drives the rows of one posterior."""
@@ -464,6 +467,8 @@ class RowAdam(torch.optim.Optimizer):
                     f"moment_dtype={found}"
                 )
         self.flush()
+        tables = self.posterior.tables
+        tables.before_write(torch.arange(len(self._row_step), device=self._row_step.device))
         for name, value in own.items():
             value.copy_(torch.as_tensor(entries[name]))
         self.param_groups[0].update(

@@ -242,5 +242,5 @@ def test_a_compressed_file_does_not_grow_without_bound(tmp_path):
     path = tmp_path / "x-idx3-ubyte.gz"
     header = struct.pack(">2xBB3I", 8, 3, 1 << 20, 64, 64)
     path.write_bytes(gzip.compress(header) + gzip.compress(b"\0" * (8 << 20)) * 700)
-    with pytest.raises(data.readers.DataError, match="more than the file can hold"):
+    with pytest.raises(data.DataError, match="more than the file can hold"):
         data.load_data(path)

@@ -148,7 +148,7 @@ def test_a_directory_is_opened_as_it_is_and_only_by_its_own_kind(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.bin has 8 bytes"):
         RelayPosterior(20, 3, groups=(4,), storage=tmp_path)
     (tmp_path / "tables.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tables\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"tables\.json: cannot be read"):
         RelayPosterior(20, 3, groups=(4,), storage=tmp_path)
 
 
