@@ -40,6 +40,8 @@ NAME = "checksums.json"
 # bytes of a piece of the widest table, at most: what one row that is read alone costs
 _PIECE = 1 << 20
 _UNKNOWN = -1
+# how the file says so
+_LACKING = "-" * 8
 # the signature of a file that is not there
 _ABSENT = ()
 
@@ -198,16 +200,7 @@ class Checksums:
             if not self._writing:
                 return
             self.settle()
-            tables = {name: _hex(sums) for name, sums in self._sums.items()}
-            value = {"format": 1, "piece_rows": self.piece_rows, "tables": tables}
-            try:
-                write_bytes(self._path, sealed(value))
-            except OSError as error:
-                message = f"the checksums of the tables could not be written: {error}"
-                warnings.warn(message, CheckpointWarning, stacklevel=3)
-                return
-            self._writing, self._read_from = False, _signature(self._path)
-            self._seen[0] = _version(self._watched)
+            self._store()
 
     def watch(self, table: Tensor) -> None:
         """Has `notice` see what is written to the rows in this process without a word, by version."""
@@ -237,6 +230,8 @@ class Checksums:
         for name, sums in self._sums.items():
             if sums[piece] not in (_UNKNOWN, zlib.crc32(self._content(name, piece))):
                 first, stop = self._rows_of(piece)
+                if self._writing:  # it must not be forgotten that there is damage
+                    self._store()
                 raise CheckpointError(
                     self.directory / f"{name}.bin",
                     f"rows {first} to {stop - 1} do not match their checksum: they are damaged, or "
@@ -311,7 +306,29 @@ class Checksums:
                 reason = f"is damaged: it {error}; without it the tables are used as they are"
                 raise CheckpointError(self._path, reason) from error
             self._take(piece_rows, sums, self._path)
+            if any(_UNKNOWN in sums for sums in self._sums.values()):
+                self._warn(f"{self._path} lacks the checksums of some rows")
         self._read_from = found
+
+    def _store(self) -> None:
+        """Writes the file, without the sums of what is in use."""
+        used = self._in_use.tolist()
+        tables = {
+            name: "".join(
+                _LACKING if at_work else _hex(held)
+                for held, at_work in zip(sums, used, strict=True)
+            )
+            for name, sums in self._sums.items()
+        }
+        value = {"format": 1, "piece_rows": self.piece_rows, "tables": tables}
+        try:
+            write_bytes(self._path, sealed(value))
+        except OSError as error:
+            message = f"the checksums of the tables could not be written: {error}"
+            warnings.warn(message, CheckpointWarning, stacklevel=4)
+            return
+        self._writing, self._read_from = False, _signature(self._path)
+        self._seen[0] = _version(self._watched)
 
     def _remove(self) -> None:
         if _signature(self._path) is not None:
@@ -338,12 +355,13 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _hex(sums: Iterable[int]) -> str:
-    return "".join(f"{value:08x}" for value in sums)
+def _hex(held: int) -> str:
+    return _LACKING if held == _UNKNOWN else f"{held:08x}"
 
 
 def _from_hex(text: str) -> list[int]:
-    return [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
+    parts = [text[start : start + 8] for start in range(0, len(text), 8)]
+    return [_UNKNOWN if part == _LACKING else int(part, 16) for part in parts]
 
 
 def _version(table: Tensor) -> int:

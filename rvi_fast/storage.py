@@ -138,13 +138,14 @@ class MappedTables(HostTables):
             size *= length
         if not self._tables:
             self.checksums = Checksums(self.directory, shape[0], size // shape[0])
-        new = not (self._keep and path.is_file() and path.stat().st_size == size)
-        if new:
-            if self._keep and path.is_file():
-                raise ValueError(
-                    f"storage: {path} has {path.stat().st_size} bytes, a table {list(shape)} of "
-                    f"{dtype} has {size}"
+        if self._keep:
+            held = path.stat().st_size if path.is_file() else None
+            if held != size:
+                reason = "is missing" if held is None else f"has {held} bytes"
+                raise CheckpointError(
+                    path, f"{reason}, a table {list(shape)} of {dtype} has {size} bytes"
                 )
+        else:
             if self._tables:
                 self.checksums.notice()
             self.checksums.begin()
@@ -153,7 +154,7 @@ class MappedTables(HostTables):
             _reserve(path, size)
         flat = torch.from_file(str(path), shared=True, size=size // dtype.itemsize, dtype=dtype)
         self._tables[name] = table = flat.view(tuple(shape))
-        self.checksums.add(name, table, new=new)
+        self.checksums.add(name, table, new=not self._keep)
         if name == "rows":
             self.checksums.watch(table)
         return table
