@@ -1,6 +1,6 @@
 // The Python module rvi_fast._C: addresses of tensors in, nothing out. rvi_fast/cpp.py has checked
-// dtypes, shapes and strides; what it cannot check cheaply, the row numbers, is checked here before
-// anything is computed or written.
+// dtypes, shapes and strides; what it cannot check cheaply, the values that addresses are made of,
+// is checked here before anything is computed or written: row numbers, kept bits, clocks.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 6;
+constexpr int API = 7;
 
 using Address = std::uintptr_t;
 
@@ -104,6 +104,44 @@ Index make_index(Address address, bool is_int64, std::int64_t size, std::int64_t
   return index;
 }
 
+Form form_of(const std::string& name) {
+  if (name == "linear") return Form::linear;
+  if (name == "cluster") return Form::cluster;
+  if (name == "mixture") return Form::mixture;
+  throw py::value_error("form: expected one of linear, cluster, mixture, got '" + name + "'");
+}
+
+AdamMode mode_of(const std::string& name) {
+  if (name == "dense") return AdamMode::dense;
+  if (name == "lazy") return AdamMode::lazy;
+  if (name == "row") return AdamMode::row;
+  throw py::value_error("semantics: expected one of dense, lazy, row, got '" + name + "'");
+}
+
+// The enumerator of a number that rvi_fast/cpp.py has passed; they count from 0 to `last`.
+template <class E>
+E enumerator(const char* name, int number, E last) {
+  if (number < 0 || number > (int)last) {
+    throw py::value_error(std::string(name) + ": expected 0 to " + std::to_string((int)last) +
+                          ", got " + std::to_string(number));
+  }
+  return static_cast<E>(number);
+}
+
+// A bit beyond the relays of its group would be that of another group, or of none.
+void check_bits(const RowLayout& layout, const std::uint32_t* bits, std::int64_t batch) {
+  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+    const int size = layout.groups[g], last = layout.word_offsets[g] + (size - 1) / 32;
+    if (size % 32 == 0) continue;
+    std::uint32_t all = 0;
+    for (std::int64_t i = 0; i < batch; ++i) all |= bits[i * layout.num_words + last];
+    if (all >> size % 32) {
+      throw py::value_error("bits: expected none beyond the " + std::to_string(size) +
+                            " relays of a group");
+    }
+  }
+}
+
 RowLayout make_layout(int latent_dim, std::vector<int> groups, std::vector<int> kept,
                       const std::string& form, std::vector<int> group_offsets, int deviation_offset,
                       int log_std_offset, int width) {
@@ -112,9 +150,7 @@ RowLayout make_layout(int latent_dim, std::vector<int> groups, std::vector<int> 
   layout.deviation_offset = deviation_offset;
   layout.log_std_offset = log_std_offset;
   layout.width = width;
-  layout.form = form == "mixture"   ? Form::mixture
-                : form == "cluster" ? Form::cluster
-                                    : Form::linear;
+  layout.form = form_of(form);
   for (int size : groups) {
     layout.relay_offsets.push_back(layout.num_relays);
     layout.word_offsets.push_back(layout.num_words);
@@ -173,6 +209,7 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.grad_kl = pointer<void>(grad_kl);
   call.bits = pointer<std::uint32_t>(bits);
   call.mean = pointer<void>(mean);
+  check_bits(layout, call.bits, batch);
   call.grad_batch = need_rows ? pointer<void>(grad_batch) : nullptr;
   call.grad_relays = need_relays ? pointer<void>(grad_relays) : nullptr;
   py::gil_scoped_release release;
@@ -187,9 +224,9 @@ GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t bat
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
-  call.x_type = static_cast<DataType>(x_type);
-  call.scale_kind = static_cast<ScaleKind>(scale_kind);
-  call.mask_kind = static_cast<MaskKind>(mask_kind);
+  call.x_type = enumerator("x_type", x_type, DataType::uint8);
+  call.scale_kind = enumerator("scale_kind", scale_kind, ScaleKind::entry);
+  call.mask_kind = enumerator("mask_kind", mask_kind, MaskKind::bits);
   call.x = pointer<void>(x);
   call.mean = pointer<void>(mean);
   call.scale = pointer<void>(scale);
@@ -277,6 +314,26 @@ void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_
                                                      threads_for(LINEAR_ROW_COST * batch, threads));
 }
 
+// Where the history is read and written: at the steps of the rows, from clock[1] to clock[0], and
+// at `steps` more.
+void check_steps(const RowAdam& call, std::int64_t history_size, std::int64_t steps) {
+  const std::int64_t now = call.clock[0], start = call.clock[1];
+  if (start < 0 || now < start || now - start >= history_size - steps) {
+    throw py::value_error("clock: expected 0 <= clock[1] <= clock[0] < clock[1] + " +
+                          std::to_string(history_size - steps) +
+                          ", as long as the history is, got [" + std::to_string(now) + ", " +
+                          std::to_string(start) + "]");
+  }
+  for (std::int64_t i = 0; i < call.index.size; ++i) {
+    const std::int64_t row = call.index[i], last = call.row_step[row];
+    if (last < start || last > now) {
+      throw py::value_error("row_step: expected " + std::to_string(start) + " to " +
+                            std::to_string(now) + ", got " + std::to_string(last) + " in row " +
+                            std::to_string(row));
+    }
+  }
+}
+
 RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
                   Address exp_avg_sq, Address row_step, Address index, bool index_is_int64,
                   std::int64_t batch, Address clock, Address history, double beta1, double beta2,
@@ -300,28 +357,32 @@ RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Addre
 void row_adam_catch_up(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                        Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                        Address index, bool index_is_int64, std::int64_t batch, Address clock,
-                       Address history, double beta1, double beta2, double eps) {
+                       Address history, std::int64_t history_size, double beta1, double beta2,
+                       double eps) {
   const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
                                  index_is_int64, batch, clock, history, beta1, beta2, eps);
+  check_steps(call, history_size, 0);
+  const int element = enumerator("element_type", element_type, 2);
   py::gil_scoped_release release;
-  kernels->row_adam_catch_up[element_type](call, threads_for(batch, threads));
+  kernels->row_adam_catch_up[element](call, threads_for(batch, threads));
 }
 
 void row_adam_step(int element_type, int threads, std::int64_t num_data, std::int64_t width,
                    Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                    Address index, bool index_is_int64, std::int64_t batch, Address clock,
-                   Address history, double beta1, double beta2, double eps, Address grad,
-                   Address lr, double weight_decay, const std::string& semantics) {
+                   Address history, std::int64_t history_size, double beta1, double beta2,
+                   double eps, Address grad, Address lr, double weight_decay,
+                   const std::string& semantics) {
   RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
                            index_is_int64, batch, clock, history, beta1, beta2, eps);
   call.grad = pointer<void>(grad);
   call.lr = *pointer<double>(lr);
   call.weight_decay = weight_decay;
-  call.mode = semantics == "dense"  ? AdamMode::dense
-              : semantics == "lazy" ? AdamMode::lazy
-                                    : AdamMode::row;
+  call.mode = mode_of(semantics);
+  if (call.mode == AdamMode::dense) check_steps(call, history_size, 1);
+  const int element = enumerator("element_type", element_type, 2);
   py::gil_scoped_release release;
-  kernels->row_adam_step[element_type](call, threads_for(batch, threads));
+  kernels->row_adam_step[element](call, threads_for(batch, threads));
 }
 
 void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,

@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._op_checks import checked
 from ._adam import flushed, logarithm, one_minus_exp
 
 # one program, in the upper half of the step
@@ -94,6 +95,7 @@ def _adam_step_kernel(
     tl.store(step_ptr, step, mask=last)
 
 
+@checked
 def adam_step(
     params: Tensor,
     exp_avg: Tensor,

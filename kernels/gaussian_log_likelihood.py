@@ -35,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._op_checks import checked
 from ._common import sum_pieces
 
 # row chunks of the backward pass, each with its own partial sums: enough programs for the largest
@@ -193,6 +194,7 @@ def _kinds(scale: Tensor, mask: Tensor | None) -> tuple[Tensor | None, str, str]
     return mask, kind, "bits"
 
 
+@checked
 def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
@@ -223,6 +225,7 @@ def gaussian_log_likelihood_fwd(
     return log_prob
 
 
+@checked
 def gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,

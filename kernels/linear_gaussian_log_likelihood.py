@@ -45,6 +45,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._op_checks import checked
 from ._common import block_of, input_precision, sum_pieces
 
 LARGEST_HIDDEN = 256
@@ -378,6 +379,7 @@ def _prepared(
     return tensors, constants
 
 
+@checked
 def linear_gaussian_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
@@ -394,6 +396,7 @@ def linear_gaussian_log_likelihood_fwd(
     return log_prob
 
 
+@checked
 def linear_gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,

@@ -50,6 +50,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._op_checks import checked, layout_of
 from ..layout import BITS_PER_WORD, RowLayout
 from ._common import (
     BLOCK_B,
@@ -439,6 +440,7 @@ def constants_of(layout: RowLayout, precision: str) -> dict[str, Any]:
     }
 
 
+@checked
 def relay_sample_fwd(
     rows: Tensor,
     relays: Tensor,
@@ -454,7 +456,7 @@ def relay_sample_fwd(
     """`reference.relay_sample_fwd`."""
     if not covers(rows, relays, groups):
         return NotImplemented
-    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    layout = layout_of(relays.shape[1], tuple(groups), tuple(kept), form)
     batch = index.shape[0]
     words, float32 = sum(layout.word_counts), torch.float32
     z = rows.new_empty((num_samples, batch, layout.latent_dim))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import RowLayout
+from .._op_checks import checked, layout_of
 from ._common import (
     BLOCK_B,
     input_precision,
@@ -236,6 +236,7 @@ def _relay_sample_bwd_relays_kernel(
 # Launcher
 
 
+@checked
 def relay_sample_bwd(
     grad_z: Tensor,
     grad_kl: Tensor,
@@ -256,7 +257,7 @@ def relay_sample_bwd(
     """`reference.relay_sample_bwd`."""
     if not covers(rows, relays, groups) or mean is None:
         return NotImplemented
-    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    layout = layout_of(relays.shape[1], tuple(groups), tuple(kept), form)
     batch, latent_dim, float32 = index.shape[0], layout.latent_dim, torch.float32
     rows, index, bits = rows.contiguous(), index.contiguous(), bits.contiguous()
     grad_rows = rows.new_empty((batch, layout.width) if need_rows else 0, dtype=float32)

@@ -44,6 +44,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._op_checks import checked
 from ._adam import flushed, logarithm, one_minus_exp
 from ._common import INFINITY_KEY, row_error
 
@@ -345,6 +346,7 @@ def _window(beta1: float, beta2: float) -> int:
     return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
 
 
+@checked
 def row_adam_catch_up(
     rows: Tensor,
     exp_avg: Tensor,
@@ -384,6 +386,7 @@ def row_adam_catch_up(
     return None
 
 
+@checked
 def row_adam_step(
     rows: Tensor,
     exp_avg: Tensor,

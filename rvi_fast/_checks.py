@@ -24,9 +24,22 @@ def check_tensor(name: str, value: Any) -> Tensor:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
-    return value
+    return int(value)
+
+
+def check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
+    return int(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    # numpy's is none of Python's
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def check_seed(value: Any) -> int:
@@ -38,19 +51,35 @@ def check_seed(value: Any) -> int:
 
 
 def check_positive_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
+    number = _number(name, value)
+    if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_non_negative(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (value >= 0 and math.isfinite(value)):
+    number = _number(name, value)
+    if not (number >= 0 and math.isfinite(number)):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    """Python's numbers and NumPy's, as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     return float(value)
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers, also those in a list, as Python's: what JSON can write."""
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return (
+        float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+    )
 
 
 def check_index(index: Any, device: torch.device, name: str = "index") -> Tensor:

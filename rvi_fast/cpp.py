@@ -1,8 +1,8 @@
 """The ops in C++, for CPU tensors: the functions of `rvi_fast.reference`, same names and signatures.
 
-Each makes its inputs contiguous, allocates the results and passes addresses to `rvi_fast._C`
-(`csrc/bindings.cpp`). What the kernels do not cover, such as tables in half precision, is answered with
-`NotImplemented`, and `ops` lets the reference do it.
+Each is behind the checks of `_op_checks`, makes its inputs contiguous, allocates the results and passes
+addresses to `rvi_fast._C` (`csrc/bindings.cpp`). What the kernels do not cover, such as tables in half
+precision, is answered with `NotImplemented`, and `ops` lets the reference do it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, empty, get_num_threads
 
 from . import _C  # type: ignore[attr-defined]
-from .layout import RowLayout
+from ._op_checks import checked, layout_of
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 6
+API = 7
 
 if getattr(_C, "API", None) != API:
     raise ImportError(
@@ -54,12 +54,13 @@ def _layout(
     latent_dim: int, groups: tuple[int, ...], kept: tuple[int, ...], form: str
 ) -> tuple[Any, int, int]:
     """The layout as the kernels read it, its words of kept bits, and W."""
-    layout = RowLayout(latent_dim, groups, kept, form)
+    layout = layout_of(latent_dim, groups, kept, form)
     parts = (layout.group_offsets, layout.deviation_offset, layout.log_std_offset, layout.width)
     native = _C.RowLayout(latent_dim, groups, kept, form, *parts)
-    return native, sum(layout.word_counts), layout.width
+    return native, layout.num_words, layout.width
 
 
+@checked
 def relay_sample_fwd(
     rows: Tensor,
     relays: Tensor,
@@ -74,7 +75,7 @@ def relay_sample_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.relay_sample_fwd`."""
     dtype = rows.dtype
-    if dtype not in _BOTH or relays.dtype != dtype:
+    if dtype not in _BOTH:
         return NotImplemented
     latent_dim = relays.shape[1]
     native, words, _ = _layout(latent_dim, tuple(groups), tuple(kept), form)
@@ -110,6 +111,7 @@ def relay_sample_fwd(
     return z, kl, bits, mean
 
 
+@checked
 def relay_sample_bwd(
     grad_z: Tensor,
     grad_kl: Tensor,
@@ -129,7 +131,7 @@ def relay_sample_bwd(
 ) -> tuple[Tensor, Tensor]:
     """`reference.relay_sample_bwd`."""
     dtype = rows.dtype
-    if dtype not in _BOTH or relays.dtype != dtype or mean is None:
+    if dtype not in _BOTH or mean is None:
         return NotImplemented
     native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
@@ -201,6 +203,7 @@ def _likelihood_inputs(
     return x, mean, scale, mask, constants
 
 
+@checked
 def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
@@ -211,6 +214,7 @@ def gaussian_log_likelihood_fwd(
     return log_prob
 
 
+@checked
 def gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,
@@ -278,6 +282,7 @@ def _linear_inputs(
     return log_prob, [hidden, weight, bias, x, scale, mask], constants
 
 
+@checked
 def linear_gaussian_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
@@ -292,6 +297,7 @@ def linear_gaussian_log_likelihood_fwd(
     return log_prob
 
 
+@checked
 def linear_gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,
@@ -345,10 +351,7 @@ def _adam_arguments(
     dtypes = rows.dtype, exp_avg.dtype
     if (
         dtypes not in _ADAM_TYPES
-        or exp_avg_sq.dtype is not exp_avg.dtype
         or row_step.dtype is not _INT32
-        or clock.dtype is not _INT64
-        or history.dtype is not _FLOAT64
         or not (
             rows.is_contiguous()
             and exp_avg.is_contiguous()
@@ -374,9 +377,11 @@ def _adam_arguments(
         index.shape[0],
         clock.data_ptr(),
         history.data_ptr(),
+        history.shape[0],
     )
 
 
+@checked
 def row_adam_catch_up(
     rows: Tensor,
     exp_avg: Tensor,
@@ -398,6 +403,7 @@ def row_adam_catch_up(
     return None
 
 
+@checked
 def row_adam_step(
     rows: Tensor,
     exp_avg: Tensor,
@@ -426,6 +432,7 @@ def row_adam_step(
     return None
 
 
+@checked
 def adam_step(
     params: Tensor,
     exp_avg: Tensor,
@@ -440,10 +447,10 @@ def adam_step(
 ) -> None:
     """`reference.adam_step`."""
     dtype = params.dtype
-    if dtype not in _BOTH or step.dtype is not _INT64:
+    if dtype not in _BOTH:
         return NotImplemented
     for table in (params, exp_avg, exp_avg_sq):
-        if table.dtype is not dtype or not table.is_contiguous():
+        if not table.is_contiguous():
             return NotImplemented
     grads, lr = grads.to(dtype).contiguous(), lr.to(_FLOAT64)
     num_parts, size = grads.shape

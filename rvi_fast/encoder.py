@@ -151,12 +151,7 @@ class EncoderPosterior(nn.Module):
         """
         parts = [slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK)]
         rows = torch.cat([self.encode(x[p], None if mask is None else mask[p]) for p in parts])
-        # nothing is drawn for a table without memory, which the encoded rows then replace
-        posterior = RelayPosterior(len(rows), self.latent_dim, groups=(), device="meta")
-        posterior.rows = nn.Parameter(rows)
-        relays = rows.new_empty((0, self.latent_dim))
-        posterior.relays = nn.Parameter(relays, requires_grad=False)
-        return posterior
+        return RelayPosterior.from_rows(rows, rows.new_empty((0, self.latent_dim)), self.layout)
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, latent_dim={self.latent_dim}" + (

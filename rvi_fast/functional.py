@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks, ops, reference
 from .layout import BITS_PER_WORD, RowLayout
@@ -16,6 +17,11 @@ class RelaySample(NamedTuple):
 
     z: Tensor
     kl: Tensor
+
+
+# torch takes a named tuple for what it is, but writes down, in `torch.export.save` and for AOTInductor,
+# only those whose name it has been told
+_register_namedtuple(RelaySample, serialized_type_name="rvi_fast.RelaySample")
 
 
 def relay_sample(

@@ -29,14 +29,45 @@ class RowLayout:
     Args:
         latent_dim: T, latent dimensions.
         groups: K_g, relay vectors in each group; empty means no relay (the VAD posterior).
-        kept: m_g, coefficients kept in each group, 1 <= m_g <= K_g.
+        kept: m_g, coefficients kept in each group, 1 <= m_g <= K_g; 1 in the cluster form.
         form: "linear", "cluster" or "mixture" (design of the relay; `resolve` explains them).
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range; the message names it.
     """
 
     latent_dim: int
     groups: tuple[int, ...]
     kept: tuple[int, ...]
     form: str = "linear"
+
+    def __post_init__(self) -> None:
+        _check_latent_dim(self.latent_dim)
+        _check_form(self.form)
+        groups, kept = _integers("groups", self.groups), _integers("kept", self.kept)
+        if len(kept) != len(groups):
+            raise ValueError(
+                f"kept: expected one entry per group ({len(groups)}), got {len(kept)}: {kept!r}"
+            )
+        for size, count in zip(groups, kept, strict=True):
+            largest = 1 if self.form == "cluster" else size
+            if count > largest:
+                raise ValueError(
+                    f"kept: expected counts from 1 to {largest} for a group of {size} in form "
+                    f"{self.form!r}, got {count}"
+                )
+        # plain integers in tuples, whatever they came as: equal layouts hash alike
+        for name, value in (
+            ("latent_dim", int(self.latent_dim)),
+            ("groups", groups),
+            ("kept", kept),
+        ):
+            object.__setattr__(self, name, value)
+        # made now: in Python 3.11 the first use of such a property takes a lock, and the compiler
+        # cannot trace that
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
 
     @classmethod
     def resolve(
@@ -61,16 +92,9 @@ class RowLayout:
         Raises:
             ValueError, TypeError: an argument is out of its range; the message names it.
         """
-        if not _is_int(latent_dim) or latent_dim < 1:
-            raise ValueError(f"latent_dim: expected an integer >= 1, got {latent_dim!r}")
-        if form not in FORMS:
-            raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
-        if not isinstance(groups, Iterable) or isinstance(groups, str):
-            raise TypeError(f"groups: expected a sequence of integers, got {groups!r}")
-        groups = tuple(groups)
-        for size in groups:
-            if not _is_int(size) or size < 1:
-                raise ValueError(f"groups: expected integers >= 1, got {size!r} in {groups!r}")
+        _check_latent_dim(latent_dim)
+        _check_form(form)
+        groups = _integers("groups", groups)
         if form == "cluster":
             tops: tuple[float | int, ...] = (1,) * len(groups)
         elif isinstance(top, Sequence) and not isinstance(top, str):
@@ -84,7 +108,7 @@ class RowLayout:
             if not groups:  # nothing to keep, but a wrong `top` is wrong all the same
                 _kept(int(top) if _is_int(top) and top >= 1 else 1, top)
         kept = tuple(_kept(size, entry) for size, entry in zip(groups, tops, strict=True))
-        return cls(int(latent_dim), tuple(int(size) for size in groups), kept, form)
+        return cls(latent_dim, groups, kept, form)
 
     @cached_property
     def num_relays(self) -> int:
@@ -147,9 +171,34 @@ class RowLayout:
         """32-bit words of kept bits of each group; the groups lie one after the other."""
         return tuple(-(-size // BITS_PER_WORD) for size in self.groups)
 
+    @cached_property
+    def num_words(self) -> int:
+        """32-bit words of kept bits of all groups."""
+        return sum(self.word_counts)
+
 
 def _is_int(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_latent_dim(value: object) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"latent_dim: expected an integer >= 1, got {value!r}")
+
+
+def _check_form(value: object) -> None:
+    if value not in FORMS:
+        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {value!r}")
+
+
+def _integers(name: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
+    values = tuple(values)
+    for value in values:
+        if not _is_int(value) or value < 1:
+            raise ValueError(f"{name}: expected integers >= 1, got {value!r} in {values!r}")
+    return tuple(int(value) for value in values)
 
 
 def _kept(size: int, top: float | int) -> int:

@@ -22,7 +22,8 @@ class GaussianLikelihood(nn.Module):
         checked: refuse NaN where a mask says observed, see `gaussian_log_likelihood`.
 
     Attributes:
-        log_scale: parameter (a buffer if fixed), [] or [D].
+        log_scale: parameter (a buffer if fixed), [] or [D]. FSDP2 refuses parameters without
+            dimensions: `fully_shard(model, ignored_params={likelihood.log_scale})`.
 
     Example:
         >>> import torch, rvi_fast
@@ -32,6 +33,8 @@ class GaussianLikelihood(nn.Module):
     """
 
     log_scale: Tensor
+    # data of this law may be shifted and scaled, and have this law again: `fit` may standardise them
+    location_scale = True
 
     def __init__(
         self,
@@ -69,6 +72,20 @@ class GaussianLikelihood(nn.Module):
         """Log-likelihood [B] (or [S, B]) of x [B, D] given mean [B, D] (or [S, B, D]), in nats."""
         self._check_width(x)
         return gaussian_log_likelihood(x, mean, self.scale, mask, checked=self.checked)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The expected x [..., D], given the decoder's output: that output."""
+        return outputs
+
+    def sample(self, outputs: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Draws x [..., D] around the decoder's output.
+
+        Args:
+            outputs: [..., D].
+            noise: standard normal draws like `outputs`; from torch's default generator if not given.
+        """
+        noise = torch.randn_like(outputs) if noise is None else noise
+        return outputs + self.scale * noise
 
     def of_linear(
         self, x: Tensor, hidden: Tensor, layer: nn.Linear, mask: Tensor | None = None

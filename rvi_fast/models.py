@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
+from .data.scaling import Standardizer
 from .drawing import drawing_from
 from .encoder import EncoderPosterior
 from .likelihood import GaussianLikelihood
 from .posterior import RelayPosterior
-from .storage import StrPath
+from .scaler import Scaler
+from .storage import StrPath, check_memory
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost
 _ONE_OP = ("cuda",)
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
+# layers whose output is as wide as their input
+_ELEMENTWISE = (
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Dropout,
+)
+# held by the thread that changes modes or scale of a model for a while
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[bool]]
+_LOCKS = weakref.WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):  # who held one in the parent is not in the child
+    os.register_at_fork(after_in_child=_LOCKS.clear)
+# the model that this thread talks to in the model's own units, see `LatentModel.own_units`
+_OWN = threading.local()
 
 
 class Objective(NamedTuple):
@@ -31,6 +58,9 @@ class Objective(NamedTuple):
     log_prob: Tensor
 
 
+_register_namedtuple(Objective, serialized_type_name="rvi_fast.models.Objective")
+
+
 class LatentModel(nn.Module):
     """p(z) p(x | z) with a posterior for each datapoint.
 
@@ -38,13 +68,27 @@ class LatentModel(nn.Module):
 
     With kl_weight = 1 the loss is the negative evidence lower bound.
 
+    A model that `fit` has standardised carries the scale of its data, and speaks their units: x goes in
+    and comes out in the units of the data, and densities are densities there. Posterior and decoder
+    themselves see and give standardised numbers.
+
     Args:
         posterior: gives z and kl for row numbers, a `RelayPosterior`; or for row numbers and data, an
             `EncoderPosterior`.
         decoder: any module from z [..., T] to means [..., D].
-        likelihood: gives log p(x | z) from x and the decoder's output.
+        likelihood: gives log p(x | z) from x and the decoder's output. `reconstruct` and `impute` need
+            its `mean(outputs)`, the expected x, and draws its `sample(outputs)`, see
+            `GaussianLikelihood`.
         config: what `rvi_fast.load` needs to build the model again: {"builder": name, ...
             arguments}. The builders set it; None for a model of your own.
+
+    Attributes:
+        scaler: a `Scaler`, the data's scale, in `state_dict` too; None until `fit` sets it, and for
+            pixels.
+
+    Raises:
+        ValueError: the decoder's layers say that it does not take T latents, or does not give D means.
+            Those of another decoder are counted where they are first made.
 
     Example:
         >>> import torch, rvi_fast
@@ -57,6 +101,7 @@ class LatentModel(nn.Module):
         torch.Size([])
     """
 
+    scaler: Scaler | None
     # fingerprint of the data that `fit` has trained it on
     trained_on: dict[str, Any] | None = None
 
@@ -73,6 +118,13 @@ class LatentModel(nn.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.config = config
+        self.register_module("scaler", None)
+        self._check_width(_width_after(decoder, getattr(posterior, "latent_dim", None)))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # pickles of 0.1.0 have no scale
+        self._modules.setdefault("scaler", None)
 
     @property
     def num_data(self) -> int:
@@ -102,52 +154,183 @@ class LatentModel(nn.Module):
 
         Args:
             index: rows [B].
-            x: data [B, D], NaN = missing.
+            x: data [B, D], NaN = missing, in the data's units.
             mask: bool [B, D], true = observed.
             kl_weight: factor of the KL divergence.
             seed: key of the noise, see `RelayPosterior.forward`.
+
+        Returns:
+            The `Objective`; log_prob is a density in the data's units.
         """
-        given = (x, mask) if self.amortized else ()
-        z, kl = self.posterior(index, *given, seed=seed)
-        kl, log_prob = kl.mean(), self.log_prob(x, z, mask).mean()
-        return Objective(kl_weight * kl - log_prob, kl, log_prob)
+        if (scaler := self._between_units()) is None:
+            given = (x, mask) if self.amortized else ()
+            z, kl = self.posterior(index, *given, seed=seed)
+            kl, log_prob = kl.mean(), self.log_prob(x, z, mask).mean()
+            return Objective(kl_weight * kl - log_prob, kl, log_prob)
+        own, volume = self._from_data(scaler, x), scaler.log_volume(x, mask).mean()
+        with self.own_units():
+            loss, kl, log_prob = LatentModel.forward(
+                self, index, own, mask, kl_weight=kl_weight, seed=seed
+            )
+        volume = volume.to(log_prob.device, log_prob.dtype)
+        return Objective(loss + volume, kl, log_prob - volume)
 
     def log_prob(self, x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
-        """log p(x | z) of the observed entries in nats, [B] or [S, B].
+        """log p(x | z) of the observed entries in nats, [B] or [S, B], a density in the data's units.
 
         On a GPU, where the decoder is an `nn.Sequential` that ends in an `nn.Linear` and nothing looks
         at that layer's output, likelihood and layer are one op and the means are not written down.
 
         Args:
-            x: data [B, D], NaN = missing.
+            x: data [B, D], NaN = missing, in the data's units.
             z: latents [B, T] or [S, B, T].
             mask: bool [B, D], true = observed.
         """
+        if (scaler := self._between_units()) is not None:
+            own, volume = self._from_data(scaler, x), scaler.log_volume(x, mask)
+            with self.own_units():
+                log_prob = LatentModel.log_prob(self, own, z, mask)
+            return log_prob - volume.to(log_prob.device, log_prob.dtype)
         before, last = _split(self.decoder)
         alone = x.device.type not in _ONE_OP or not _plain(self.likelihood, GaussianLikelihood)
         if last is None or alone:
-            return self.likelihood(x, self.decoder(z), mask)
+            return self.likelihood(x, self.decode(z), mask)
         for layer in before:
             z = layer(z)
         return self.likelihood.of_linear(x, z, last, mask)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's output [..., D] for latents [..., T].
+
+        Raises:
+            ValueError: it has another width than the likelihood.
+        """
+        outputs = self.decoder(z)
+        self._check_width(outputs.shape[-1])
+        return outputs
+
+    def _check_width(self, width: int | None) -> None:
+        # what the outputs of another likelihood mean is not known here
+        known = width is not None and isinstance(self.likelihood, GaussianLikelihood)
+        if known and width != self.num_features:
+            raise ValueError(
+                f"decoder: expected {self.num_features} outputs, the features of the likelihood, "
+                f"got {width}"
+            )
+
+    @torch.no_grad()
+    def check_decoder(self) -> None:
+        """Refuses a decoder that does not take latents [B, T], or does not give means [B, D].
+
+        Where its layers do not say so, it is called with two rows of zeros, in eval mode.
+
+        Raises:
+            ValueError: names what was expected and what came.
+        """
+        latent_dim = getattr(self.posterior, "latent_dim", None)
+        width = _width_after(self.decoder, latent_dim)
+        if width is None and latent_dim is not None:
+            like = next(self.posterior.parameters())
+            with alone(self), drawing_from(0):
+                modes = [(part, part.training) for part in self.decoder.modules()]
+                self.decoder.eval()
+                try:
+                    outputs = self.decoder(like.new_zeros((2, latent_dim)))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"decoder: expected a module that takes latents [B, {latent_dim}], got one "
+                        f"that fails: {error}"
+                    ) from error
+                finally:
+                    for part, training in modes:
+                        part.training = training
+            width = outputs.shape[-1]
+        self._check_width(width)
 
     @torch.no_grad()
     def reconstruct(
         self, index: Tensor | None = None, *, posterior: RelayPosterior | None = None
     ) -> Tensor:
-        """Decodes posterior means: [B, D] for rows `index`, [N, D] for all rows.
+        """Decodes posterior means to the data's units: [B, D] for rows `index`, [N, D] for all rows.
 
         Args:
             index: rows [B]; all rows if not given.
             posterior: of which datapoints, for instance the result of `infer`; the model's own
                 (the training data's) if not given, which an encoder has not.
+
+        Returns:
+            In the model's dtype, and float64 where the model has a scale.
+
+        Raises:
+            ValueError: the model has an encoder and no posterior is given, or its likelihood does not
+                say what mean its outputs stand for.
         """
+        return self.to_data(self.reconstruct_standardized(index, posterior=posterior))
+
+    @torch.no_grad()
+    def reconstruct_standardized(
+        self, index: Tensor | None = None, *, posterior: RelayPosterior | None = None
+    ) -> Tensor:
+        """As `reconstruct`, in the units of the model: standardised, where it has a scale."""
         if posterior is None and self.amortized:
             raise ValueError(
                 "posterior: expected infer(model, x), got None: an encoder keeps no datapoints"
             )
+        mean = self.ability("mean")
         means = (self.posterior if posterior is None else posterior).mean(index)
-        return torch.cat([self.decoder(part) for part in means.split(_CHUNK)])
+        return torch.cat([mean(self.decode(part)) for part in means.split(_CHUNK)])
+
+    def to_data(self, values: Tensor) -> Tensor:
+        """[..., D] in the units of the model -> the data's units, float64 where there is a scale."""
+        return values if self.scaler is None else self.scaler.to_data(values)
+
+    def ability(self, name: str) -> Callable[..., Tensor]:
+        """A method that a likelihood need not have: "mean" or "sample", of the decoder's outputs.
+
+        Raises:
+            ValueError: the likelihood has none.
+        """
+        method = getattr(self.likelihood, name, None)
+        if not callable(method):
+            raise ValueError(
+                f"likelihood: expected one with a method {name}(outputs), which turns the decoder's "
+                f"outputs into data, got {type(self.likelihood).__name__}"
+            )
+        return method
+
+    @contextmanager
+    def own_units(self) -> Iterator[None]:
+        """Within it `forward` and `log_prob`, called by this thread, take x in the model's units."""
+        before = getattr(_OWN, "model", None)
+        _OWN.model = self
+        try:
+            yield
+        finally:
+            _OWN.model = before
+
+    def _between_units(self) -> Scaler | None:
+        """What x has to go through, None where it is in the model's units already."""
+        own = self.scaler is None or getattr(_OWN, "model", None) is self
+        return None if own else self.scaler
+
+    def _from_data(self, scaler: Scaler, x: Tensor) -> Tensor:
+        return scaler.to_model(x, next(self.posterior.parameters()).dtype, cut=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # the scale is part of what the other weights mean: it comes and goes with them
+        mean = state_dict.get(f"{prefix}scaler.mean")
+        if mean is None and any(key.startswith(f"{prefix}decoder.") for key in state_dict):
+            self.scaler = None
+        elif mean is not None and self.scaler is None:
+            empty = mean.new_zeros(self.num_features, device="cpu", dtype=torch.float64).numpy()
+            device = next(self.posterior.parameters()).device
+            self.scaler = Scaler(Standardizer(empty, empty)).to(device)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def alone(model: LatentModel) -> AbstractContextManager[bool]:
+    """Within it no other thread works on the model: modes and scale are changed for a while."""
+    return _LOCKS.setdefault(model, threading.RLock())
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -162,6 +345,23 @@ def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         module._backward_pre_hooks,
     )
     return type(module) is kind and "forward" not in vars(module) and not any(hooks)
+
+
+def _width_after(module: nn.Module, width: int | None) -> int | None:
+    """Features after a decoder, or a part of one, that is given `width`; None where it does not say.
+
+    Raises:
+        ValueError: a linear layer takes another number.
+    """
+    if _plain(module, nn.Sequential):
+        for layer in module.children():
+            width = _width_after(layer, width)
+        return width
+    if _plain(module, nn.Linear):
+        if width not in (None, module.in_features):
+            raise ValueError(f"decoder: expected a layer of {width} inputs, got {module}")
+        return int(module.out_features)  # type: ignore[arg-type]
+    return width if any(_plain(module, kind) for kind in _ELEMENTWISE) else None
 
 
 def _split(decoder: nn.Module) -> tuple[list[nn.Module], nn.Linear | None]:
@@ -311,6 +511,7 @@ def _gaussian_model(
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
     decoder = _layers(posterior.latent_dim, hidden, num_features, generator)
+    config = {name: _checks.plain(value) for name, value in config.items()}
     return LatentModel(posterior, decoder, GaussianLikelihood(num_features), config=config)
 
 
@@ -318,9 +519,15 @@ def _layers(
     inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
+    for width in hidden:
+        _checks.check_positive_int("hidden", width)
+    widths = [inputs, *map(int, hidden), outputs]
+    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
+    size = weights * torch.get_default_dtype().itemsize
+    advice = "lower latent_dim, hidden or num_features"
+    check_memory(torch.get_default_device(), "network", size, advice)
     with drawing_from(generator):
-        for width in hidden:
-            _checks.check_positive_int("hidden", width)
+        for width in widths[1:-1]:
             layers += [nn.Linear(inputs, width), nn.ReLU()]
             inputs = width
         return nn.Sequential(*layers, nn.Linear(inputs, outputs))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import reference
-from ._checks import check_row_numbers, moment_dtypes
+from ._op_checks import checked, layout_of
 from .layout import RowLayout
 
 _LAYOUT = "int[] groups, int[] kept, str form"
@@ -42,9 +43,6 @@ _SCHEMAS = {
     "adam_step": "(Tensor(a!) params, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor grads, "
     "Tensor(d!) step, Tensor lr, float beta1, float beta2, float eps, float weight_decay) -> ()",
 }
-# position of `index` among the arguments; `rows` is the first
-_INDEX_ARGUMENT = {"relay_sample_fwd": 2, "row_adam_catch_up": 4, "row_adam_step": 4}
-
 
 _HERE = nullcontext()
 
@@ -99,19 +97,8 @@ def check_rows_read(device: torch.device) -> None:
         raise IndexError("index: a batch held a row number outside its table; it was left out")
 
 
-def _check_moments(rows: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-    for name, table, expected in (
-        ("exp_avg", exp_avg, moment_dtypes(rows.dtype)),
-        ("exp_avg_sq", exp_avg_sq, [exp_avg.dtype]),
-    ):
-        if table.dtype not in expected:
-            wanted = " or ".join(map(str, expected))
-            raise TypeError(f"{name}: expected {wanted}, got {table.dtype}; rows are {rows.dtype}")
-
-
 def _run(device_type: str, name: str, *args: Any) -> Any:
-    if name.startswith("row_adam"):
-        _check_moments(*args[:3])
+    # arguments are checked by each function of an implementation, see `_op_checks.checked`
     chosen = implementation(device_type)
     if chosen is not reference:
         # a kernel is launched on the device that is current
@@ -120,8 +107,6 @@ def _run(device_type: str, name: str, *args: Any) -> Any:
             result = getattr(chosen, name)(*args)
         if result is not NotImplemented:
             return result
-    if name in _INDEX_ARGUMENT:
-        check_row_numbers(args[_INDEX_ARGUMENT[name]], len(args[0]))
     with torch.autocast(device_type, enabled=False):
         return getattr(reference, name)(*args)
 
@@ -135,45 +120,54 @@ for _name, _schema in _SCHEMAS.items():
 ops = torch.ops.rvi_fast
 
 
-# Fakes: shapes and dtypes of the results, for torch.compile and torch.export
+# Fakes: shapes and dtypes of the results, for torch.compile and torch.export; they refuse what the
+# ops refuse
 
 
-@torch.library.register_fake("rvi_fast::relay_sample_fwd")
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"rvi_fast::{name}")(checked(function, name))
+        return function
+
+    return register
+
+
+@_fake("relay_sample_fwd")
 def _(rows, relays, index, seed, noise, groups, kept, form, num_samples, noise_index=None):
-    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
+    layout = layout_of(int(relays.shape[1]), tuple(groups), tuple(kept), form)
     z = rows.new_empty((num_samples, index.shape[0], relays.shape[1]))
     dtype = torch.promote_types(rows.dtype, torch.float32)
     kl = rows.new_empty(index.shape[0], dtype=dtype)
-    bits = rows.new_empty((index.shape[0], sum(layout.word_counts)), dtype=torch.int32)
+    bits = rows.new_empty((index.shape[0], layout.num_words), dtype=torch.int32)
     return z, kl, bits, rows.new_empty(z.shape[1:], dtype=dtype)
 
 
-@torch.library.register_fake("rvi_fast::relay_sample_bwd")
+@_fake("relay_sample_bwd")
 def _(grad_z, grad_kl, rows, relays, index, seed, noise, bits, mean, *others):
     need_rows, need_relays = others[3:5]  # after the layout
     grad_batch = rows.new_empty((index.shape[0], rows.shape[1]) if need_rows else 0)
     return grad_batch, relays.new_empty(relays.shape if need_relays else 0)
 
 
-@torch.library.register_fake("rvi_fast::gaussian_log_likelihood_fwd")
+@_fake("gaussian_log_likelihood_fwd")
 def _(x, mean, scale, mask):
     return mean.new_empty(mean.shape[:2], dtype=torch.promote_types(mean.dtype, torch.float32))
 
 
-@torch.library.register_fake("rvi_fast::gaussian_log_likelihood_bwd")
+@_fake("gaussian_log_likelihood_bwd")
 def _(grad_log_prob, x, mean, scale, mask, need_mean, need_scale):
     return mean.new_empty(mean.shape if need_mean else 0), scale.new_empty(
         scale.shape if need_scale else 0
     )
 
 
-@torch.library.register_fake("rvi_fast::linear_gaussian_log_likelihood_fwd")
+@_fake("linear_gaussian_log_likelihood_fwd")
 def _(hidden, weight, bias, x, scale, mask):
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     return hidden.new_empty(hidden.shape[:2], dtype=dtype)
 
 
-@torch.library.register_fake("rvi_fast::linear_gaussian_log_likelihood_bwd")
+@_fake("linear_gaussian_log_likelihood_bwd")
 def _(grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need_scale):
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     some_bias = weight if bias is None else bias
@@ -186,17 +180,9 @@ def _(grad, hidden, weight, bias, x, scale, mask, need_hidden, need_linear, need
     )
 
 
-@torch.library.register_fake("rvi_fast::row_adam_catch_up")
-def _(*args):
-    _check_moments(*args[:3])
-
-
-@torch.library.register_fake("rvi_fast::row_adam_step")
-def _(*args):
-    _check_moments(*args[:3])
-
-
-@torch.library.register_fake("rvi_fast::adam_step")
+@_fake("row_adam_catch_up")
+@_fake("row_adam_step")
+@_fake("adam_step")
 def _(*args):
     return None
 
@@ -208,6 +194,15 @@ def _(*args):
 def _plain() -> bool:
     """No functorch transform and no compiler at work: the short ways below are open."""
     return not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
+
+
+def _forward_mode() -> bool:
+    """Whether forward-mode derivatives are at work, of torch.func or `torch.autograd.forward_ad`.
+
+    The differentiable ops are then the formulas of the reference, which torch differentiates in every
+    mode and order: a `Function` with a `jvp` is what the compiler refuses.
+    """
+    return forward_ad._current_level >= 0
 
 
 def _apply(function: type[Function], *args: Any) -> Any:
@@ -468,6 +463,17 @@ def relay_sample(
     sparse: bool,
 ) -> tuple[Tensor, Tensor]:
     """z [S, B, T] and kl [B]; arguments checked by the caller."""
+    if _forward_mode():
+        return reference.relay_sample(
+            rows,
+            relays,
+            index,
+            seed,
+            layout=layout,
+            num_samples=num_samples,
+            noise=noise,
+            noise_index=noise_index,
+        )
     # Inductor cannot hold a sparse gradient made from a custom op's output
     sparse = sparse and not torch.compiler.is_compiling()
     constants = (layout.groups, layout.kept, layout.form, num_samples, sparse)
@@ -477,6 +483,8 @@ def relay_sample(
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
     """[S, B] from mean [S, B, D]; arguments checked by the caller."""
+    if _forward_mode():
+        return reference.gaussian_log_likelihood(x, mean, scale, mask)
     return _apply(_GaussianLogLikelihood, x, mean, scale, mask)
 
 
@@ -489,4 +497,7 @@ def linear_gaussian_log_likelihood(
     mask: Tensor | None,
 ) -> Tensor:
     """[S, B] from hidden [S, B, H]; arguments checked by the caller."""
+    if _forward_mode():
+        with torch.autocast(hidden.device.type, enabled=False):
+            return reference.linear_gaussian_log_likelihood(hidden, weight, bias, x, scale, mask)
     return _apply(_LinearGaussianLogLikelihood, hidden, weight, bias, x, scale, mask)

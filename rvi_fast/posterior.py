@@ -22,6 +22,9 @@ from .storage import HOSTED, HostTables, MappedTables, StrPath, Tables, check_me
 _CHUNK = 8192
 # rows drawn at once
 _DRAWN = 65536
+# within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
+# bring all up to date, as it does for readers of the parameter
+_as_they_are = torch._C.DisableTorchFunctionSubclass
 
 
 class _RowOptimizer(Protocol):
@@ -77,8 +80,11 @@ class RelayPosterior(nn.Module):
 
     Note:
         While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
-        are brought up to date when they are read through a method of this module, `state_dict`
-        included. Read `rows` itself after `RowAdam.flush()`.
+        are brought up to date when they are read: by a method of this module, those that it names,
+        by any torch function on `rows`, all of them. Code that reads memory behind torch's back, and
+        functions compiled around `rows` itself, need `RowAdam.flush()` first.
+        Under `DistributedDataParallel`, which sums dense gradients alone here, the gradient of `rows`
+        is dense.
 
     Source:
         Paper sections 3 and 4; `rvi_fast.reference.relay_sample`.
@@ -122,6 +128,13 @@ class RelayPosterior(nn.Module):
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
         self._row_optimizer: _RowOptimizer | None = None
+        # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
+        # for a place of every key of a state_dict
+        self.register_buffer("_extra_state", self.get_extra_state(), persistent=False)
+        entries = self.layout.num_relays * latent_dim
+        size = torch.empty(0, dtype=dtype, device="meta").element_size()
+        wanted = torch.get_default_device() if device is None else torch.device(device)
+        check_memory(wanted, "posterior.relays", entries * size, "lower groups or latent_dim")
         self.relays = nn.Parameter(
             torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
         )
@@ -172,7 +185,7 @@ class RelayPosterior(nn.Module):
     @torch.no_grad()
     def _draw_rows(self, generator: torch.Generator | None, *, keep: bool = True) -> None:
         """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
-        if self.rows.is_meta:
+        if self.rows.is_meta:  # holds no numbers
             return
         if keep:
             self.tables.before_rewrite()
@@ -237,24 +250,25 @@ class RelayPosterior(nn.Module):
             noise_index = self.noise_index(index)
         if noise_index is None and self.staged:
             noise_index = index
-        rows, place = self._lent(index)
         if noise is not None:
             seed = 0
         elif seed is None:
             seed = torch.randint(
                 2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
             )
-        sample = relay_sample(
-            rows,
-            self.relays,
-            place,
-            seed,
-            layout=self.layout,
-            num_samples=num_samples,
-            noise=noise,
-            noise_index=noise_index,
-            sparse=self.sparse and not self.staged,
-        )
+        with _as_they_are():
+            rows, place = self._lent(index)
+            sample = relay_sample(
+                rows,
+                self.relays,
+                place,
+                seed,
+                layout=self.layout,
+                num_samples=num_samples,
+                noise=noise,
+                noise_index=noise_index,
+                sparse=self.sparse and not self.staged and not self._summed_by_ddp(),
+            )
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
@@ -287,15 +301,19 @@ class RelayPosterior(nn.Module):
         return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
 
     def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
-        rows, index = self._lent(index)
-        if not deviation:
-            keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
-            keep[self.layout.deviation_slice] = False
-            rows = torch.where(keep, rows[index], 0.0)
-            index = torch.arange(len(index), device=rows.device)
-        zeros = rows.new_zeros((len(index), self.latent_dim))
-        sparse = self.sparse and deviation and not self.staged
-        return relay_sample(rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse).z
+        with _as_they_are():
+            rows, index = self._lent(index)
+            if not deviation:
+                keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
+                keep[self.layout.deviation_slice] = False
+                rows = torch.where(keep, rows[index], 0.0)
+                index = torch.arange(len(index), device=rows.device)
+            zeros = rows.new_zeros((len(index), self.latent_dim))
+            sparse = self.sparse and deviation and not self.staged
+            sample = relay_sample(
+                rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse
+            )
+        return sample.z
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
@@ -346,20 +364,49 @@ class RelayPosterior(nn.Module):
 
         Source: paper section 4.
         """
-        layout = self.layout
-        posterior = RelayPosterior(
-            num_data,
-            layout.latent_dim,
-            groups=layout.groups,
-            top=layout.kept,
-            form=layout.form,
-            sparse=self.sparse,
-            device=self.relays.device,
-            dtype=self.rows.dtype,
-            storage="host" if self.staged else "device",
-            generator=generator,
+        _checks.check_positive_int("num_data", num_data)
+        layout, relays = self.layout, self.relays
+        place = torch.device("cpu") if self.staged else relays.device
+        size = num_data * layout.width * self.rows.element_size()
+        check_memory(place, "posterior.rows", size)
+        rows = torch.empty((num_data, layout.width), dtype=self.rows.dtype, device=place)
+        posterior = RelayPosterior.from_rows(
+            rows, relays.detach().clone(), layout, sparse=self.sparse
         )
-        posterior.relays = nn.Parameter(self.relays.detach().clone(), requires_grad=False)
+        posterior._draw_rows(generator)
+        return posterior
+
+    @classmethod
+    def from_rows(
+        cls, rows: Tensor, relays: Tensor, layout: RowLayout, *, sparse: bool = False
+    ) -> RelayPosterior:
+        """A posterior around packed rows that are there: nothing is drawn, nothing is copied.
+
+        Args:
+            rows: [N, W], laid out by `layout`: the whole of a table, whose memory is used as it is. A
+                parameter stays the same parameter, a tensor becomes one. They may lie in host memory
+                where the relays are on a GPU, as with `storage="host"`.
+            relays: [K, T] in the dtype of `rows`. A parameter stays the same parameter; a tensor becomes
+                one that is frozen.
+            layout: where the parts of a row lie.
+            sparse: as in `RelayPosterior`.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or devices that do not fit.
+
+        Example:
+            >>> import torch, rvi_fast
+            >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=())
+            >>> rows = torch.zeros(5, layout.width)
+            >>> posterior = rvi_fast.RelayPosterior.from_rows(rows, torch.zeros(0, 2), layout)
+            >>> posterior.num_data, posterior.std().shape
+            (5, torch.Size([5, 2]))
+        """
+        _check_rows_and_relays(rows, relays, layout)
+        posterior = cls.__new__(cls)
+        nn.Module.__init__(posterior)
+        posterior.layout, posterior.sparse = layout, sparse
+        posterior._hold(rows, relays)
         return posterior
 
     def over(self, rows: Tensor) -> RelayPosterior:
@@ -373,12 +420,21 @@ class RelayPosterior(nn.Module):
         posterior.__dict__.update(self.__dict__)
         # .data: what is written to `rows` itself between a forward and its backward are other rows
         own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
-        posterior._parameters = {**self._parameters, "rows": own}
-        posterior.num_data = posterior.table_size = len(rows)
-        posterior.tables, posterior.sharded = Tables(), False
-        posterior.first_row, posterior.row_numbers = 0, None
-        posterior._row_optimizer = None
+        posterior._hold(own, self.relays)
         return posterior
+
+    def _hold(self, rows: Tensor, relays: Tensor) -> None:
+        """Takes these rows for all of a table of this posterior's own."""
+        if not isinstance(relays, nn.Parameter):
+            relays = nn.Parameter(relays, requires_grad=False)
+        if not isinstance(rows, nn.Parameter):
+            rows = nn.Parameter(rows)
+        self._parameters = {**self._parameters, "relays": relays, "rows": rows}
+        self.num_data = self.table_size = len(rows)
+        self.tables = Tables() if rows.device == relays.device else HostTables()
+        self.sharded = False
+        self.first_row, self.row_numbers = 0, None
+        self._row_optimizer = None
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -394,8 +450,9 @@ class RelayPosterior(nn.Module):
         if index is not None:
             self._check_rows(index)
         self._before_read(index)
-        rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
-        return rows[:, columns].to(self.relays.device)
+        with _as_they_are():
+            rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
+            return rows[:, columns].to(self.relays.device)
 
     def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """A table where the relays are, and where in it rows `index` lie."""
@@ -404,6 +461,11 @@ class RelayPosterior(nn.Module):
         _checks.check_row_numbers(index, self.num_data)
         rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
         return rows.to(index.device), torch.arange(len(index), device=index.device)
+
+    def _summed_by_ddp(self) -> bool:
+        """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
+        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
 
     def _check_rows(self, index: Tensor) -> None:
         _checks.check_index(index, self.relays.device)
@@ -521,6 +583,26 @@ def _draw_normal(values: Tensor, std: float, generator: torch.Generator | None) 
         return
     drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
     values.copy_(drawn.normal_(std=std, generator=generator))
+
+
+def _check_rows_and_relays(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
+    if not isinstance(layout, RowLayout):
+        raise TypeError(f"layout: expected a RowLayout, got {type(layout).__name__}")
+    if not _checks.check_tensor("rows", rows).is_floating_point():
+        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] != layout.width:
+        raise ValueError(
+            f"rows: expected shape [N, {layout.width}] with N >= 1, got {_checks.shape_of(rows)}"
+        )
+    shape = (layout.num_relays, layout.latent_dim)
+    _checks.check_shape("relays", _checks.check_tensor("relays", relays), shape)
+    if relays.dtype != rows.dtype:
+        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
+    hosted = rows.device.type == "cpu" and relays.device.type in HOSTED
+    if rows.device != relays.device and not hosted:
+        raise ValueError(
+            f"rows: expected a tensor on {relays.device} or cpu, got one on {rows.device}"
+        )
 
 
 def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:

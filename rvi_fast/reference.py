@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ._checks import check_row_numbers
+from ._op_checks import checked, layout_of
 from .layout import BITS_PER_WORD, RowLayout
 
 # exp(2 * 30) summed over a thousand dimensions stays finite in float32
@@ -151,6 +153,21 @@ def group_weights(coefficients: Tensor, marks: Tensor, form: str) -> Tensor:
 # relay_sample
 
 
+def _rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows `index`, each of which must be in the table: torch would count a negative one from its end.
+
+    Within a transform of torch.func the numbers are those of all the calls that it stands for. In a
+    trace of the compiler there are none to look at.
+    """
+    if not torch.compiler.is_compiling():
+        values = index
+        while torch._C._functorch.is_functorch_wrapped_tensor(values):
+            values = torch._C._functorch.get_unwrapped(values)
+        if type(values) is Tensor and not values.is_meta:
+            check_row_numbers(values, rows.shape[0])
+    return rows[index]
+
+
 def relay_sample(
     rows: Tensor,
     relays: Tensor,
@@ -170,7 +187,7 @@ def relay_sample(
 
     Args and returns: `rvi_fast.relay_sample`.
     """
-    batch = rows[index].to(_compute_dtype(rows))
+    batch = _rows_at(rows, index).to(_compute_dtype(rows))
     if noise is None:
         keys = index if noise_index is None else noise_index
         noise = normal_noise(seed, keys, num_samples or 1, layout.latent_dim, batch.dtype)
@@ -211,6 +228,7 @@ def _sample(
     return z, kl, mean
 
 
+@checked
 def relay_sample_fwd(
     rows: Tensor,
     relays: Tensor,
@@ -227,8 +245,8 @@ def relay_sample_fwd(
 
     `noise` is None or [S, B, T]; drawn noise is keyed by `noise_index` [B], or by `index`.
     """
-    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
-    batch = rows[index].to(_compute_dtype(rows))
+    layout = layout_of(int(relays.shape[1]), tuple(groups), tuple(kept), form)
+    batch = _rows_at(rows, index).to(_compute_dtype(rows))
     if noise is None:
         keys = index if noise_index is None else noise_index
         noise = normal_noise(seed, keys, num_samples, layout.latent_dim, batch.dtype)
@@ -236,9 +254,11 @@ def relay_sample_fwd(
     z, kl, mean = _sample(batch, relays, marks, noise, layout)
     words = [pack_bits(mark) for mark in marks]
     bits = torch.cat(words, -1) if words else index.new_empty((len(index), 0), dtype=torch.int32)
-    return z.to(rows.dtype), kl, bits, mean
+    # without groups the mean is a view of the rows
+    return z.to(rows.dtype), kl, bits, mean.contiguous()
 
 
+@checked
 def relay_sample_bwd(
     grad_z: Tensor,
     grad_kl: Tensor,
@@ -268,8 +288,8 @@ def relay_sample_bwd(
 
     The mixture replaces a by w = softmax(a): grad_a = w (<grad_mu, R_k> - sum_j w_j <grad_mu, R_j>).
     """
-    layout = RowLayout(relays.shape[1], tuple(groups), tuple(kept), form)
-    batch = rows[index].to(_compute_dtype(rows))
+    layout = layout_of(int(relays.shape[1]), tuple(groups), tuple(kept), form)
+    batch = _rows_at(rows, index).to(_compute_dtype(rows))
     grad_z, grad_kl = grad_z.to(batch.dtype), grad_kl.to(batch.dtype)[:, None]
     words = bits.split(layout.word_counts, dim=-1) if groups else ()
     marks = [unpack_bits(word, size) for word, size in zip(words, groups, strict=True)]
@@ -334,6 +354,7 @@ def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor,
     return values, mask if mask.dtype == torch.bool else unpack_bits(mask, x.shape[-1])
 
 
+@checked
 def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
@@ -344,6 +365,7 @@ def gaussian_log_likelihood_fwd(
     return gaussian_log_likelihood(x, mean, scale, mask)
 
 
+@checked
 def gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,
@@ -398,6 +420,7 @@ def linear_mean(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return mean if bias is None else mean + bias.to(dtype)
 
 
+@checked
 def linear_gaussian_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
@@ -410,6 +433,7 @@ def linear_gaussian_log_likelihood_fwd(
     return linear_gaussian_log_likelihood(hidden, weight, bias, x, scale, mask)
 
 
+@checked
 def linear_gaussian_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,
@@ -467,12 +491,32 @@ WINDOW_TOLERANCE = 1e-9
 MOMENT_SEED = int.from_bytes(b"moments", "big")
 
 
+def _check_steps(index: Tensor, last: Tensor, clock: Tensor, history: Tensor, more: int) -> None:
+    """Where the history is read and written: at the steps `last` [B] of rows `index`, and at `more`."""
+    if type(clock) is not Tensor or clock.device.type != "cpu":  # without values, or dear to read
+        return
+    room = len(history) - more
+    now, start = clock.tolist()
+    if not 0 <= start <= now < start + room:
+        raise ValueError(
+            f"clock: expected 0 <= clock[1] <= clock[0] < clock[1] + {room}, as long as the history "
+            f"is, got [{now}, {start}]"
+        )
+    wrong = (last < start) | (last > now)
+    if bool(wrong.any()):
+        first = int(wrong.to(torch.uint8).argmax())
+        raise ValueError(
+            f"row_step: expected {start} to {now}, got {int(last[first])} in row {int(index[first])}"
+        )
+
+
 def row_adam_window(beta1: float, beta2: float) -> int:
     """Missed steps that count: (beta1 / sqrt(beta2))^j falls below `WINDOW_TOLERANCE` after them."""
     rate = beta1 / math.sqrt(beta2)
     return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
 
 
+@checked
 def row_adam_catch_up(
     rows: Tensor,
     exp_avg: Tensor,
@@ -494,7 +538,7 @@ def row_adam_catch_up(
     exact for eps = 0, and in the limits of sqrt(v) far above or far below eps.
     """
     values = _caught_up(
-        rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
+        rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps, 0
     )
     _write(rows, exp_avg, exp_avg_sq, index, clock, *values)
     row_step[index] = clock[0].to(row_step.dtype)
@@ -511,9 +555,14 @@ def _caught_up(
     beta1: float,
     beta2: float,
     eps: float,
+    more: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows `index` and their moments with the steps they have missed, in the dtype of the rows."""
-    last = row_step[index].to(torch.int64)
+    """Rows `index` and their moments with the steps they have missed, in the dtype of the rows.
+
+    The history has room for `more` steps.
+    """
+    own, last = _rows_at(rows, index), row_step[index].to(torch.int64)
+    _check_steps(index, last, clock, history, more)
     missed = (clock[0] - last).to(torch.float64)
     weight, ratio, log_decay = history[last - clock[1]].unbind(-1)
     decay = torch.exp(history[clock[0] - clock[1], 2] - log_decay)
@@ -525,12 +574,13 @@ def _caught_up(
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     moved = column(decay * weight) * moment / (column(slope) * square.sqrt() + eps)
     return (
-        rows[index] * column(decay) - moved,
+        own * column(decay) - moved,
         _flushed(moment * column(beta1**missed), exp_avg.dtype),
         _flushed(square * column(beta2**missed), exp_avg.dtype),
     )
 
 
+@checked
 def row_adam_step(
     rows: Tensor,
     exp_avg: Tensor,
@@ -553,11 +603,11 @@ def row_adam_step(
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
-    theta = rows[index]
+    theta, lr = _rows_at(rows, index), lr.to(torch.float64).reshape(())
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
         theta, moment, square = _caught_up(
-            rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps
+            rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps, 1
         )
     clock[0] += 1
     count = clock[0].to(torch.float64)
@@ -658,6 +708,7 @@ def _extend_history(
 # adam_step
 
 
+@checked
 def adam_step(
     params: Tensor,
     exp_avg: Tensor,
@@ -676,7 +727,8 @@ def adam_step(
     element) counts up by one; `lr` is float64, one element. Weight decay is decoupled, as in AdamW.
     """
     step += 1
-    count = step.to(torch.float64)
+    # one element each, whatever their dimensions
+    count, lr = step.to(torch.float64).reshape(()), lr.to(torch.float64).reshape(())
     grad = grads.to(params.dtype).sum(0)
     moment = _flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1), exp_avg.dtype)
     square = _flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)

@@ -70,7 +70,7 @@ def test_draws_are_several_completions(table, trained, tmp_path, capsys):
     out = tmp_path / "draws.npy"
     run("impute", "--run-dir", trained, "--out", out, "--draws", 3, "--quiet", capsys=capsys)
     draws = np.load(out)
-    known = data.load_data(table).train
+    known = data.read_table(table).values
     shown = data.mcar(known.shape, 0.1, seed=0) & ~np.isnan(known)
     assert draws.shape == (3, 120, 7)
     assert (draws[:, shown] == known[shown]).all()

@@ -96,7 +96,8 @@ def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed):
 )
 def test_fit_is_adam_on_the_whole_table(builder, posterior_lr, kl_weight):
     model, expected = make(builder), make(builder)
-    history = run(model, posterior_lr=posterior_lr, kl_weight=kl_weight, seed=3)
+    options = {"posterior_lr": posterior_lr, "kl_weight": kl_weight, "seed": 3}
+    history = run(model, standardize=False, **options)
     weight = kl_weight if callable(kl_weight) else lambda _: kl_weight
     losses = by_hand(expected, 4, 0.02, posterior_lr or 0.02, weight, 3)
     assert history["loss"] == pytest.approx(losses, rel=1e-5)
@@ -149,7 +150,9 @@ def test_history_has_a_number_for_each_epoch_and_each_evaluation(eval_every, eva
 def test_history_ends_with_the_elastic_error_of_the_model(x, mask):
     model = make(dropout=0.3)
     first = run(model, x, mask=mask)["elastic"][-1]
-    assert first == pytest.approx(elastic(x, model.eval().reconstruct(), mask), rel=1e-12)
+    own = x if model.scaler is None else model.scaler.to_model(x, torch.float32)
+    reconstruction = model.eval().reconstruct_standardized()
+    assert first == pytest.approx(elastic(own, reconstruction, mask), rel=1e-12)
 
 
 def test_an_epoch_visits_each_row_once_in_a_new_order():
@@ -214,7 +217,8 @@ def test_pixels_count_as_255ths():
     model, expected = make(), make()
     before = PIXELS.clone()
     history = run(model, PIXELS, mask=MASK)
-    losses = run(expected, (PIXELS / 255).masked_fill(~MASK, torch.nan))["loss"]
+    fractions = (PIXELS / 255).masked_fill(~MASK, torch.nan)
+    losses = run(expected, fractions, standardize=False)["loss"]
     assert history["loss"] == pytest.approx(losses, rel=1e-5)
     assert torch.equal(PIXELS, before)
     as_array = make()
@@ -233,7 +237,7 @@ def test_a_table_without_an_observed_entry_trains_towards_the_prior():
 
 def state_of(model):
     """Everything about a model but its values."""
-    modes = {name: part.training for name, part in model.named_modules()}
+    modes = {name: part.training for name, part in model.named_modules() if name != "scaler"}
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     return modes, needed, model.posterior.sparse, model.posterior._row_optimizer
 
@@ -278,7 +282,8 @@ def test_callbacks_see_the_model_of_the_epoch_and_can_stop():
 
     def watch(given, history):
         assert given is model
-        score = elastic(X, given.eval().reconstruct())
+        own = given.scaler.to_model(X, torch.float32)
+        score = elastic(own, given.eval().reconstruct_standardized())
         assert score == pytest.approx(history["elastic"][-1], rel=1e-12)
         seen.append(history.epochs)
         return history.epochs == 3

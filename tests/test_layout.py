@@ -89,3 +89,27 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 def test_count_does_not_matter_where_there_are_no_groups():
     assert RowLayout.resolve(3, (), 3).kept == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3, (4, 5), (2, 3), "sparsemax"), ValueError, "form: expected one of .*, got 'sparsemax'"),
+        ((3, (4, 5), (-1, 2), "linear"), ValueError, "kept: expected integers >= 1, got -1"),
+        ((3, (4, 5), (5, 2)), ValueError, "kept: expected counts from 1 to 4 .*, got 5"),
+        ((3, (4, 5), (2,)), ValueError, r"kept: expected one entry per group \(2\), got 1"),
+        ((3, (4, 5), (2, 1), "cluster"), ValueError, "kept: expected counts from 1 to 1 .*, got 2"),
+        ((3, (4, 0), (2, 1)), ValueError, "groups: expected integers >= 1, got 0"),
+        ((3, 4, (2,)), TypeError, "groups: expected a sequence of integers, got 4"),
+        ((3, (4,), 2), TypeError, "kept: expected a sequence of integers, got 2"),
+        ((0, (4,), (2,)), ValueError, "latent_dim: expected an integer >= 1, got 0"),
+    ],
+)
+def test_a_layout_made_by_hand_is_held_to_the_same_rules(arguments, error, message):
+    with pytest.raises(error, match=message):
+        RowLayout(*arguments)
+
+
+def test_lists_make_the_layout_that_tuples_make():
+    layouts = {RowLayout(3, [4, 5], [2, 3]), RowLayout(3, (4, 5), (2, 3))}
+    assert len(layouts) == 1

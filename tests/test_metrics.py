@@ -25,7 +25,7 @@ def as_tensor(array):
 @pytest.mark.parametrize("make_x", [np.asarray, as_tensor])
 @pytest.mark.parametrize("make_y", [np.asarray, as_tensor])
 def test_elastic_is_the_mean_over_scored_entries(make_x, make_y, monkeypatch):
-    monkeypatch.setattr("rvi_fast.data.metrics._CHUNK", 64)
+    monkeypatch.setattr("rvi_fast.data.tables._CHUNK", 64)
     everything = np.ones_like(MASK)
     assert elastic(make_x(X), make_y(Y)) == pytest.approx(expected(everything), rel=1e-14)
     assert elastic(make_x(HOLED), make_y(Y)) == pytest.approx(expected(MASK), rel=1e-14)
@@ -77,7 +77,7 @@ def test_elastic_on_a_gpu():
 
 
 def test_nan_where_the_mask_says_scored_is_located(monkeypatch):
-    monkeypatch.setattr("rvi_fast.data.metrics._CHUNK", 64)
+    monkeypatch.setattr("rvi_fast.data.tables._CHUNK", 64)
     x = X.copy()
     x[123, 4] = np.nan
     mask = np.ones_like(MASK)
@@ -101,7 +101,7 @@ def test_elastic_refuses_what_does_not_fit():
 
 
 def test_standardised_observed_entries_have_mean_0_and_std_1(monkeypatch):
-    monkeypatch.setattr("rvi_fast.data.metrics._CHUNK", 64)
+    monkeypatch.setattr("rvi_fast.data.tables._CHUNK", 64)
     table = HOLED * np.float32(3) + np.float32(1000)
     scaler = Standardizer.fit(table)
     np.testing.assert_allclose(scaler.mean, np.nanmean(table.astype(float), axis=0), rtol=1e-12)
@@ -120,16 +120,18 @@ def test_a_mask_hides_entries_from_the_fit():
     np.testing.assert_array_equal(hidden.std, holed.std)
 
 
-def test_constant_and_unseen_features_are_only_shifted():
+def test_constant_and_unseen_features_come_back_as_one_number():
     table = np.full((1000, 3), 0.1)
     table[:, 1] = np.nan
     table[1:, 2] = np.nan
     scaler = Standardizer.fit(table)
-    assert scaler.std.tolist() == [1, 1, 1]
+    assert scaler.std.tolist() == [0, 0, 0]
     assert scaler.mean.tolist() == [table[0, 0], 0, table[0, 0]]
     assert scaler.transform(table)[0].tolist()[::2] == [0, 0]
+    drawn = np.random.default_rng(0).normal(size=(5, 3))
+    assert (scaler.inverse(drawn) == scaler.mean.astype(np.float32)).all()
     empty = Standardizer.fit(np.empty((0, 2)))
-    assert (empty.mean.tolist(), empty.std.tolist()) == ([0, 0], [1, 1])
+    assert (empty.mean.tolist(), empty.std.tolist()) == ([0, 0], [0, 0])
 
 
 def test_a_standardizer_survives_json():
@@ -143,8 +145,9 @@ def test_a_standardizer_survives_json():
     ("values", "words"),
     [
         ({"mean": [0.0]}, "expected a dict of mean and std"),
-        ({"mean": [0.0], "std": [1.0, 1.0]}, r"shapes \[1\] and \[2\]"),
-        ({"mean": [0.0], "std": [0.0]}, "std: expected finite positive"),
+        ({"mean": [0.0], "std": [1.0, 1.0]}, r"shapes \[1\], \[2\] and \[2\]"),
+        ({"mean": [0.0], "std": [-1.0]}, "std: expected finite numbers >= 0"),
+        ({"mean": [0.0], "std": [1.0], "limit": [0.0]}, "limit: expected positive"),
         ({"mean": [float("nan")], "std": [1.0]}, "mean: expected finite"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rvi_fast import GaussianLikelihood, RelayPosterior, models
+from rvi_fast import GaussianLikelihood, RelayPosterior, fit, impute, infer, models
 from rvi_fast.optim import RowAdam
 from rvi_fast.reference import normal_noise
 from rvi_fast.testing import assert_close
@@ -277,3 +277,45 @@ def test_hooks_see_what_they_ask_for(monkeypatch):
         hooked(model).register_forward_hook(lambda *call, seen=seen: seen.append(call))
         assert_close([model.log_prob(x, z)], [expected], rtol=1e-6)
         assert len(seen) == 1
+
+
+class Hidden(torch.nn.Module):
+    """A decoder that does not say how wide it is."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z):
+        return self.decoder(z)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (lambda: torch.nn.Linear(3, 4), "decoder: expected 5 outputs, .*, got 4"),
+        (lambda: torch.nn.Linear(3, 6), "decoder: expected 5 outputs, .*, got 6"),
+        (lambda: torch.nn.Linear(2, 5), "decoder: expected a .*(3 inputs|3\\]).*"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused_before_the_first_step(decoder, message, hidden):
+    posterior = RelayPosterior(40, 3, groups=(2,))
+    likelihood = GaussianLikelihood(5)
+    if not hidden:
+        with pytest.raises(ValueError, match=message):
+            models.LatentModel(posterior, decoder(), likelihood)
+    model = models.LatentModel(posterior, torch.nn.Linear(3, 5), likelihood)
+    model.decoder = Hidden(decoder()) if hidden else decoder()
+    before, x = posterior.rows.detach().clone(), torch.zeros(40, 5)
+    state = torch.get_rng_state()
+    for call in (
+        lambda: fit(model, x, epochs=1, progress=False),
+        lambda: infer(model, x),
+        lambda: impute(model, x),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(posterior.rows, before)
+    assert model.decoder.training

@@ -290,3 +290,23 @@ def test_forward_equals_the_functional_form():
     index = torch.tensor([1, 1])
     expected = relay_sample(posterior.rows, posterior.relays, index, 4, layout=layout)
     assert_close(posterior(index, seed=4), expected)
+
+
+def test_meta_construction_draws_nothing():
+    posterior = RelayPosterior(10**12, 4, groups=(3,), device="meta")
+    assert posterior.rows.shape == (10**12, 12)
+
+
+def test_posteriors_around_rows_have_a_table_of_their_size():
+    posterior = RelayPosterior(20, 3, groups=(4,), shard=range(5, 10))
+    rows = torch.zeros(7, posterior.layout.width)
+    own = RelayPosterior.from_rows(rows, posterior.relays, posterior.layout)
+    assert own.rows.data_ptr() == rows.data_ptr()
+    assert own.relays is posterior.relays
+    for made in (own, posterior.over(rows), posterior.for_new_data(7)):
+        assert (made.num_data, made.table_size, made.first_row, made.sharded) == (7, 7, 0, False)
+        assert list(made.state_dict()) == list(posterior.state_dict())
+    with pytest.raises(
+        ValueError, match=r"rows: expected shape \[N, 12\] with N >= 1, got \[7, 3\]"
+    ):
+        RelayPosterior.from_rows(rows[:, :3], posterior.relays, posterior.layout)

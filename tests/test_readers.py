@@ -136,7 +136,7 @@ def test_csv_header_is_optional(loaded):
     [
         ("a,b\n1,2\n3,red\n4,blue\n", ("line 3", "column 1 ('b')", "'red'")),
         ("1,2\n3,1_000\n", ("line 2", "column 1", "'1_000'")),
-        ("1,2\n3,?\n", ("line 2", "column 1", "'?'")),
+        ("1,2\n3,??\n", ("line 2", "column 1", "'??'")),
         ("1,red\n2,3\n", ("line 1", "column 1", "'red'")),
         ("a,b\n1,2\n3\n", ("line 3", "expected 2 cells, got 1")),
         ("a,b\n1,2\n3,inf\n", ("row 1", "column 1 ('b')", "infinite")),
@@ -341,7 +341,7 @@ def test_unknown_formats_are_refused(loaded):
 @pytest.mark.parametrize(
     ("name", "array", "features", "words"),
     [
-        ("a.pt", TABLE, None, "expected .npy, .npz, .csv or .parquet"),
+        ("a.pt", TABLE, None, "expected .npy, .npz, .csv, .tsv or .parquet"),
         ("absent/a.npy", TABLE, None, "absent does not exist"),
         ("a.csv", TABLE[0], None, r"\[N, D\]"),
         ("a.csv", TABLE, ["a"], "1 names"),

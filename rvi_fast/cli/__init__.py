@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from ..training import distributed
 from ..training.directory import RunDirectoryInUse
 from ..training.interrupts import Interrupted, raised
@@ -21,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.command(arguments)
     except (ValueError, ImportError, OSError, RunDirectoryInUse, distributed.RankError) as error:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"rvi-fast: error: out of memory: {error}", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
     except Interrupted as error:

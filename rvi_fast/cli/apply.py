@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import data, models
+from .. import _checks, data, models
 from ..reference import PIXEL_SCALE
 from ..training import export, impute, infer, load
-from .runs import read_run
-from .tables import Table, load_table, print_scores
+from .checks import check_bounds, check_device, check_out
+from .runs import find_run
+from .tables import Features, Source, Table, load_table, print_scores
+
+_ARRAYS = (".npy", ".npz")
 
 
 def _open_run(
-    arguments: argparse.Namespace, *, training_data: bool
-) -> tuple[models.LatentModel, Table, data.Standardizer | None]:
-    run = read_run(arguments.run_dir)
-    model = load(arguments.run_dir)
-    stored = run["standardizer"]
-    standardizer = data.Standardizer.from_dict(stored) if stored else None
-    if training_data:
-        source = (run["data"], arguments.data_dir, "train", run["subset"], run["missing"])
-        table, _ = load_table(*source, run.get("missing_boxes"), run["seed"], standardizer)
+    arguments: argparse.Namespace, suffixes: tuple[str, ...], *, training_data: bool
+) -> tuple[models.LatentModel, Table]:
+    """The model and the table of a command, everything checked that can be before any work."""
+    device = check_device(arguments.device)
+    _checks.check_positive_int("--steps", arguments.steps)
+    _checks.check_positive_float("--lr", arguments.lr)
+    run = find_run(arguments.run_dir)
+    inputs = [path for path in (arguments.data, (run or {}).get("data")) if path is not None]
+    check_out(arguments.out, inputs, suffixes)
+    if run is None and arguments.data is None:
+        raise ValueError(
+            f"--data: expected a table: {arguments.run_dir} comes from fit(run_dir=), and only "
+            "`rvi-fast train` writes down what a run was trained on"
+        )
+    model = load(arguments.run_dir, device=device)
+    features = Features.of_run(run, model.num_features)
+    if training_data and run is not None:
+        table = load_table(Source.of_run(run, arguments.data_dir), features)
+        if run.get("digest") not in (None, table.digest()):
+            raise ValueError(
+                f"--data: {run['data']} is not as it was in training, and its rows have no posteriors; "
+                "name it with --data to find them anew"
+            )
     else:
-        name = arguments.data or run["data"]
-        source = (name, arguments.data_dir, arguments.split, arguments.subset, arguments.missing)
-        table, _ = load_table(*source, arguments.missing_boxes, arguments.seed, standardizer)
-    if (table.raw.dtype == np.uint8) != run["pixels"]:
-        kinds = ("pixels (uint8)", "a table of numbers")
-        expected, got = kinds if run["pixels"] else kinds[::-1]
-        raise ValueError(f"--data: expected {expected} as in training, got {got}")
-    return model, table, standardizer
+        source = Source.of(arguments, arguments.split) if arguments.data else None
+        if source is None:
+            own = Source.of_run(run or {}, arguments.data_dir)
+            source = replace(Source.of(arguments, arguments.split), name=own.name)
+        table = load_table(source, features)
+    print(table.describe(f"{arguments.run_dir} on {device}"))
+    if run is None:
+        print("  no run.json: the data are passed as they are, as they were to fit")
+    return model, table
 
 
 def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: Table) -> Any:
@@ -51,21 +70,27 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
 
 def infer_rows(arguments: argparse.Namespace) -> int:
     """Writes the posteriors of new rows to a table."""
-    model, table, _ = _open_run(arguments, training_data=False)
+    model, table = _open_run(arguments, data.SUFFIXES, training_data=False)
     posterior = _posterior(arguments, model, table)
     with torch.no_grad():
-        latents = torch.cat((posterior.mean(), posterior.std()), dim=1).numpy()
+        latents = torch.cat((posterior.mean(), posterior.std()), dim=1).cpu().numpy()
     parts = [f"{part}_{t}" for part in ("mean", "std") for t in range(posterior.latent_dim)]
     data.save_table(arguments.out, latents, parts)
-    print_scores(table, model.reconstruct(posterior=posterior).numpy())
+    print_scores(table, model.reconstruct(posterior=posterior).cpu().numpy())
     print(f"\nposterior means and standard deviations of {len(latents)} rows: {arguments.out}")
     return 0
 
 
 def impute_table(arguments: argparse.Namespace) -> int:
     """Writes a table with its missing entries filled in."""
+    bounds = check_bounds(arguments)
+    if arguments.draws is not None:
+        _checks.check_positive_int("--draws", arguments.draws)
     own = arguments.data is None and arguments.split is None
-    model, table, standardizer = _open_run(arguments, training_data=own)
+    suffixes = data.SUFFIXES if arguments.draws is None else _ARRAYS
+    model, table = _open_run(arguments, suffixes, training_data=own)
+    if arguments.out.suffix.lower() in _ARRAYS:
+        data.one_array(table.source.columns())  # refuses numbers that an array cannot hold
     known = own and not model.amortized and arguments.scale_factor == 1
     posterior = None if known else _posterior(arguments, model, table)
     filled = impute(
@@ -75,25 +100,36 @@ def impute_table(arguments: argparse.Namespace) -> int:
         posterior=posterior,
         num_draws=arguments.draws,
         seed=arguments.seed,
-    ).numpy()
-    if standardizer is None:
-        completed = np.clip(np.rint(filled / PIXEL_SCALE), 0, 255).astype(np.uint8)
-    else:
-        flat = standardizer.inverse(filled.reshape(-1, filled.shape[-1]))
-        completed = flat.reshape(filled.shape)
+    )
+    values = _in_units(filled.cpu().numpy(), table)
+    values = table.in_file_order(np.clip(values, *bounds))
+    gaps = table.in_file_order(table.gaps)
     # observed entries as they were read, not by way of the model's units and back
-    completed = np.where(table.mask, table.raw, completed)
-    features = table.dataset.features if arguments.draws is None else None
-    data.save_table(arguments.out, completed, features)
     if arguments.draws is None:
-        print_scores(table, model.reconstruct(posterior=posterior).numpy())
-    count = int((~table.mask).sum())
+        data.write_table(arguments.out, table.source.filled(values, gaps))
+        print_scores(table, model.reconstruct(posterior=posterior).cpu().numpy())
+    else:
+        read = np.broadcast_to(data.one_array(table.source.columns()), values.shape)
+        completed = data.fill(read, values, np.broadcast_to(gaps, values.shape))
+        data.save_table(arguments.out, completed)
+    count = int(gaps.sum())
     print(f"\n{count} missing entries of {len(table.raw)} rows filled in: {arguments.out}")
     return 0
 
 
+def _in_units(filled: np.ndarray, table: Table) -> np.ndarray:
+    """From the model's units to those of the file, [..., D] float64."""
+    if table.raw.dtype == np.uint8:
+        return np.clip(np.rint(filled / PIXEL_SCALE), 0, 255)
+    values = filled.astype(np.float64)
+    if table.standardizer is None:
+        return values
+    return values * table.standardizer.std + table.standardizer.mean
+
+
 def export_model(arguments: argparse.Namespace) -> int:
     """Writes the model of a run directory to one file."""
+    check_out(arguments.out, ())
     export(load(arguments.run_dir), arguments.out)
     print(f"written to {arguments.out}")
     return 0

@@ -16,14 +16,16 @@ from .train import train_model
 
 _DATA_HELP = (
     "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
-    "table: .npy, .npz, .csv or .parquet with NaN (or an empty cell) for missing; uint8 arrays are "
-    "pixels"
+    "table: .npy, .npz, .csv, .tsv or .parquet with NaN (or an empty cell, NA, NULL, ?) for missing; "
+    "uint8 arrays are pixels; columns without any number are carried along as they are"
 )
+_DEVICE_HELP = "cpu or cuda (default: cuda where there is one)"
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rvi-fast",
+        allow_abbrev=False,
         description="Relay Variational Inference: latent representations and imputations from "
         "incomplete data, without an encoder.",
     )
@@ -109,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="the encoder sees which entries are missing, vae only",
     )
-    train.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    train.add_argument("--device", help=_DEVICE_HELP)
     train.add_argument(
         "--resume",
         action="store_true",
@@ -141,7 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="table of posterior means and standard deviations: .npy, .npz, .csv or .parquet",
+        help="table of posterior means and standard deviations: .npy, .npz, .csv, .tsv or .parquet",
     )
 
     fill = _command(
@@ -156,7 +158,8 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="completed table in the units of the data: .npy, .npz, .csv or .parquet",
+        help="completed table in the units of the data, observed entries as they were read: .npy, .npz, "
+        ".csv, .tsv or .parquet",
     )
     fill.add_argument(
         "--draws",
@@ -164,6 +167,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="write S random completions [S, N, D] instead of one; .npy or .npz",
     )
+
+    for bound, extreme in (("min", "smallest"), ("max", "largest")):
+        fill.add_argument(
+            f"--{bound}-value",
+            type=float,
+            metavar="NUMBER",
+            help=f"{extreme} number to fill in, in the units of the data (default: none)",
+        )
 
     file = _command(
         commands,
@@ -269,7 +280,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    description = text[0].upper() + text[1:] + "."
+    # an option cut short may be another one's beginning tomorrow
+    parser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
     parser.set_defaults(command=function)
     return parser
 
@@ -281,6 +294,19 @@ def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         type=Path,
         metavar="DIR",
         help="where data sets lie (default: $RVI_FAST_DATA, then a cache that downloads fill)",
+    )
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line of a text file holds names (default: where it holds text and no "
+        "number)",
+    )
+    parser.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of a file to carry along as they are, by name or number from 0",
     )
     parser.add_argument("--subset", type=int, metavar="N", help="use N random rows")
     parser.add_argument(
@@ -305,7 +331,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="a run directory that `rvi-fast train` wrote",
+        help="a run directory that `rvi-fast train` or fit(run_dir=) wrote",
     )
     _add_data_arguments(parser, required=False)
     parser.add_argument(
@@ -313,6 +339,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("train", "test"),
         help="part of a named data set (default: test where there is one)",
     )
+    parser.add_argument("--device", help=_DEVICE_HELP)
     parser.add_argument(
         "--steps", type=int, default=100, help="optimisation steps per row (default: 100)"
     )

@@ -1,9 +1,12 @@
-"""The table of a command as a model sees it, and its scores."""
+"""The table of a command as a model sees it, the way back, and its scores."""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,60 +14,217 @@ import torch
 from .. import data
 from ..training import distributed
 
+_SHOWN = 10  # names in a message
 
-class Table(NamedTuple):
-    """A table as the model sees it, and the way back."""
 
-    dataset: data.Dataset
-    raw: np.ndarray  # [N, D] as read: uint8, or float32 with NaN for missing
-    mask: np.ndarray  # bool [N, D], true = shown to the model
-    x: np.ndarray  # raw, or standardised on the training run's observed entries
+@dataclass(frozen=True)
+class Source:
+    """Which table: the options about data.
+
+    Args:
+        name: a data set or a path.
+        data_dir: where data sets lie.
+        split: "train", "test", or None for test where there is one.
+        header: whether the first line of a text file holds names; None guesses.
+        ignore: columns to carry along.
+        subset: how many random rows; None for all.
+        missing, boxes: what to hide.
+        seed: of the above.
+    """
+
+    name: str
+    data_dir: Path | None
+    split: str | None
+    header: bool | None
+    ignore: tuple[str, ...]
+    subset: int | None
+    missing: float
+    boxes: int | None
+    seed: int
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, split: str | None = "train") -> Source:
+        """What the command line says."""
+        return cls(
+            arguments.data,
+            arguments.data_dir,
+            split,
+            arguments.header,
+            tuple(arguments.ignore),
+            arguments.subset,
+            arguments.missing,
+            arguments.missing_boxes,
+            arguments.seed,
+        )
+
+    @classmethod
+    def of_run(cls, run: dict[str, Any], data_dir: Path | None) -> Source:
+        """What a run was trained on."""
+        return cls(
+            run["data"],
+            data_dir,
+            "train",
+            run.get("header"),
+            tuple(run.get("ignore", ())),
+            run["subset"],
+            run["missing"],
+            run.get("missing_boxes"),
+            run["seed"],
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a trained model.
+
+    Args:
+        columns: their names, or None.
+        count: D.
+        carried: names of columns that training did not take as numbers.
+        unseen: features that training never observed: they stay missing.
+        pixels: uint8; None if that is not known.
+        standardizer: their scale; None for pixels, and where the model takes the data as they are.
+    """
+
+    columns: tuple[str, ...] | None
+    count: int
+    carried: tuple[str, ...] = ()
+    unseen: tuple[int, ...] = ()
+    pixels: bool | None = None
+    standardizer: data.Standardizer | None = None
+
+    @classmethod
+    def of_run(cls, run: dict[str, Any] | None, count: int) -> Features:
+        """Those of a model with so many features; without run.json nothing more is known of them."""
+        if run is None:
+            return cls(None, count)
+        columns, scale = run.get("columns"), run["standardizer"]
+        return cls(
+            None if columns is None else tuple(columns),
+            count,
+            tuple(run.get("carried", ())),
+            tuple(run.get("unseen", ())),
+            run["pixels"],
+            data.Standardizer.from_dict(scale) if scale else None,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as a model sees it, and the way back.
+
+    Args:
+        name: what was asked for.
+        source: as it was read.
+        order: [D], the column of `source` that each feature of the model is.
+        raw: [N, D] as read, in the model's order: uint8, or floats with NaN for missing.
+        mask: bool [N, D], true = shown to the model.
+        x: `raw`, or standardised on the training run's observed entries.
+        seen: bool [D], false = never observed in training.
+        standardizer: between `raw` and `x`; None where they are the same.
+    """
+
+    name: str
+    source: data.Table
+    order: np.ndarray
+    raw: np.ndarray
+    mask: np.ndarray
+    x: np.ndarray
+    seen: np.ndarray
+    standardizer: data.Standardizer | None
 
     @property
     def known(self) -> np.ndarray:
-        """Entries whose true value the file holds."""
-        return ~np.isnan(self.raw) if self.raw.dtype != np.uint8 else np.ones_like(self.mask)
+        """Entries whose true value the file holds, of features that the model knows."""
+        return self.seen & (~np.isnan(self.raw) if self.raw.dtype != np.uint8 else True)
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Entries to fill in: those that are not shown, of features that the model knows."""
+        return ~self.mask & self.seen
 
     def part(self, rows: range) -> Table:
-        """Some of its rows."""
+        """Some of its rows, as a model sees them."""
         own = slice(rows.start, rows.stop)
-        return Table(self.dataset, self.raw[own], self.mask[own], self.x[own])
+        return replace(self, raw=self.raw[own], mask=self.mask[own], x=self.x[own])
+
+    def digest(self) -> str:
+        """SHA-256 of all entries as they were read."""
+        found = hashlib.sha256(f"{self.raw.dtype} {self.raw.shape}".encode())
+        found.update(np.ascontiguousarray(self.raw).data)
+        return found.hexdigest()
+
+    def in_file_order(self, values: np.ndarray) -> np.ndarray:
+        """[..., D] in the model's order -> in that of the file."""
+        out = np.empty_like(values)
+        out[..., self.order] = values
+        return out
+
+    def label(self, feature: int) -> str:
+        """What a message calls a feature."""
+        names, column = self.source.features, int(self.order[feature])
+        return repr(names[column]) if names else str(column)
+
+    def describe(self, model: str) -> str:
+        """What was read, and what was assumed, in a few lines."""
+        lines = [
+            f"{self.name}: {self.raw.shape[0]} rows, {self.raw.shape[1]} features, "
+            f"{1 - self.mask.mean():.1%} missing; {model}"
+        ]
+        if self.source.assumed:
+            lines.append(f"  read as: {', '.join(self.source.assumed)}")
+        if self.source.carried:
+            named = [f"{label} ({reason})" for label, reason in self.source.carried]
+            lines.append(f"  not modelled, carried along: {_list(named)}")
+        if not self.seen.all():
+            named = [self.label(int(feature)) for feature in np.flatnonzero(~self.seen)]
+            lines.append(f"  never observed, stay empty: {_list(named)}")
+        return "\n".join(lines)
 
 
-def load_table(
-    name: str,
-    data_dir: Path | None,
-    split: str | None,
-    subset: int | None,
-    missing: float,
-    boxes: int | None,
-    seed: int,
-    standardizer: data.Standardizer | None = None,
-) -> tuple[Table, data.Standardizer | None]:
-    dataset = data.load_data(name, data_dir=data_dir)
-    if split is None:
-        split = "train" if dataset.test is None else "test"
-    raw = dataset.train if split == "train" else dataset.test
-    if raw is None:
-        raise ValueError(f"split: {name} has no test part")
-    if subset is not None:
-        if not 1 <= subset <= len(raw):
-            raise ValueError(f"subset: expected 1 to {len(raw)} rows, got {subset}")
-        raw = raw[np.sort(np.random.default_rng(seed).permutation(len(raw))[:subset])]
-    mask = data.mcar(raw.shape, missing, seed=seed)
-    if boxes is not None:
-        if dataset.image_shape is None:
-            raise ValueError(f"missing-boxes: expected images, {name} holds none")
-        mask &= data.missing_boxes(len(raw), dataset.image_shape, boxes, seed=seed)
-    if raw.dtype == np.uint8:
-        return Table(dataset, raw, mask, raw), None
+def load_table(source: Source, features: Features | None = None) -> Table:
+    """Reads a table, and hides what is to be hidden.
+
+    Args:
+        source: which one.
+        features: what a trained model expects; None in training, where the table says.
+    """
+    read, image_shape = _read(source, features)
+    if source.subset is not None:
+        count = len(read.values)
+        if not 1 <= source.subset <= count:
+            raise ValueError(f"subset: expected 1 to {count} rows, got {source.subset}")
+        generator = np.random.default_rng(source.seed)
+        read = read.rows(np.sort(generator.permutation(count)[: source.subset]))
+    order = _order(read, features)
+    ordered = bool((order == np.arange(len(order))).all())
+    raw = read.values if ordered else read.values[:, order]
+    pixels = raw.dtype == np.uint8
+    if features is not None and features.pixels not in (None, pixels):
+        kinds = ("pixels (uint8)", "a table of numbers")
+        expected, got = kinds if features.pixels else kinds[::-1]
+        raise ValueError(f"--data: expected {expected} as in training, got {got}")
+    mask = data.mcar(raw.shape, source.missing, seed=source.seed)
+    if source.boxes is not None:
+        if image_shape is None:
+            raise ValueError(f"missing-boxes: expected images, {source.name} holds none")
+        mask &= data.missing_boxes(len(raw), image_shape, source.boxes, seed=source.seed)
+    seen: np.ndarray = np.ones(raw.shape[1], bool)
+    if pixels:
+        return Table(source.name, read, order, raw, mask, raw, seen, None)
     mask &= ~np.isnan(raw)
-    standardizer = standardizer or data.Standardizer.fit(raw, mask)
-    if len(standardizer.mean) != raw.shape[1]:
-        raise ValueError(
-            f"data: expected {len(standardizer.mean)} features as in training, got {raw.shape[1]}"
-        )
-    return Table(dataset, raw, mask, standardizer.transform(raw)), standardizer
+    if features is None:
+        seen = np.any(mask, axis=0)
+        if not seen.any():
+            raise ValueError(f"--data: expected numbers, every entry of {source.name} is missing")
+        standardizer: data.Standardizer | None = data.Standardizer.fit(raw, mask)
+    else:
+        seen[list(features.unseen)] = False
+        standardizer = features.standardizer
+    # a model has learned nothing from, and knows nothing of, what it never saw
+    mask &= seen
+    x = raw if standardizer is None else standardizer.transform(raw)
+    return Table(source.name, read, order, raw, mask, x, seen, standardizer)
 
 
 def print_scores(table: Table, reconstruction: np.ndarray) -> None:
@@ -83,3 +243,52 @@ def print_scores(table: Table, reconstruction: np.ndarray) -> None:
 def say(text: str) -> None:
     """Prints, in the first process alone where there are several."""
     distributed.first(lambda: print(text, flush=True))
+
+
+def _read(source: Source, features: Features | None) -> tuple[data.Table, Any]:
+    if source.name not in data.DATASETS:
+        if source.split == "test":
+            raise ValueError(f"--split: {source.name} has no test part")
+        also = () if features is None else features.carried
+        read = data.read_table(source.name, header=source.header, ignore=source.ignore, also=also)
+        return read, read.image_shape
+    for option, value in (("header", source.header), ("ignore", source.ignore or None)):
+        if value is not None:
+            raise ValueError(f"--{option}: expected a file, got the data set {source.name}")
+    dataset = data.load_data(source.name, data_dir=source.data_dir)
+    split = source.split or ("train" if dataset.test is None else "test")
+    array = dataset.train if split == "train" else dataset.test
+    if array is None:
+        raise ValueError(f"--split: {source.name} has no test part")
+    return data.ArrayTable(array, dataset.features, dataset.image_shape), dataset.image_shape
+
+
+def _order(read: data.Table, features: Features | None) -> np.ndarray:
+    """Which column of a table each feature of the model is: by name where both have names."""
+    count, names = read.values.shape[1], read.features
+    if features is not None and features.columns is not None and names is not None:
+        wanted = features.columns
+        if names == wanted:
+            return np.arange(count)
+        lacking = [name for name in wanted if name not in names]
+        extra = [name for name in names if name not in wanted]
+        if lacking or extra:
+            raise ValueError(
+                f"--data: expected the columns of training; missing: {_list(lacking) or 'none'}; "
+                f"extra: {_list(extra) or 'none'} (--ignore carries columns along)"
+                + (f"; {read.text}" if lacking and read.text else "")
+            )
+        if len(set(names)) < count or len(wanted) != count:
+            raise ValueError(
+                f"--data: expected names that differ, to match them with those of training, got "
+                f"{_list(names)}"
+            )
+        return np.array([names.index(name) for name in wanted])
+    if features is not None and features.count != count:
+        raise ValueError(f"--data: expected {features.count} features as in training, got {count}")
+    return np.arange(count)
+
+
+def _list(names: Any) -> str:
+    shown = ", ".join(list(names)[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -11,8 +11,9 @@ import torch
 
 from .. import data, models
 from ..training import distributed, fit, infer
+from .checks import check_device
 from .runs import record_run
-from .tables import load_table, print_scores, say
+from .tables import Source, load_table, print_scores, say
 
 # options of one model alone
 _OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
@@ -20,18 +21,10 @@ _OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
 
 def train_model(arguments: argparse.Namespace) -> int:
     """Trains a model on a data set and writes it to a run directory."""
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(arguments.device)
     if distributed.launched():
-        device = distributed.init(timeout=arguments.timeout, device=arguments.device)
-    table, standardizer = load_table(
-        arguments.data,
-        arguments.data_dir,
-        "train",
-        arguments.subset,
-        arguments.missing,
-        arguments.missing_boxes,
-        arguments.seed,
-    )
+        device = str(distributed.init(timeout=arguments.timeout, device=arguments.device))
+    table = load_table(Source.of(arguments))
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
     for name, owner in _OPTIONS.items():
         value = getattr(arguments, name)
@@ -51,24 +44,28 @@ def train_model(arguments: argparse.Namespace) -> int:
     named = arguments.data in data.DATASETS
     run = {
         "data": arguments.data if named else str(Path(arguments.data).resolve()),
+        "header": arguments.header,
+        "ignore": arguments.ignore,
         "subset": arguments.subset,
         "missing": arguments.missing,
         "missing_boxes": arguments.missing_boxes,
         "seed": arguments.seed,
         "pixels": table.raw.dtype == np.uint8,
-        "standardizer": standardizer.to_dict() if standardizer else None,
+        "columns": None if table.source.features is None else list(table.source.features),
+        "carried": list(table.source.carried_names),
+        "unseen": np.flatnonzero(~table.seen).tolist(),
+        "standardizer": table.standardizer.to_dict() if table.standardizer else None,
+        "digest": table.digest(),
     }
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
-    say(
-        f"{table.dataset.name}: {table.raw.shape[0]} rows, {table.raw.shape[1]} features, "
-        f"{1 - table.mask.mean():.1%} missing; {arguments.model} on {device}"
-    )
+    say(table.describe(f"{arguments.model} on {device}"))
     if "shard" in options:
         table = table.part(options["shard"])
     fit(
         model,
         table.x,
         mask=table.mask,
+        standardize=False,  # the table is, its standardizer in run.json
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,

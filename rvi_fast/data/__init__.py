@@ -6,24 +6,45 @@ True = observed.
 
 from .artificial import artificial
 from .files import DataError
+from .formats.table import ArrayTable, Table, fill
 from .imputers import column_mean, conditional_gaussian, knn
-from .metrics import Standardizer, elastic
+from .metrics import elastic
 from .missingness import mcar, missing_boxes
-from .readers import load_data, save_table
+from .readers import (
+    SUFFIXES,
+    check_target,
+    load_data,
+    one_array,
+    read_table,
+    save_table,
+    write_table,
+)
+from .scaling import FarEntriesWarning, Standardizer
 from .sets import DATASETS, Dataset
+from .transforms import ColumnTransform
 
 __all__ = [
     "DATASETS",
+    "SUFFIXES",
+    "ArrayTable",
+    "ColumnTransform",
     "DataError",
     "Dataset",
+    "FarEntriesWarning",
     "Standardizer",
+    "Table",
     "artificial",
+    "check_target",
     "column_mean",
     "conditional_gaussian",
     "elastic",
+    "fill",
     "knn",
     "load_data",
     "mcar",
     "missing_boxes",
+    "one_array",
+    "read_table",
     "save_table",
+    "write_table",
 ]

@@ -36,4 +36,5 @@ def require(module: str, extra: str) -> Any:
 
 
 def column_name(column: int, features: Sequence[str] | None) -> str:
+    """How messages call a column: its number from 0, and its name where it has one."""
     return f"{column} ({features[column]!r})" if features else str(column)

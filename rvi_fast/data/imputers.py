@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .files import require
-from .metrics import Standardizer
+from .scaling import Standardizer
 
 
 def column_mean(x: np.ndarray, *, train: np.ndarray | None = None) -> np.ndarray:
@@ -21,7 +21,8 @@ def column_mean(x: np.ndarray, *, train: np.ndarray | None = None) -> np.ndarray
     """
     filled = np.array(x)
     rows, columns = np.nonzero(np.isnan(filled))
-    filled[rows, columns] = Standardizer.fit(x if train is None else train).mean[columns]
+    mean = Standardizer.fit(x if train is None else train, robust=False).mean
+    filled[rows, columns] = mean[columns]
     return filled
 
 
@@ -52,7 +53,7 @@ def conditional_gaussian(
     Returns a new array of x's dtype.
     """
     train = x if train is None else train
-    known, mean = ~np.isnan(train), Standardizer.fit(train).mean.astype(np.float64)
+    known, mean = ~np.isnan(train), Standardizer.fit(train, robust=False).mean.astype(np.float64)
     centred = np.where(known, train - mean, 0.0)
     counts = known.astype(np.float64).T @ known
     covariance = centred.T @ centred / np.maximum(counts, 1.0)

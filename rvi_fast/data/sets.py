@@ -18,7 +18,7 @@ from .artificial import artificial
 from .files import DataError, blaming, require
 from .formats.idx import parse_idx, read_idx
 from .formats.npy import read_npz
-from .tables import as_table
+from .formats.table import check_finite, check_table, single_precision
 
 DATASETS = ("digits", "artificial", "mnist", "fashion-mnist", "mosi")
 
@@ -134,7 +134,10 @@ def load_mosi(data_dir: str | os.PathLike[str] | None) -> Dataset:
         features = tuple(
             f"{part}_{column}" for part in _MOSI_PARTS for column in range(arrays[part].shape[1])
         )
-        table, _ = as_table(np.concatenate(parts, axis=1), features)
+        table = np.concatenate(parts, axis=1)
+        check_table(table)
+        check_finite(table, features)
+        table = single_precision(table)
         label, split = arrays["label"].astype(np.int64), arrays["split"]
         if not label.shape == split.shape == (len(table),):
             raise ValueError(f"label and split: expected one entry for each of {len(table)} rows")

@@ -1,32 +1,47 @@
-"""Arrays to tables."""
+"""Tables a chunk of rows at a time, in float64, and what is refused in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
-from .files import column_name
+_CHUNK = 1 << 20  # entries held in float64 at a time
+
+Table = np.ndarray | torch.Tensor
 
 
-def as_table(
-    array: np.ndarray, features: Sequence[str] | None = None
-) -> tuple[np.ndarray, tuple[int, int] | None]:
-    """A contiguous [N, D] table, uint8 or float32 without inf, and the image shape, if any."""
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers, got dtype {array.dtype}")
-    if array.ndim != 2 and not (array.ndim == 3 and array.dtype == np.uint8):
-        raise ValueError(f"expected [N, D], or uint8 [N, H, W], got shape {list(array.shape)}")
-    if array.size == 0:
-        raise ValueError(f"an empty table, shape {list(array.shape)}")
-    image_shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
-    array = array.reshape(len(array), -1)
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array), image_shape
-    with np.errstate(over="ignore"):
-        table = array.astype(np.float32, order="C", copy=False)
-    infinite = np.isinf(table)
-    if infinite.any():
-        row, column = divmod(int(infinite.argmax()), table.shape[1])
-        raise ValueError(f"row {row}, column {column_name(column, features)}: infinite as float32")
-    return table, image_shape
+def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows that together are a table of this shape [N, D]."""
+    step = max(1, _CHUNK // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
+
+
+def observed_chunks(x: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Chunks of rows in float64, NaN where an entry is not observed."""
+    for rows in row_chunks(x.shape):
+        values = x[rows].astype(np.float64)
+        if mask is not None:
+            refuse(mask[rows] & np.isnan(values), rows, "NaN where the mask is True")
+            values[~mask[rows]] = np.nan
+        refuse(np.isinf(values), rows, "infinite")
+        yield values
+
+
+def refuse(wrong: np.ndarray, rows: slice, reason: str) -> None:
+    """Raises a ValueError that names the first wrong entry, if there is one."""
+    if wrong.any():
+        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+        raise ValueError(f"x: {reason} in row {rows.start + row}, column {column}")
+
+
+def check_mask(x: Table, mask: Table | None) -> None:
+    """Raises where a mask is not bool or has another shape than its table."""
+    if mask is None:
+        return
+    if mask.shape != x.shape:
+        raise ValueError(f"mask: expected x's shape {list(x.shape)}, got {list(mask.shape)}")
+    if str(mask.dtype).removeprefix("torch.") != "bool":
+        raise TypeError(f"mask: expected bool, got {mask.dtype}")

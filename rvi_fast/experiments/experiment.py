@@ -142,6 +142,7 @@ def trained(
         model,
         train.x,
         mask=train.mask,
+        standardize=False,  # the parts are
         epochs=experiment.epochs,
         batch_size=experiment.batch_size,
         lr=experiment.lr,
@@ -211,7 +212,7 @@ def parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Pa
         known = np.ones_like(mask) if raw.dtype == np.uint8 else ~np.isnan(raw)
         parts.append(Part(raw, mask & known, known, None if own is None else own[chosen]))
     if parts[0].x.dtype != np.uint8:
-        standardizer = data.Standardizer.fit(parts[0].x, parts[0].mask)
+        standardizer = data.Standardizer.fit(parts[0].x, parts[0].mask, robust=False)
         parts = [part._replace(x=standardizer.transform(part.x)) for part in parts]
     return parts[0], parts[1]
 

@@ -6,6 +6,7 @@ from .checkpoints import (
     CheckpointWarning,
     load_checkpoint,
 )
+from .collapse import CollapseWarning, held_out_error
 from .directory import RunDirectoryInUse
 from .export import export
 from .fit import EarlyStopping, fit, load
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "CollapseWarning",
     "EarlyStopping",
     "History",
     "MemoryEstimate",
@@ -25,6 +27,7 @@ __all__ = [
     "estimate_memory",
     "export",
     "fit",
+    "held_out_error",
     "impute",
     "infer",
     "load",

@@ -203,6 +203,8 @@ class Alone:
     alone = True
     # what sets the random streams of a process apart, beside the seed
     counters: tuple[int, ...] = ()
+    # the first row of this process
+    first_row = 0
 
     def __init__(self, num_data: int) -> None:
         self.num_data = num_data
@@ -219,10 +221,12 @@ class Alone:
         """That of the data of all processes."""
         return own
 
-    def begin(
-        self, model: LatentModel, inputs: Inputs | HostInputs, settings: Mapping[str, Any]
-    ) -> None:
+    def begin(self, model: LatentModel, kind: str, settings: Mapping[str, Any]) -> None:
         """To be called before anything else is exchanged."""
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes."""
+        return [value]
 
     def attach(self, shared: torch.optim.Optimizer) -> None:
         """From now on the gradients of what is shared are summed before each step."""
@@ -264,7 +268,7 @@ class Ranks(Alone):
 
     def __init__(self, rows: range, num_data: int) -> None:
         super().__init__(num_data)
-        self.rows = rows
+        self.rows, self.first_row = rows, rows.start
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.leads = self.rank == 0
         self.counters = (self.rank,) if self.rank else ()
@@ -281,24 +285,22 @@ class Ranks(Alone):
         return table[self.rows.start : self.rows.stop] if whole else table
 
     def fingerprint(self, inputs: Inputs | HostInputs) -> str:
-        digest = sum(self._gather(inputs.digest(self.rows.start, self.num_data))) % _DIGEST
+        digest = sum(self.gather(inputs.digest(self.rows.start, self.num_data))) % _DIGEST
         return fingerprint_of(inputs.kind, self.num_data, digest)
 
     def added(self, own: Fingerprint) -> Fingerprint:
-        return added(self._gather(own))
+        return added(self.gather(own))
 
-    def begin(
-        self, model: LatentModel, inputs: Inputs | HostInputs, settings: Mapping[str, Any]
-    ) -> None:
+    def begin(self, model: LatentModel, kind: str, settings: Mapping[str, Any]) -> None:
         """Makes sure that all were called alike, and gives all what the first shares.
 
         Raises:
             ValueError: arguments differ, or the shards do not make up a table.
         """
         order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
-        own = {"num_data": self.num_data, "x": inputs.kind, **settings, "order of rows": order}
+        own = {"num_data": self.num_data, "x": kind, **settings, "order of rows": order}
         own["shapes of parameters"] = _shapes(model)
-        held = self._gather((own, self.rows))
+        held = self.gather((own, self.rows))
         end = 0
         for rank, (theirs, rows) in enumerate(held):
             for name, value in held[0][0].items():
@@ -364,7 +366,7 @@ class Ranks(Alone):
         with _exchange():
             return load_sharded(run_dir, rows=self.rows, table_size=self.num_data, device=device)
 
-    def _gather(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
         with _exchange():
             dist.all_gather_object(values, value)

@@ -13,23 +13,26 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
+from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..encoder import EncoderPosterior
 from ..models import LatentModel
 from ..optim import MODES
+from ..scaler import Scaler
 from ..storage import MappedTables
 from .blocks import default_block_rows, row_bytes
-from .checkpoints import CheckpointError, load_checkpoint
+from .checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
 from .described import build_described
 from .directory import RunDirectory
-from .distributed import ranks_of
+from .distributed import Alone, ranks_of
 from .export import load_export
 from .fingerprint import fingerprint
 from .history import Callback, History
-from .inputs import prepare
+from .inputs import inputs_of, open_source
 from .interrupts import deferred
 from .journal import Journal
-from .run import KLWeight, Run
+from .run import KLWeight, Run, device_of
+from .sources import Opened, moments_of
 from .state import lags, name_of, restore_lagging, row_adam
 from .threads import one_thread_where_small
 
@@ -65,6 +68,7 @@ def fit(
     x: Any,
     *,
     mask: Any = None,
+    standardize: bool = True,
     epochs: int = 250,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -91,6 +95,14 @@ def fit(
     result depends on the model's parameters, the data and the arguments alone: neither does it
     depend on torch's global random state nor change it.
 
+    Floating-point data are standardised: the model is trained on (x - mean) / std of each feature's
+    observed entries, counted in float64 from the data as they came, and keeps that scale
+    (`model.scaler`, in checkpoints and exports too). `impute`, `model.reconstruct`, `infer`, draws and
+    `model.log_prob` then speak the units of the data. A feature that is always one number comes back as
+    that number, one that was never observed as 0. A feature with an entry beyond all others (see
+    `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
+    in training. A model that has a scale keeps it, also when it is fitted again to other data.
+
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
     raised at once. A disk that is full does not end a run: a `CheckpointWarning` says what could not
@@ -102,12 +114,14 @@ def fit(
     Args:
         model: changed in place. Its posterior has one row for each row of x.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
-            which count as x / 255. A memory map (`np.load(..., mmap_mode="r")`) is never read as a
-            whole: the rows of a batch are read ahead of its step. So are those of a map-style
-            `torch.utils.data.Dataset` whose items are x [D] or (index, x), NaN for missing, the same
-            whenever they are read. Of all rows or, for a shard, of its own. All of it is read once
-            more before the first epoch, for the fingerprint that a resume and `impute` compare.
+            which count as x / 255. Masked entries of a masked array are missing. A memory map
+            (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
+            of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
+            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. Of
+            all rows or, for a shard, of its own. All of it is read once more before the first epoch,
+            for the fingerprint that a resume and `impute` compare, and once to standardise.
         mask: bool [N, D], true = observed.
+        standardize: False trains on floating-point data as they are; pixels always are.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
         lr: learning rate of decoder and scale.
@@ -146,7 +160,8 @@ def fit(
         The `History`, that of the epochs before a resume included.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range; x or mask hold what they should not.
+        ValueError, TypeError: an argument is out of its range; x or mask hold what they should not; the
+            likelihood allows no standardising, or no evaluation.
         FloatingPointError: the loss became NaN or infinite; names step and last good checkpoint.
         RunDirectoryInUse: another process trains in `run_dir`.
         RankError: another process of those that train this model has failed, died or hangs.
@@ -154,23 +169,29 @@ def fit(
             last one cannot be written; the model is trained all the same then.
         KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
     """
-    _checks.check_positive_int("epochs", epochs)
-    _checks.check_positive_int("batch_size", batch_size)
-    _checks.check_positive_float("lr", lr)
+    epochs = _checks.check_positive_int("epochs", epochs)
+    batch_size = _checks.check_positive_int("batch_size", batch_size)
+    lr = _checks.check_positive_float("lr", lr)
+    standardize = _checks.check_bool("standardize", standardize)
+    resume = _checks.check_bool("resume", resume)
     if optimizer not in MODES:
         raise ValueError(f"optimizer: expected one of {', '.join(MODES)}, got {optimizer!r}")
     if not callable(kl_weight):
-        _checks.check_non_negative("kl_weight", kl_weight)
-    if not isinstance(eval_every, int) or eval_every < 0:
-        raise ValueError(f"eval_every: expected an integer >= 0, got {eval_every!r}")
-    _checks.check_non_negative("checkpoint_every", checkpoint_every)
+        kl_weight = _checks.check_non_negative("kl_weight", kl_weight)
+    eval_every = _checks.check_count("eval_every", eval_every)
+    if eval_every and not callable(getattr(model.likelihood, "mean", None)):
+        raise ValueError(
+            f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
+            f"mean(outputs), got {eval_every}"
+        )
+    checkpoint_every = _checks.check_non_negative("checkpoint_every", checkpoint_every)
     posterior_lr = lr if posterior_lr is None else posterior_lr
-    _checks.check_positive_float("posterior_lr", posterior_lr)
+    posterior_lr = _checks.check_positive_float("posterior_lr", posterior_lr)
     seed = _checks.check_seed(seed)
     if resume and run_dir is None:
         raise ValueError("run_dir: expected a directory to resume from, got None")
     if block_rows is not None:
-        _checks.check_positive_int("block_rows", block_rows)
+        block_rows = _checks.check_positive_int("block_rows", block_rows)
         if model.amortized:
             raise ValueError("block_rows: expected None for an encoder, which has no rows")
     if device is not None:
@@ -189,7 +210,9 @@ def fit(
         raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
     if not ranks.alone and block_rows is not None:
         raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
-    inputs = prepare(model, *ranks.own(x, mask), num_data=model.num_data)
+    source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
+    standardize = standardize and not source.pixels()
+    _check_standardize(model, standardize, pixels=source.pixels())
     if min(batch_size, ranks.num_data) == 1 or ranks.num_data % batch_size == 1:
         _check_batch_of_one(model, ranks.num_data, batch_size)
     settings = {
@@ -202,16 +225,23 @@ def fit(
         "eval_every": eval_every,
         "block_rows": block_rows,
         "moment_dtype": None if moments is None else name_of(moments),
+        "standardize": standardize,
         "data": "",
     }
     called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
-    ranks.begin(model, inputs, called)
+    ranks.begin(model, source.kind(next(model.posterior.parameters()).dtype), called)
+    directory = None if run_dir is None else Path(run_dir)
     own = fingerprint(
         *ranks.own(x, mask), model.num_features, getattr(model.posterior, "first_row", 0)
     )
     settings["data"] = ranks.added(own)
     with contextlib.ExitStack() as stack:
-        directory = None if run_dir is None else Path(run_dir)
+        # a model that no step has changed has no scale either
+        unbegun = stack.enter_context(contextlib.ExitStack())
+        unbegun.callback(setattr, model, "scaler", model.scaler)
+        if standardize:
+            _set_scale(model, source, ranks, directory if resume else None)
+        inputs = inputs_of(model, source, checked=standardize)
 
         def hold() -> None:
             if directory is not None:
@@ -231,6 +261,7 @@ def fit(
         stack.callback(run.detach)
         run.start(epochs)
         model.trained_on = own
+        unbegun.pop_all()
         run.train(epochs, eval_every, callbacks, progress, stack.enter_context(deferred()))
         return run.history
 
@@ -308,6 +339,51 @@ def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> N
                 f"batch_size: expected one that leaves no batch of one row, got {batch_size} for "
                 f"{num_data} rows, with batch normalisation: {error}"
             ) from error
+
+
+def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
+    """Raises where data may not be standardised, or must be."""
+    if standardize and not getattr(model.likelihood, "location_scale", False):
+        raise ValueError(
+            f"standardize: expected False for a {type(model.likelihood).__name__}, whose law need not "
+            "hold for shifted and scaled data (it says so with location_scale = True), got True"
+        )
+    if not standardize and model.scaler is not None and not pixels:
+        raise ValueError(
+            "standardize: expected True for a model that has the scale of its data, got False"
+        )
+
+
+def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path | None) -> None:
+    """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
+    stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
+    own = None if model.scaler is None else model.scaler.standardizer().to_dict()
+    if stored is not None and own is not None and stored != own:
+        raise ValueError(
+            f"model: expected the scale of the checkpoint in {resumed}, or none, got another"
+        )
+    if own is not None:
+        return
+    if stored is None:
+        moments, *others = ranks.gather(
+            moments_of(source, model.num_features, ranks.first_row, ranks.num_data)
+        )
+        for other in others:
+            moments.merge(other)
+        scale = moments.standardizer()
+        if ranks.leads:
+            moments.warn()
+    else:
+        scale = Standardizer.from_dict(stored)
+    model.scaler = Scaler(scale).to(device_of(model)).train(model.training)
+
+
+def _stored_scale(run_dir: Path) -> dict[str, list[float]] | None:
+    """The scale of the model in the last good checkpoint."""
+    for epoch, path in checkpoints(run_dir):
+        with contextlib.suppress(CheckpointError):
+            return read_manifest(path, epoch)["metadata"].get("scale")
+    return None
 
 
 @contextlib.contextmanager

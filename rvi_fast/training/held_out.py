@@ -1,10 +1,11 @@
-"""How far the scale learned in training has to be raised for rows that it was not learned on."""
+"""How well a model finds entries that were held out, and the scale of the likelihood that suits them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,29 +21,44 @@ FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _SHARE = 0.1  # of the observed entries
 _ROWS = 1024
 _HIDE = 7  # use of the seed
+# fewer entries do not tell a model that has learned nothing from one that was unlucky
+_JUDGED = 100
 
 
 class TooFewEntries(ValueError):
     """Data of so few observed entries that none can be held out."""
 
 
-def held_out_factor(
+class HeldOut(NamedTuple):
+    """The factor of the scale that predicts held-out entries best, and how well it does.
+
+    `error` is the root mean square error over the entries, each divided by the standard deviation of
+    its column, relative to that of the columns' means; NaN where less than 100 entries say nothing.
+    """
+
+    factor: float
+    error: float
+
+
+def find_held_out(
     model: LatentModel,
     inputs: Inputs | HostInputs,
     seed: int,
     decode: Callable[[Inputs], Tensor],
-) -> float:
-    """The factor of the scale with which entries held out of the likelihood are predicted best.
+    factors: Sequence[float] = FACTORS,
+) -> HeldOut:
+    """Hides entries and looks for the factor of the scale with which they are predicted best.
 
-    A tenth of the observed entries of up to 1,024 rows is held out. The scale of the residuals on
-    entries that were fitted is too small for those that were not, and a posterior under too small
-    a scale follows its few observed entries too closely.
+    A tenth of the observed entries of up to 1,024 rows is held out of inference. The scale of the
+    residuals on entries that were fitted is too small for those that were not, and a posterior under
+    too small a scale follows its few observed entries too closely.
 
     Args:
         model: its likelihood is scaled while `decode` runs.
-        inputs: checked data.
+        inputs: checked data, in the model's units.
         seed: of the rows and entries.
-        decode: infers the rows given to it and returns their reconstruction [n, D].
+        decode: infers the rows given to it and returns their reconstruction [n, D], in those units.
+        factors: those to try.
 
     Raises:
         TooFewEntries: there are no observed entries to hold out.
@@ -58,16 +74,32 @@ def held_out_factor(
             f"scale_factor: expected a number, got 'held-out' with {int(known.sum())} observed "
             f"entries in {len(rows)} rows, too few to hold a tenth of them out"
         )
-    truth = x[hidden].double()
     if x.dtype == torch.uint8:
-        truth, shown = truth / 255, Inputs(x, known & ~hidden)
+        values, shown = x.double() / 255, Inputs(x, known & ~hidden)
     else:
-        shown = Inputs(x.masked_fill(hidden, torch.nan), None)
-    errors = {}
-    for factor in FACTORS:
+        values, shown = x.double(), Inputs(x.masked_fill(hidden, torch.nan), None)
+    truth, wrong = values[hidden], {}
+    for factor in factors:
         with scaled(model, factor):
-            errors[factor] = float((decode(shown)[hidden].double() - truth).square().mean())
-    return min(errors, key=errors.__getitem__)
+            wrong[factor] = decode(shown)[hidden].double() - truth
+    errors = {factor: float(part.square().mean()) for factor, part in wrong.items()}
+    best = min(errors, key=errors.__getitem__)
+    return HeldOut(best, _relative(wrong[best], values, hidden, known))
+
+
+def _relative(wrong: Tensor, values: Tensor, hidden: Tensor, known: Tensor) -> float:
+    """See `HeldOut`: errors [n] at the hidden entries of float64 values [N, D]."""
+    shown = values.masked_fill(hidden | ~known, torch.nan)
+    mean = shown.nanmean(0)
+    variance = (shown - mean).square().nanmean(0)
+    columns = hidden.nonzero()[:, 1]
+    judged = variance[columns] > 0
+    if int(judged.sum()) < _JUDGED:
+        return math.nan
+    columns, wrong = columns[judged], wrong[judged]
+    of_means = values[hidden][judged] - mean[columns]
+    found, expected = ((part.square() / variance[columns]).sum() for part in (wrong, of_means))
+    return math.sqrt(float(found / expected)) if float(expected) > 0 else math.nan
 
 
 @contextmanager

@@ -11,7 +11,8 @@ class History(dict[str, list[float]]):
     """What a training run has been through, a list for each quantity.
 
     "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
-    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those.
+    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those. All are in the
+    units of the model: of standardised data, where `fit` standardises, and of pixels in [0, 1].
     """
 
     def __init__(self, values: dict[str, list[float]] | None = None) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _checks
 from ..functional import relay_sample
 from ..layout import RowLayout
-from ..models import LatentModel
+from ..models import LatentModel, alone
 from ..posterior import RelayPosterior
 from .fingerprint import fingerprint, same
-from .infer import alone, infer
-from .inputs import prepare
+from .infer import infer
+from .inputs import open_source
 from .seeds import MODULES, NOISE, stream
+from .sources import Opened, convert
 from .step import drawing_of
 
 # rows decoded at once
@@ -34,7 +36,7 @@ def impute(
     num_draws: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Fills in the missing entries of x; observed entries come back unchanged.
+    """Fills in the missing entries of x; observed entries come back as they are, value and dtype.
 
     Args:
         model: a trained model.
@@ -51,18 +53,22 @@ def impute(
             beside it and however many draws are made.
 
     Returns:
-        [N, D], or [S, N, D] draws, in the model's dtype; uint8 data come back as x / 255.
+        [N, D], or [S, N, D] draws, in the units and the dtype of x, observed entries to the last digit;
+        uint8 data come back as x / 255 in the model's dtype.
 
     Raises:
         ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; without a
-            posterior, x is not what the model was trained on.
+            posterior, x is not what the model was trained on; the likelihood does not say what mean its
+            outputs stand for, or how to draw.
     """
     own = posterior is None
     if num_draws is not None:
-        _checks.check_positive_int("num_draws", num_draws)
+        num_draws = _checks.check_positive_int("num_draws", num_draws)
     seed = _checks.check_seed(seed)
-    inputs = prepare(model, x, mask)
-    if own and not model.amortized and model.trained_on is not None:
+    source = open_source(model, x, mask)
+    # pixels beside a scale of other data are refused where they are read
+    pixels = source.pixels() and model.scaler is not None
+    if own and not (model.amortized or pixels) and model.trained_on is not None:
         print_ = fingerprint(x, mask, model.num_features, model.posterior.first_row)
         if print_["rows"] == model.num_data and not same(model.trained_on, print_):
             raise ValueError(
@@ -73,9 +79,9 @@ def impute(
             )
     if posterior is None:
         posterior = infer(model, x, mask=mask) if model.amortized else model.posterior
-    if inputs.num_data != posterior.num_data:
+    if len(source) != posterior.num_data:
         raise ValueError(
-            f"x: expected {posterior.num_data} rows, as the posterior has, got {inputs.num_data}"
+            f"x: expected {posterior.num_data} rows, as the posterior has, got {len(source)}"
             + ("; for new data pass posterior=infer(model, x)" if own else "")
         )
     with alone(model), drawing_of(model, stream(seed, MODULES)):
@@ -83,8 +89,8 @@ def impute(
         model.eval()
         try:
             parts = [
-                _filled(model, posterior, inputs.batch(index), index, num_draws, seed)
-                for index in torch.arange(posterior.num_data, device=inputs.device).split(_CHUNK)
+                _filled(model, posterior, source, rows, num_draws, seed)
+                for rows in np.split(np.arange(len(source)), range(_CHUNK, len(source), _CHUNK))
             ]
         finally:
             for part, training in modes:
@@ -95,25 +101,33 @@ def impute(
 def _filled(
     model: LatentModel,
     posterior: RelayPosterior,
-    batch: tuple[Tensor, Tensor | None],
-    index: Tensor,
+    source: Opened,
+    rows: np.ndarray,
     num_draws: int | None,
     seed: int,
 ) -> Tensor:
-    x, mask = batch
+    like = next(model.posterior.parameters())
+    x, mask = source.read(rows)
+    convert(x, mask, like.dtype, rows, model.scaler)  # says what should not be there
+    index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:
         values = model.reconstruct(index, posterior=posterior)
     else:
         z = posterior(index, num_samples=num_draws, seed=stream(seed, NOISE)).z
-        mean, keys = model.decoder(z), posterior.noise_index(index)
-        noise = _noise(mean, index if keys is None else keys, stream(seed, _AROUND))
-        values = mean + model.likelihood.scale * noise
-    if x.dtype == torch.uint8:
-        observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-        x = x.to(values.dtype) / 255
-    else:
-        observed = ~torch.isnan(x)
-    return torch.where(observed, x, values)
+        outputs, keys = model.decode(z), posterior.noise_index(index)
+        draw = model.ability("sample")
+        if getattr(model.likelihood, "location_scale", False):  # then noise of its rows will do
+            noise = _noise(outputs, index if keys is None else keys, stream(seed, _AROUND))
+            values = model.to_data(draw(outputs, noise=noise))
+        else:
+            values = model.to_data(draw(outputs))
+    pixels = x.dtype == torch.uint8
+    if mask is None:
+        mask = torch.ones_like(x, dtype=torch.bool) if pixels else ~torch.isnan(x)
+    x, mask = x.to(values.device), mask.to(values.device)
+    x = x.to(values.dtype) / 255 if pixels else x
+    source.release(int(rows[0]), int(rows[-1]) + 1)
+    return torch.where(mask, x, values.to(x.dtype))
 
 
 def _noise(values: Tensor, keys: Tensor, seed: int) -> Tensor:

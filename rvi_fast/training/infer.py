@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from .. import _checks
-from ..models import LatentModel
+from ..models import LatentModel, alone
 from ..ops import ops
 from ..optim import RowAdam
 from ..posterior import RelayPosterior
-from .held_out import check_scale_factor, held_out_factor, scaled
+from .held_out import check_scale_factor, find_held_out, scaled
 from .inputs import Inputs, prepare
 from .run import device_of
 from .seeds import MODULES, stream
@@ -27,10 +24,6 @@ from .step import decoder_step, drawing_of
 
 # rows optimised together if not told otherwise
 _BATCH = 4096
-# one for each model that is at work
-_locks: WeakKeyDictionary[LatentModel, AbstractContextManager[bool]] = WeakKeyDictionary()
-if hasattr(os, "register_at_fork"):  # the threads that hold them are not in a child
-    os.register_at_fork(after_in_child=_locks.clear)
 
 
 def infer(
@@ -56,7 +49,8 @@ def infer(
 
     Args:
         model: a trained model.
-        x_new: data [N, D] as in `fit`.
+        x_new: data [N, D] as in `fit`, in the same units: the model's own scale is applied, and entries
+            further out than training has seen count as if they lay there.
         mask: bool [N, D], true = observed.
         steps: Adam steps for each row.
         lr: learning rate; 0.01 suits RVI, 0.03 a model without groups.
@@ -78,8 +72,8 @@ def infer(
     Source:
         Paper section 4.
     """
-    _checks.check_positive_int("steps", steps)
-    _checks.check_positive_float("lr", lr)
+    steps = _checks.check_positive_int("steps", steps)
+    lr = _checks.check_positive_float("lr", lr)
     size = _BATCH if batch_size is None else _checks.check_positive_int("batch_size", batch_size)
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x_new, mask)
@@ -94,19 +88,14 @@ def infer(
                 return _encoded(model, inputs)
         if scale_factor == "held-out":
             with _frozen(model.decoder, model.likelihood):
-                scale_factor = held_out_factor(
+                scale_factor = find_held_out(
                     model,
                     inputs,
                     seed,
-                    lambda x: model.reconstruct(posterior=optimise(x, False)).detach(),
-                )
+                    lambda x: model.reconstruct_standardized(posterior=optimise(x, False)),
+                ).factor
         with scaled(model, float(scale_factor)):
             return optimise(inputs, progress)
-
-
-def alone(model: LatentModel) -> AbstractContextManager[bool]:
-    """Within it no other thread works on the model: modes and scale are changed for a while."""
-    return _locks.setdefault(model, threading.RLock())
 
 
 def _optimise(
@@ -177,10 +166,8 @@ def _encoded(model: LatentModel, inputs: Inputs | HostInputs) -> RelayPosterior:
         return model.posterior.of(*inputs)
     parts = torch.arange(inputs.num_data, device=inputs.device).split(_BATCH)
     encoded = [model.posterior.of(*inputs.batch(index)) for index in parts]
-    posterior = encoded[0]
-    posterior.num_data = inputs.num_data
-    posterior.rows = nn.Parameter(torch.cat([part.rows.detach() for part in encoded]))
-    return posterior
+    rows = torch.cat([part.rows.detach() for part in encoded])
+    return RelayPosterior.from_rows(rows, encoded[0].relays, encoded[0].layout)
 
 
 @contextmanager

@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import _checks
+from ..data.tables import row_chunks
 from ..models import LatentModel
+from ..scaler import Scaler
 from ..storage import check_memory
 from .sources import (
     DatasetRows,
     HostInputs,
+    InMemory,
     MappedArray,
+    Opened,
     Visit,
     chunks,
     convert,
@@ -90,30 +94,39 @@ def prepare(
 ) -> Inputs | HostInputs:
     """Checks x and mask and moves them to the device; the caller's arrays are left as they are.
 
-    Memory maps and data sets stay where they are, and their batches are read as they are needed.
+    Memory maps and data sets stay where they are, and their batches are read as they are needed. Where
+    the model has a scale, what comes out is in the model's units.
 
     Args:
-        model: gives D, and dtype and device where none is named.
-        x: tensor or numpy array [N, D], floating point (NaN = missing) or uint8 (pixels); or a
-            map-style `torch.utils.data.Dataset` of rows.
+        model: gives D, scale, and dtype and device where none is named.
+        x: tensor or numpy array [N, D], floating point (NaN = missing) or uint8 (pixels), also masked
+            (masked = missing); or a map-style `torch.utils.data.Dataset` of rows.
         mask: bool [N, D], true = observed.
         num_data: N that x must have.
         device: where to.
 
     Raises:
         TypeError, ValueError: with row and column for infinities, and for NaN where the mask says
-            observed.
+            observed; the model's decoder does not fit posterior and likelihood.
     """
-    like = next(model.posterior.parameters())
-    device = like.device if device is None else device
+    return inputs_of(model, open_source(model, x, mask, num_data=num_data), device=device)
+
+
+def open_source(
+    model: LatentModel, x: Any, mask: Any = None, *, num_data: int | None = None
+) -> Opened:
+    """Checks all of x and mask but their entries; see `prepare`."""
+    model.check_decoder()
+    if isinstance(x, np.ma.MaskedArray):
+        x, mask = _unmasked(x, mask)
     if isinstance(x, Dataset):
         if mask is not None:
             raise ValueError("mask: expected None beside a Dataset, whose NaN marks missing")
         data = DatasetRows(x, model.num_features)
         _check_rows("x", (len(data), model.num_features), model.num_features, num_data)
-        return HostInputs(data, device, like.dtype)
+        return data
     if is_mapped(x):
-        return _prepare_mapped(model, x, mask, num_data, device)
+        return _open_mapped(model, x, mask, num_data)
     values = _as_tensor("x", x)
     if values.dtype not in _checks.DATA_DTYPES:
         raise TypeError(f"x: expected floating point or uint8, got {values.dtype}")
@@ -124,22 +137,77 @@ def prepare(
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
-    if values.dtype != torch.uint8:
-        _check_finite(values, observed, like.dtype)
-    if values.dtype == torch.uint8:
+    return InMemory(values, observed)
+
+
+def inputs_of(
+    model: LatentModel,
+    source: Opened,
+    *,
+    device: torch.device | None = None,
+    checked: bool = False,
+) -> Inputs | HostInputs:
+    """What a step takes batches of; see `prepare`.
+
+    Args:
+        model: as there.
+        source: from `open_source`.
+        device: as there.
+        checked: the entries have been looked at, as `moments_of` does.
+    """
+    like, scaler = next(model.posterior.parameters()), model.scaler
+    device, dtype = like.device if device is None else device, like.dtype
+    if isinstance(source, MappedArray) and not source.pixels() and not checked:
+        for rows in chunks(len(source)):
+            convert(*source.read(rows), dtype, rows)
+            source.release(rows[0], rows[-1] + 1)
+    if not isinstance(source, InMemory):
+        if scaler is not None and source.pixels():
+            convert(*source.read(np.arange(1)), dtype, np.arange(1), scaler)
+        return HostInputs(source, device, dtype, scaler)
+    values, observed = source.x, source.mask
+    if values.dtype == torch.uint8 and scaler is None:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
-    if values.dtype != like.dtype or values.device.type != device.type:
-        advice = f"pass x as {like.dtype}, or as a memory map"
+    if scaler is None:
+        _check_finite(values, observed, dtype)
+    if values.dtype != dtype or values.device.type != device.type or scaler is not None:
+        advice = f"pass x as {dtype}, or as a memory map"
         check_memory(device, "x", values.numel() * like.element_size(), advice)
-    values = values.to(device, like.dtype)
+    if scaler is not None:
+        return Inputs(_scaled(source, scaler, device, dtype), None)
+    values = values.to(device, dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)
     return Inputs(values, None)
 
 
-def _prepare_mapped(
-    model: LatentModel, x: np.ndarray, mask: Any, num_data: int | None, device: torch.device
-) -> HostInputs:
+def _scaled(source: InMemory, scaler: Scaler, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """All rows in the model's units, converted some at a time."""
+    scaled = torch.empty(source.x.shape, dtype=dtype, device=device)
+    for part in row_chunks(tuple(source.x.shape)):
+        rows = np.arange(part.start, min(part.stop, len(source)))
+        scaled[part] = convert(*source.read(rows), dtype, rows, scaler)[0].to(device)
+    return scaled
+
+
+def _unmasked(x: np.ma.MaskedArray, mask: Any) -> tuple[np.ndarray, Any]:
+    """The data of a masked array, and which of them are observed."""
+    values, observed = np.ma.getdata(x), ~np.ma.getmaskarray(x)
+    if mask is not None:
+        given = _as_tensor("mask", mask).cpu().numpy()
+        if given.dtype != np.bool_:
+            raise TypeError(f"mask: expected dtype bool (true = observed), got {given.dtype}")
+        if given.shape != values.shape:
+            raise ValueError(f"mask: expected shape {list(values.shape)}, got {list(given.shape)}")
+        return values, observed & given
+    if values.dtype.kind == "f" and values.ndim == 2:
+        # NaN beside the masked entries is missing too
+        for part in row_chunks(values.shape):
+            observed[part] &= ~np.isnan(values[part])
+    return values, observed
+
+
+def _open_mapped(model: LatentModel, x: np.ndarray, mask: Any, num_data: int | None) -> MappedArray:
     _as_tensor("x", x[:0])  # a dtype that cannot be used
     _check_rows("x", x.shape, model.num_features, num_data)
     if mask is not None and not is_mapped(mask):
@@ -149,14 +217,9 @@ def _prepare_mapped(
             raise TypeError(f"mask: expected dtype bool (true = observed), got {mask.dtype}")
         if mask.shape != x.shape:
             raise ValueError(f"mask: expected shape {list(x.shape)}, got {list(mask.shape)}")
-    dtype, data = next(model.posterior.parameters()).dtype, MappedArray(x, mask)
     if x.dtype == np.bool_:
         raise TypeError("x: expected floating point or uint8, got torch.bool")
-    if x.dtype != np.uint8:
-        for rows in chunks(len(x)):
-            convert(*data.read(rows), dtype, rows)
-            data.release(rows[0], rows[-1] + 1)
-    return HostInputs(data, device, dtype)
+    return MappedArray(x, mask)
 
 
 def _check_rows(name: str, shape: tuple[int, ...], num_features: int, num_data: int | None) -> None:
@@ -171,8 +234,8 @@ def _check_rows(name: str, shape: tuple[int, ...], num_features: int, num_data: 
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name}: expected a tensor or a plain numpy array, got a masked array; pass its data as "
-            "x and the inverse of its mask (true = observed) as mask"
+            f"{name}: expected a tensor or a plain numpy array, got a masked array; only x can be one, "
+            "whose masked entries are missing"
         )
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fub" or value.dtype.itemsize > 8:

@@ -25,7 +25,7 @@ class MemoryEstimate:
     Attributes:
         tables: the rows of the posterior.
         moments: two of their size, or of half of it, and a step count for each row.
-        data: x, and its copy in the model's dtype where that is made.
+        data: x, and its copy in the units of the model, which pixels do without.
         shared: relays, decoder and scale, each with gradient and moments.
         step: what steps and evaluations make and free, and the order of an epoch.
         resident: of tables and moments in files, what is in memory at a time; 0 elsewhere. What the
@@ -108,7 +108,8 @@ def estimate_memory(
     row = row_bytes(layout.width, dtype, _checks.check_moment_dtype(moment_dtype, dtype))
     moments = num_data * row - tables
 
-    copied = data_dtype not in (torch.uint8, dtype)
+    # pixels are never copied, numbers are standardised
+    copied = data_dtype != torch.uint8
     entry = dtype.itemsize if copied else 0
     data = num_data * num_features * (data_dtype.itemsize + entry) if data_in_memory else 0
 

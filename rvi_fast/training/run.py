@@ -106,9 +106,20 @@ class Run:
         self.journal: Journal | None = None
         # what to go on from; read before the tables of another run are opened
         self.found = self._found(resume)
+        # the optimisers let go of the model in it, those made last first
+        self._optimizers = contextlib.ExitStack()
+        try:
+            self._set_up(capture)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _set_up(self, capture: bool) -> None:
+        """Makes the optimisers, and the step they take."""
+        model, inputs, settings, ranks = self.model, self.inputs, self.settings, self.ranks
         if not model.amortized:
             model.posterior.sparse = True
-            self.rows = self._row_optimizer(self.found is not None)
+            self._make_row_optimizer(self.found is not None)
         # the relays, or an encoder
         inference = [p for name, p in model.posterior.named_parameters() if name != "rows"]
         others = [
@@ -122,6 +133,8 @@ class Run:
                 {"params": others, "lr": settings["lr"]},
             ]
         )
+        if isinstance(self.shared, SharedAdam):
+            self._optimizers.callback(self.shared.detach)
         ranks.attach(self.shared)
         lagging = self.block_rows is not None
         self.state = State(model, self.rows, self.shared, self.journal, lagging)
@@ -152,24 +165,22 @@ class Run:
                 self.step, self.rows, epochs * self.steps_per_epoch, self.drawing
             )
 
-    def _row_optimizer(self, found: bool) -> RowAdam:
+    def _make_row_optimizer(self, found: bool) -> None:
         """A new one, or that of the tables in files that the run to go on with has left."""
         posterior, settings = self.model.posterior, self.settings
         mapped = posterior.tables if isinstance(posterior.tables, MappedTables) else None
         if mapped is not None and not found:
             discard(mapped.directory)
         with mapped.kept() if mapped is not None and found else contextlib.nullcontext():
-            rows = row_adam(posterior, settings)
+            self.rows = rows = row_adam(posterior, settings)
+        self._optimizers.callback(rows.detach)
         if mapped is not None and self.run_dir is not None:
             assert self.block_rows is not None
             self.journal = Journal(mapped.directory, rows.raw_tables(), self.block_rows)
-        return rows
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
-        if isinstance(self.shared, SharedAdam):
-            self.shared.detach()
-        self.rows.detach()
+        self._optimizers.close()
 
     def _found(self, resume: bool) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
@@ -192,8 +203,12 @@ class Run:
         device = torch.device("cpu") if staged else device_of(self.model)
         checkpoint = self.ranks.load(run_dir, device)
         rows = getattr(self.model.posterior, "rows", None)
-        # older checkpoints have moments in the dtype of the rows, and do not say so
-        stored = {"moment_dtype": None if rows is None else name_of(rows.dtype)}
+        # older checkpoints have moments in the dtype of the rows, data as they came, and do not say so
+        older = {
+            "moment_dtype": None if rows is None else name_of(rows.dtype),
+            "standardize": False,
+        }
+        stored: dict[str, Any] = older
         stored |= checkpoint.metadata.get("settings", {})
         self._check_data(checkpoint, stored.get("data"))
         for name, value in self.settings.items():
@@ -399,7 +414,8 @@ class Run:
         if self.block_rows is None:
             yield None
             return
-        rows, tables = self.model.posterior.rows.detach(), self.model.posterior.tables
+        assert isinstance(self.rows, RowAdam)
+        rows, tables = self.rows.table(), self.model.posterior.tables
         staging = self.staging
 
         def enter(start: int, stop: int) -> None:
@@ -448,9 +464,10 @@ class Run:
 
     def _check_parameters(self, epoch: int) -> None:
         """The last step of an epoch can break them after a finite loss."""
-        named = [(n, p.detach()) for n, p in self.model.named_parameters() if p.numel()]
-        if self.block_rows is not None:  # the rows are looked at as they are put away
-            named = [(n, p) for n, p in named if n != "posterior.rows"]
+        # in blocks the rows are looked at as they are put away
+        passed = "posterior.rows" if self.block_rows is not None else None
+        parameters = self.model.named_parameters()
+        named = [(n, p.detach()) for n, p in parameters if p.numel() and n != passed]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
@@ -474,7 +491,7 @@ class Run:
         return f"the last good checkpoint is {self.last_checkpoint}"
 
     def _evaluate(self) -> float:
-        """Elastic error over the observed entries, from the posterior mean."""
+        """Elastic error over the observed entries, from the posterior mean, in the model's units."""
         self.model.eval()
         drawing = self.drawing if draws(self.model, training=False) else contextlib.nullcontext()
         total, count = 0.0, 0
@@ -488,7 +505,7 @@ class Run:
                     encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
                 rows = index if encoded is None else None
                 with drawing:
-                    reconstruction = self.model.reconstruct(rows, posterior=encoded)
+                    reconstruction = self.model.reconstruct_standardized(rows, posterior=encoded)
                 total += elastic(x, reconstruction, mask) * scored
             count += scored
             if self.block_rows is not None:
@@ -530,6 +547,9 @@ class Run:
             "settings": self.settings,
             "history": dict(self.history),
             "stopped": self.stopped,
+            "scale": None
+            if self.model.scaler is None
+            else self.model.scaler.standardizer().to_dict(),
             "structure": structure_of(self.model),
             "kl_weights": self.kl_weights,
         }

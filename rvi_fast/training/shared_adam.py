@@ -61,6 +61,9 @@ class SharedAdam(torch.optim.Optimizer):
         for buffers in self._buffers:
             self.state.update(buffers.states())
         self.reduce: Callable[[Tensor], None] | None = None
+        # the last thing that is done: until then the parameters are where they were
+        for buffers in self._buffers:
+            buffers.take_over()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -138,7 +141,11 @@ class _Buffers:
         self._exp_avg_sqs = parts(self.exp_avg_sq)
         self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
         self.lr = torch.zeros((), dtype=torch.float64, device=like.device)
-        for parameter, value in zip(parameters, self._values, strict=True):
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """From now on the parameters lie in the buffer."""
+        for parameter, value in zip(self.parameters, self._values, strict=True):
             value.copy_(parameter.detach())
             parameter.data = value
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from .. import _checks
+from ..data.scaling import Moments
+from ..data.tables import row_chunks
+from ..scaler import Scaler
 from ..storage import forget_pages, want_pages
 
 # rows examined at once
@@ -47,12 +51,18 @@ class Source(Protocol):
         """Rows [start, stop) will be needed soon."""
         ...
 
+    def pixels(self) -> bool:
+        """Whether entries are uint8."""
+        ...
+
     def kind(self, dtype: torch.dtype) -> str:
         """What all rows have in common."""
         ...
 
-    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
-        """Of the entries as a model of this dtype sees them, see `digest_of`."""
+    def digest(
+        self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
+    ) -> int:
+        """Of the entries as a model of this dtype and scale sees them, see `digest_of`."""
         ...
 
     def release(self, start: int, stop: int) -> None:
@@ -70,6 +80,37 @@ def is_mapped(value: Any) -> bool:
     return isinstance(base, np.memmap) and value.strides[1] == value.itemsize
 
 
+class InMemory:
+    """A table in memory, host or device, and its mask."""
+
+    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
+        self.x, self.mask = x, mask
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        chosen = torch.from_numpy(rows)
+        mask = None if self.mask is None else self.mask[chosen.to(self.mask.device)]
+        # what is known of an entry is needed where the entry is
+        return self.x[chosen.to(self.x.device)], None if mask is None else mask.to(self.x.device)
+
+    def pixels(self) -> bool:
+        return self.x.dtype == torch.uint8
+
+    def kind(self, dtype: torch.dtype) -> str:
+        pixels = self.pixels()
+        return kind_of(
+            self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
+        )
+
+    def prefetch(self, start: int, stop: int) -> None:
+        pass
+
+    def release(self, start: int, stop: int) -> None:
+        pass
+
+
 class MappedArray:
     """A mapped table, and a mask that is mapped or in memory."""
 
@@ -83,18 +124,24 @@ class MappedArray:
         x = _native(self.x[rows])
         return x, None if self.mask is None else torch.from_numpy(self.mask[rows])
 
+    def pixels(self) -> bool:
+        return self.x.dtype == np.uint8
+
     def kind(self, dtype: torch.dtype) -> str:
         """That of the same table in memory."""
-        pixels = self.x.dtype == np.uint8
+        pixels = self.pixels()
         return kind_of(
             self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
         )
 
-    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
+    def digest(
+        self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
+    ) -> int:
         """That of the same table in memory."""
         total = 0
         for rows in chunks(len(self)):
-            total += digest_of(*convert(*self.read(rows), dtype, rows), first_row + int(rows[0]))
+            seen = convert(*self.read(rows), dtype, rows, scaler)
+            total += digest_of(*seen, first_row + int(rows[0]))
             self.release(rows[0], rows[-1] + 1)
         return total % _DIGEST
 
@@ -111,7 +158,7 @@ class MappedArray:
 
 
 class DatasetRows:
-    """A map-style data set whose items are x [D] or (index, x)."""
+    """A map-style data set whose items are x [D], (x,), (index, x) or {"x": x, ...}."""
 
     def __init__(self, dataset: Dataset[Any], num_features: int) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -119,6 +166,7 @@ class DatasetRows:
                 f"x: expected a map-style Dataset with a length, got {type(dataset).__name__}"
             )
         self.dataset, self.num_features = dataset, num_features
+        self._dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -140,24 +188,50 @@ class DatasetRows:
         return torch.stack(values) if values else torch.empty(0, self.num_features), None
 
     def _values(self, row: int, item: Any) -> Tensor:
-        if isinstance(item, tuple | list):
-            if len(item) != 2 or int(item[0]) != row:
-                raise ValueError(f"x: expected item {row} of the Dataset to be x or ({row}, x)")
-            item = item[1]
+        item = self._only_x(row, item)
         value = torch.as_tensor(item).detach().cpu()
         if value.dtype not in _checks.DATA_DTYPES:
             raise TypeError(f"x: expected floating point or uint8, item {row} is {value.dtype}")
         _checks.check_shape(f"x[{row}]", value, (self.num_features,))
         return value
 
+    def _only_x(self, row: int, item: Any) -> Any:
+        if isinstance(item, Mapping):
+            if "x" in item and "mask" not in item:
+                return item["x"]
+            got = f"a dict of {', '.join(sorted(map(repr, item)))}"
+        elif isinstance(item, tuple | list):
+            if len(item) == 1:
+                return item[0]
+            if len(item) == 2 and _is_number(item[0], row):
+                return item[1]
+            got = f"a {type(item).__name__} of {len(item)}"
+        else:
+            return item
+        raise ValueError(
+            f"x: expected item {row} of the Dataset to be x [{self.num_features}], (x,), ({row}, x) "
+            f"or a dict with 'x', NaN for missing, got {got}; pass a Dataset that returns x alone, as "
+            "TensorDataset(x) does"
+        )
+
+    def pixels(self) -> bool:
+        return self._item_dtype() == torch.uint8
+
     def kind(self, dtype: torch.dtype) -> str:
         """Type of the data set and of its items."""
         dataset = self.dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        return f"{type(dataset).__qualname__} {self.read(np.arange(1))[0].dtype}"
+        return f"{type(dataset).__qualname__} {self._item_dtype()}"
 
-    def digest(self, dtype: torch.dtype, first_row: int, num_data: int) -> int:
+    def _item_dtype(self) -> torch.dtype:
+        if self._dtype is None:
+            self._dtype = self.read(np.arange(1))[0].dtype
+        return self._dtype
+
+    def digest(
+        self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
+    ) -> int:
         """Of some rows: reading all of a data set may take as long as an epoch."""
         sampled = np.unique(np.linspace(0, num_data - 1, _SAMPLED).astype(np.int64)) - first_row
         sampled = sampled[(sampled >= 0) & (sampled < len(self))]
@@ -170,6 +244,10 @@ class DatasetRows:
         pass
 
 
+# what a user passes as x, checked
+Opened = InMemory | MappedArray | DatasetRows
+
+
 class HostInputs:
     """What `Inputs` is for data in memory; each batch is read, checked and converted by itself.
 
@@ -177,8 +255,16 @@ class HostInputs:
     for, and it ends with the block.
     """
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        scaler: Scaler | None = None,
+    ) -> None:
         self.source, self.device, self.dtype = source, device, dtype
+        # batches are converted where they are read
+        self.scaler = None if scaler is None else Scaler(scaler.standardizer())
         self._ready: tuple[Tensor, Batch] | None = None
 
     @property
@@ -202,7 +288,7 @@ class HostInputs:
 
     def digest(self, first_row: int, num_data: int) -> int:
         """See `Inputs.digest`."""
-        return self.source.digest(self.dtype, first_row, num_data)
+        return self.source.digest(self.dtype, first_row, num_data, self.scaler)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Rows [start, stop) will be needed soon."""
@@ -252,7 +338,7 @@ class HostInputs:
 
     def _read(self, index: Tensor) -> Batch:
         rows = index.cpu().numpy()
-        x, mask = convert(*self.source.read(rows), self.dtype, rows)
+        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler)
         return x.to(self.device), None if mask is None else mask.to(self.device)
 
 
@@ -288,24 +374,60 @@ def fingerprint_of(kind: str, num_data: int, digest: int) -> str:
     return hashlib.sha256(f"{num_data} {kind} {digest % _DIGEST:064x}".encode()).hexdigest()
 
 
-def convert(x: Tensor, mask: Tensor | None, dtype: torch.dtype, rows: Any) -> Batch:
+def convert(
+    x: Tensor, mask: Tensor | None, dtype: torch.dtype, rows: Any, scaler: Scaler | None = None
+) -> Batch:
     """Some rows as a step takes them: uint8 with a mask, or the model's dtype with NaN for missing.
 
     Raises:
         ValueError: with row and column for what should not be there.
+        TypeError: pixels for a model whose data have a scale.
     """
     if x.dtype == torch.uint8:
+        if scaler is not None:
+            scaler.to_model(x, dtype)  # says that it cannot
         return x, mask
-    values = x.to(dtype)
+    values = x.to(dtype) if scaler is None else x
     wrong = torch.isinf(values) if mask is None else ~torch.isfinite(values) & mask
     if bool(wrong.any()):
         position, column = _checks.first_entry(wrong)
         raise ValueError(
-            f"x: expected finite numbers of {dtype}, or NaN for missing, got "
+            f"x: expected finite numbers of {values.dtype}, or NaN for missing, got "
             f"{x[position, column].item()} at row {rows[position]}, column {column}"
             + (", where the mask says observed" if mask is not None else "")
         )
+    if scaler is not None:
+        values = scaler.to_model(x, dtype)
     return values if mask is None else torch.where(mask, values, torch.nan), None
+
+
+def moments_of(source: Opened, num_features: int, first_row: int, num_data: int) -> Moments:
+    """What is to be known of the entries of a source, which is read once.
+
+    Args:
+        source: floating point.
+        num_features: D.
+        first_row: which row of the whole table its first one is.
+        num_data: N, rows of the whole table.
+
+    Raises:
+        ValueError: with row and column for infinities, and for NaN where the mask says observed.
+    """
+    moments = Moments(num_data, num_features)
+    for part in row_chunks((len(source), num_features)):
+        rows = np.arange(part.start, min(part.stop, len(source)))
+        x, mask = source.read(rows)
+        values, _ = convert(x, mask, torch.float64, rows)
+        moments.add(values, first_row + part.start)
+        source.release(part.start, int(rows[-1]) + 1)
+    return moments
+
+
+def _is_number(value: Any, row: int) -> bool:
+    """Whether a Dataset says with this that an item is that of a row."""
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.item() if value.ndim == 0 else None
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) == row
 
 
 def _native(values: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import LatentModel
-from ..optim import RowAdam
+from ..optim import MAX_STEPS, RowAdam
 from ..posterior import RelayPosterior
 from ..storage import MappedTables, Tables
 from .checkpoints import Checkpoint, CheckpointError
@@ -68,14 +68,22 @@ class State:
         if other is not None:
             raise CheckpointError(checkpoint.path, f"does not fit the model: {other}")
         try:
-            self.model.load_state_dict(held, strict=self.journal is None)
             state = checkpoint.tensors["optimizer"]
-            if lags(checkpoint) and isinstance(self.rows, RowAdam):
-                restore_lagging(self.rows, self.journal, checkpoint)
-            else:
+            # the optimisers look at everything before they change anything
+            lagging: RowAdam | None = None
+            if isinstance(self.rows, RowAdam) and lags(checkpoint):
+                lagging = self.rows
+            if lagging is None:
                 self.rows.load_state_dict(_unflatten("rows", state, self.rows))
+            else:
+                _raw(lagging, self.journal, checkpoint)
             self.shared.load_state_dict(_unflatten("shared", state, self.shared))
-        except (KeyError, RuntimeError) as error:
+            self.model.load_state_dict(held, strict=self.journal is None)
+            if lagging is not None:
+                restore_lagging(lagging, self.journal, checkpoint)
+        except CheckpointError:
+            raise
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error
 
     def _lagging(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -114,7 +122,7 @@ def row_adam(posterior: RelayPosterior, settings: dict[str, Any]) -> RowAdam:
 
 def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> None:
     """Tables and row optimiser as they were at a checkpoint between two blocks."""
-    raw = _unflatten("raw", checkpoint.tensors["optimizer"], rows)["state"][0]
+    raw = _raw(rows, journal, checkpoint)
     if journal is not None:
         journal.go_on_from(checkpoint.path, **checkpoint.metadata["journal"])
         tables = rows.posterior.tables
@@ -125,6 +133,26 @@ def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoi
         if name in raw:
             table.copy_(raw[name])
     rows.load_raw_state(raw)
+
+
+def _raw(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What a checkpoint between two blocks holds of the row optimiser, all of it and as it must be."""
+    raw = _unflatten("raw", checkpoint.tensors["optimizer"], rows)["state"].get(0, {})
+    # the rows are the model's; where there is a journal, all tables are in files
+    tables = {} if journal is not None else rows.raw_tables()
+    for name in (*tables, "clock", "history"):
+        if name == "rows":
+            continue
+        if name not in raw:
+            raise CheckpointError(checkpoint.path, f"lacks {name} of the row optimiser")
+        if name in tables and raw[name].shape != tables[name].shape:
+            reason = f"has {name} {list(raw[name].shape)}, expected {list(tables[name].shape)}"
+            raise CheckpointError(checkpoint.path, reason)
+    taken, since = raw["clock"].tolist()
+    if not 0 <= since <= taken <= MAX_STEPS or len(raw["history"]) != taken - since + 1:
+        reason = f"has a history of {len(raw['history'])} entries for steps {since} to {taken}"
+        raise CheckpointError(checkpoint.path, reason)
+    return raw
 
 
 def _flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ class AutogradStep:
         kl_weight: Tensor,
         full_size: int,
     ) -> Objective:
-        with self.drawing:
+        with self.drawing, self.model.own_units():
             objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
             self.rows.zero_grad()
             self.shared.zero_grad()
@@ -194,7 +194,7 @@ class DirectStep:
     ) -> Objective:
         self.rows.before_read(index)
         relays = self.posterior.relays
-        batch = (self.posterior.rows.data, relays.data, index, seed, None)
+        batch = (self.rows.table(), relays.data, index, seed, None)
         keys = self.posterior.noise_index(index)
         z, kl, *saved = ops.relay_sample_fwd(*batch, *self.layout, 1, keys)
         grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
@@ -226,7 +226,7 @@ class DecoderByAutograd:
             self.model.decoder.zero_grad(set_to_none=True)
             self.model.likelihood.zero_grad(set_to_none=True)
         z = z.detach().requires_grad_()
-        with self.drawing:
+        with self.drawing, self.model.own_units():
             log_prob = self.model.log_prob(x, z, mask)
             torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
         # a decoder may ignore z

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,18 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
-from .ops import ops
-from .posterior import RelayPosterior
-from .storage import MappedTables, check_memory
+from .. import _checks
+from ..ops import ops
+from ..posterior import RelayPosterior
+from ..storage import MappedTables, check_memory
+from . import live_rows
+from .row_state import (
+    MAX_STEPS,
+    OPTIONS,
+    Loaded,
+    check_lr,
+    check_options,
+    check_state_dict,
+    refused,
+)
 
-MODES = ("dense", "lazy", "row")
 # rows of `_history` to begin with; it doubles when steps since the last flush outgrow it
 _HISTORY = 1024
 # rows brought up to date at once when all are
 _CHUNK = 65536
 # the same where they are copied to the device for it
 _STAGED = 8192
+# a learning rate that lies elsewhere is not read back in a step
+_READABLE = ("cpu",)
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -29,7 +42,9 @@ class RowAdam(torch.optim.Optimizer):
     Args:
         posterior: the posterior whose rows are optimised. Everything else (relays, decoder, scale)
             goes to any other torch optimiser.
-        lr: learning rate; may change from step to step (`torch.optim.lr_scheduler` works).
+        lr: learning rate >= 0, a number or a tensor of one element; may change from step to step
+            (`torch.optim.lr_scheduler` works) and is checked in each. One on a GPU is not waited for:
+            where it is out of its range the step is taken with 0, and the next read of all rows raises.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay (AdamW), dense mode only.
@@ -54,7 +69,11 @@ class RowAdam(torch.optim.Optimizer):
         ValueError, TypeError: an argument is out of its range.
 
     Note:
-        A posterior has one RowAdam: a new one takes over from the one before. Use
+        A posterior has one RowAdam: a new one takes over from the one before. Copies and pickles of
+        both together step on as they do. Gradients that are sparse are clipped by
+        `optim.clip_grad_norm_`. In dense mode any torch function that reads `posterior.rows` brings all
+        rows up to date first, averages and exporters of parameters included; `flush` does it for others.
+        A run has 2^31 - 1 steps at most. Use
         `RelayPosterior(sparse=True)`, otherwise backward makes a dense gradient of the whole table.
         With a dense gradient the modes "lazy" and "row" step the rows that were in a forward pass
         with gradients enabled since the last step, and those whose gradient is not zero.
@@ -85,70 +104,101 @@ class RowAdam(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(posterior, RelayPosterior):
             raise TypeError(f"posterior: expected a RelayPosterior, got {type(posterior).__name__}")
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
-        if not isinstance(lr, Tensor):
-            _checks.check_non_negative("lr", lr)
-        _check_betas(betas, mode)
-        _checks.check_positive_float("eps", eps)
-        if _checks.check_non_negative("weight_decay", weight_decay) > 0:
-            if not decoupled_weight_decay:
-                raise ValueError(
-                    "decoupled_weight_decay: expected True, got False: coupled (L2) decay changes "
-                    "the moments of every row at every step"
-                )
-            if mode != "dense":
-                raise ValueError(f"weight_decay: expected 0 in mode {mode!r}, got {weight_decay!r}")
-        moment_dtype = _checks.check_moment_dtype(moment_dtype, posterior.rows.dtype)
-
-        super().__init__(
-            [posterior.rows],
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "mode": mode},
-        )
-        self.posterior = posterior
-        self.mode = mode
-        if isinstance(posterior._row_optimizer, RowAdam):
-            posterior._row_optimizer.detach()
-        posterior._row_optimizer = self
-
-        # the parameter itself: torch.func.functional_call lends the posterior another one
-        self._rows = rows = posterior.rows
-        self._dtype = rows.dtype
-        # steps taken, and steps taken when all rows were last up to date: the start of `_history`
-        device = posterior.relays.device
-        self._clock = torch.zeros(2, dtype=torch.int64, device=device)
-        self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=device)
-        self._lr = torch.zeros((), dtype=torch.float64, device=device)
-        # dense: the step a row is up to date with; row: its visits
-        tables = posterior.tables
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "mode": mode,
+        }
+        check_options(options)
+        if weight_decay > 0 and not decoupled_weight_decay:
+            raise ValueError(
+                "decoupled_weight_decay: expected True, got False: coupled (L2) decay changes "
+                "the moments of every row at every step"
+            )
+        rows, tables = posterior.rows, posterior.tables
+        moment_dtype = _checks.check_moment_dtype(moment_dtype, rows.dtype)
+        super().__init__([rows], options)
         if not isinstance(tables, MappedTables):
             size = 2 * rows.numel() * moment_dtype.itemsize + 4 * len(rows)
             check_memory(rows.device, "moments of posterior.rows", size)
+        # dense: the step a row is up to date with; row: its visits
         self._row_step = tables.make("row_step", (len(rows),), torch.int32, rows.device)
         self._exp_avg = tables.make("exp_avg", rows.shape, moment_dtype, rows.device)
         self._exp_avg_sq = tables.make("exp_avg_sq", rows.shape, moment_dtype, rows.device)
+        self._set_up(posterior, 0)
+        self._take_over()
+
+    def _set_up(self, posterior: RelayPosterior, num_steps: int) -> None:
+        """All but options and tables of an optimiser that has taken so many steps."""
+        self.posterior = posterior
+        # the parameter itself: torch.func.functional_call lends the posterior another one
+        self._rows = rows = posterior.rows
+        self._dtype = rows.dtype
+        self.mode: str = self.param_groups[0]["mode"]
+        # steps taken, and steps taken when all rows were last up to date: the start of `_history`
+        device = posterior.relays.device
+        self._clock = torch.full((2,), num_steps, dtype=torch.int64, device=device)
+        self._history = torch.zeros((_HISTORY, 3), dtype=torch.float64, device=device)
+        self._lr = torch.zeros((), dtype=torch.float64, device=device)
+        # whether a learning rate that has not been read back was out of its range
+        self._lr_refused: Tensor | None = None
         # asked before rows of these numbers, or all rows, are written to
         self.before_write: Callable[[Tensor], None] | None = None
         # the clock as the host knows it, so that nothing has to be read back from a GPU
-        self._num_steps, self._flushed_at = 0, 0
-        self._applied = self._constants()
+        self._num_steps, self._flushed_at = num_steps, num_steps
+        self._checked = self._options()
+        self._applied = self._checked[:3]
         # rows in forward passes that still await their backward, and rows that are in rows.grad
         self._forwarded: list[Tensor] = []
         self._present: list[Tensor] = []
-        self._hook = None
-        if mode != "dense":
-            self._hook = rows.register_post_accumulate_grad_hook(self.after_backward)
+        self._hook: Any = None
         self.state[rows] = {
             "step": self._clock[0],
             "exp_avg": self._exp_avg,
             "exp_avg_sq": self._exp_avg_sq,
         }
-        if mode == "row":
+        if self.mode == "row":
             self.state[rows]["row_step"] = self._row_step
+
+    def _take_over(self) -> None:
+        """The last thing that is done: until then the posterior is as it was."""
+        if isinstance(self.posterior._row_optimizer, RowAdam):
+            self.posterior._row_optimizer.detach()
+        if self.mode == "dense":
+            live_rows.watch(self.posterior)
+        else:
+            self._hook = self._rows.register_post_accumulate_grad_hook(self.after_backward)
+        self.posterior._row_optimizer = self
+
+    # Copies and pickles step on as this one does, with the posterior that is copied beside it.
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        tables = {name: getattr(self, name) for name in ("_row_step", "_exp_avg", "_exp_avg_sq")}
+        return {
+            "defaults": self.defaults,
+            "param_groups": self.param_groups,
+            "posterior": self.posterior,
+            "num_steps": self._num_steps,
+            "drives": self.posterior._row_optimizer is self,
+            **tables,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {**state, "state": defaultdict(dict)}
+        posterior, num_steps = state.pop("posterior"), state.pop("num_steps")
+        drives = state.pop("drives")
+        super().__setstate__(state)
+        self._set_up(posterior, num_steps)
+        if drives:
+            self._take_over()
 
     def before_read(self, index: Tensor | None) -> None:
         """The posterior calls it before it reads rows `index` [B], or all rows."""
         if index is None:
+            self._check_lr_read()
             self.flush()
         elif self.mode == "dense":
             self._catch_up(index)
@@ -182,16 +232,13 @@ class RowAdam(torch.optim.Optimizer):
         if self.posterior.staged:  # a row that is copied twice would be written back twice
             index = index.unique()
         with self._at_hand(index) as (tables, index):
-            rows, *others = tables
-            # .data: rows that a pending backward needs do not change, so autograd need not object
-            ops.row_adam_catch_up(
-                rows.data, *others, index, self._clock, self._history, *self._applied
-            )
+            # rows that a pending backward needs do not change, so autograd need not object
+            ops.row_adam_catch_up(*tables, index, self._clock, self._history, *self._applied)
 
     @contextmanager
     def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Tables where the clock is, and where in them rows `index` lie; what is written stays."""
-        own = [self._table(), self._exp_avg, self._exp_avg_sq, self._row_step]
+        own = [self.table(), self._exp_avg, self._exp_avg_sq, self._row_step]
         self.posterior.tables.before_write(index)
         if not self.posterior.staged:
             if self.before_write is not None:
@@ -245,8 +292,11 @@ class RowAdam(torch.optim.Optimizer):
             if hook is not None:
                 hook.remove()
 
-    def _table(self) -> Tensor:
-        rows, device = self._rows, self._exp_avg.device
+    def table(self) -> Tensor:
+        """The rows [N, W] as they are, up to date or not, out of autograd's sight."""
+        device = self._exp_avg.device
+        with torch._C.DisableTorchFunctionSubclass():
+            rows = self._rows.data
         if rows.dtype != self._dtype or rows.device != device:
             raise ValueError(
                 f"posterior: expected rows in {self._dtype} on {device}, got {rows.dtype} on "
@@ -296,7 +346,7 @@ class RowAdam(torch.optim.Optimizer):
     def raw_tables(self) -> dict[str, Tensor]:
         """Rows, moments and steps [N, ...] as they are."""
         return {
-            "rows": self._table().detach(),
+            "rows": self.table(),
             "exp_avg": self._exp_avg,
             "exp_avg_sq": self._exp_avg_sq,
             "row_step": self._row_step,
@@ -316,9 +366,10 @@ class RowAdam(torch.optim.Optimizer):
         self._history.zero_()
         self._history[: len(state["history"])] = state["history"]
 
-    def _constants(self) -> tuple[float, float, float]:
+    def _options(self) -> tuple[Any, ...]:
+        """Beta 1 and 2, eps, weight decay and mode, as they stand in the group."""
         group = self.param_groups[0]
-        return (*group["betas"], group["eps"])
+        return (*group["betas"], group["eps"], group["weight_decay"], group["mode"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -341,17 +392,14 @@ class RowAdam(torch.optim.Optimizer):
             grad: gradients [B, W].
         """
         self._check_owner()
-        weight_decay = self.param_groups[0]["weight_decay"]
-        if self._applied != self._constants():  # the closed form holds for constant betas and eps
-            _check_betas(self.param_groups[0]["betas"], self.mode)
-            self.flush()
-            self._applied = self._constants()
+        captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
+        self._check_count()
+        self._follow_options()
+        if not captured:  # a graph would keep the learning rate of its capture
+            self._set_lr()
         used = self._num_steps - self._flushed_at + 2
         if self.mode == "dense" and used > len(self._history):
             self._history = torch.cat((self._history, torch.zeros_like(self._history)))
-        captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not captured:  # a graph would keep the learning rate of its capture
-            self._set_lr()
         with self._at_hand(index) as (tables, index):
             ops.row_adam_step(
                 *tables,
@@ -361,9 +409,11 @@ class RowAdam(torch.optim.Optimizer):
                 self._history,
                 self._lr,
                 *self._applied,
-                weight_decay,
+                self._checked[3],
                 self.mode,
             )
+        # what autograd has saved of the rows before is no longer theirs
+        torch.autograd.graph.increment_version(self._rows)
         self._num_steps += not captured
         self._present.clear()
 
@@ -375,15 +425,51 @@ class RowAdam(torch.optim.Optimizer):
 
     def before_replay(self) -> None:
         """To be called before a CUDA graph that holds one `step_batch` is replayed."""
+        self._check_count()
         self._set_lr()
         self._num_steps += 1
 
+    def _check_count(self) -> None:
+        if self._num_steps >= MAX_STEPS:
+            raise RuntimeError(f"RowAdam: expected at most {MAX_STEPS} steps, got one more")
+
+    def _follow_options(self) -> None:
+        """Takes over what has been changed in the group, once it is checked."""
+        options = self._options()
+        if options == self._checked:
+            return
+        check_options({**self.param_groups[0], "mode": self.mode})
+        if options[4] != self.mode:
+            raise ValueError(f"mode: expected {self.mode!r}, got {options[4]!r}")
+        if options[:3] != self._applied:  # the closed form holds for constant betas and eps
+            self.flush()
+            self._applied = options[:3]
+        self._checked = options
+
     def _set_lr(self) -> None:
-        lr = self.param_groups[0]["lr"]
+        lr, weight_decay = self.param_groups[0]["lr"], self._checked[3]
         if isinstance(lr, Tensor):
-            self._lr.copy_(lr)
-        else:
-            self._lr.fill_(lr)
+            if lr.device.type not in _READABLE:
+                wrong = refused(lr, weight_decay)
+                seen = self._lr_refused
+                self._lr_refused = wrong if seen is None else seen | wrong
+                self._lr.copy_(torch.where(wrong, 0.0, lr))
+                return
+            lr = lr.item()
+        if not 0.0 <= lr < math.inf or lr * weight_decay >= 1.0:
+            check_lr(lr, weight_decay)
+        self._lr.fill_(lr)
+
+    def _check_lr_read(self) -> None:
+        """Reads back whether a learning rate on a device was out of its range, where one was used."""
+        if self._lr_refused is None:
+            return
+        wrong, self._lr_refused = bool(self._lr_refused), None
+        if wrong:
+            raise ValueError(
+                "lr: expected a finite number >= 0 and < 1 / weight_decay, got another one in a step "
+                "since all rows were last read; that step was taken with lr = 0"
+            )
 
     def _check_owner(self) -> None:
         if self.posterior._row_optimizer is not self:
@@ -417,6 +503,7 @@ class RowAdam(torch.optim.Optimizer):
                 self._hook.remove()
             if self.posterior._row_optimizer is self:
                 self.posterior._row_optimizer = None
+                live_rows.let_go(self._rows)
             self.posterior.tables.seal()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -428,63 +515,51 @@ class RowAdam(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Flushes first; in dense mode `torch.optim.Adam` loads the result, and the other way round."""
+        """Flushes first; torch's Adam loads that of dense mode, SparseAdam that of lazy, and back."""
+        self._check_lr_read()
         self.flush()
         return super().state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads in place.
+        """Loads in place, after everything in it has been looked at.
+
+        Args:
+            state_dict: of a RowAdam of this mode; of torch's Adam or AdamW where the mode is dense, of
+                SparseAdam where it is lazy; as `torch.distributed.checkpoint` gives it back, too.
 
         Raises:
-            ValueError: another mode, other shapes, bfloat16 moments where others are expected or the
-                other way round, missing entries; nothing is changed then.
+            ValueError: another mode, shapes, keys or number of parameters; bfloat16 moments where
+                others are expected or the other way round; options or step counts out of their range.
+                Nothing is changed then.
         """
-        (group,), entries = state_dict["param_groups"], state_dict["state"].get(0)
-        if group.get("mode", "dense") != self.mode:
-            raise ValueError(f"mode: expected {self.mode!r}, got {group['mode']!r}")
-        for name in ("amsgrad", "maximize"):
-            if group.get(name):
-                raise ValueError(f"{name}: expected False, got True: RowAdam has no such option")
-        if group.get("weight_decay") and not group.get("decoupled_weight_decay", True):
-            raise ValueError(
-                f"weight_decay: expected decoupled decay, got coupled {group['weight_decay']}"
-            )
-        if "betas" in group:
-            _check_betas(group["betas"], self.mode)
-        own = self.state[self._table()]
-        if entries is None:  # an optimiser that has not stepped
-            entries = {name: torch.zeros_like(value) for name, value in own.items()}
-        for name, value in own.items():
-            if name not in entries:
-                raise ValueError(f"state_dict: expected an entry {name!r}, got {sorted(entries)}")
-            if name != "step":
-                _checks.check_shape(name, entries[name], tuple(value.shape))
-            found = torch.as_tensor(entries[name]).dtype
-            if torch.bfloat16 in (found, value.dtype) and found != value.dtype:
-                raise ValueError(
-                    f"{name}: expected {value.dtype}, got {found}; make the RowAdam with "
-                    f"moment_dtype={found}"
-                )
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        self._load(self.check_state_dict(state_dict))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> Loaded:
+        """What `load_state_dict` would take over; raises what it would raise, and changes nothing."""
+        self.table()
+        options = {name: self.param_groups[0][name] for name in OPTIONS}
+        return check_state_dict(state_dict, self.state[self._rows], options)
+
+    def _load(self, loaded: Loaded) -> None:
         self.flush()
         tables = self.posterior.tables
         tables.before_write(torch.arange(len(self._row_step), device=self._row_step.device))
-        for name, value in own.items():
-            value.copy_(torch.as_tensor(entries[name]))
-        self.param_groups[0].update(
-            {name: group[name] for name in (*self.defaults, "initial_lr") if name in group}
-        )
-        self._applied = self._constants()
-        self._num_steps = int(own["step"])
+        for name, value in self.state[self._rows].items():
+            if loaded.entries is None:
+                value.zero_()
+            else:
+                value.copy_(loaded.entries[name])
+        self.param_groups[0].update(loaded.options)
+        self._checked = self._options()
+        self._applied = self._checked[:3]
+        self._num_steps = loaded.num_steps
         if self.mode == "dense":
             self._row_step.fill_(self._num_steps)
         self._start_history(self._num_steps)
-
-
-def _check_betas(betas: tuple[float, float], mode: str) -> None:
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
-        raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
-    if mode == "dense" and betas[0] > betas[1]:
-        # the steps of a resting row go as (b1 / sqrt(b2))^j until sqrt(v) is down at eps, where the
-        # closed form fails; what is left then is a share of eps / |g| of the whole at most
-        raise ValueError(f"betas: expected beta1 <= beta2 in mode 'dense', got {betas!r}")

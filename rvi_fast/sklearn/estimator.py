@@ -1,0 +1,277 @@
+"""What both estimators do: a table in, a trained model kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_random_state
+
+from .. import _checks
+from ..data.scaling import Standardizer
+from ..data.transforms import TRANSFORMS, ColumnTransform
+from ..models import LatentModel, rvi
+from ..posterior import RelayPosterior
+from ..training.collapse import warn_of_collapse
+from ..training.fit import fit
+from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_factor, find_held_out
+from ..training.infer import infer
+from ..training.inputs import Inputs, prepare
+from .tables import checked_table, is_nan
+
+# what epochs=None asks for: steps in all, and visits of each row
+_STEPS, _VISITS = 2000, 50
+_BATCH = 256
+
+
+class RelayEstimator(TransformerMixin, BaseEstimator):
+    """Table in, `LatentModel` trained; what both estimators do."""
+
+    def __init__(
+        self,
+        *,
+        missing_values: Any = np.nan,
+        latent_dim: int = 16,
+        hidden: Sequence[int] = (64, 64),
+        groups: Sequence[int] = (25, 50, 100),
+        top: float | int | Sequence[float | int] = 0.5,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float = 0.01,
+        steps: int = 100,
+        infer_lr: float = 0.01,
+        scale_factor: float | str = 1.0,
+        standardize: bool = True,
+        column_transform: str = "auto",
+        random_state: Any = None,
+        device: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.missing_values = missing_values
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.groups = groups
+        self.top = top
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.steps = steps
+        self.infer_lr = infer_lr
+        self.scale_factor = scale_factor
+        self.standardize = standardize
+        self.column_transform = column_transform
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Trains a model on the rows of X.
+
+        Args:
+            X: array or DataFrame [N, D] of numbers, some of them missing.
+            y: ignored.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError, TypeError: X holds infinities, is sparse or not numeric, or a parameter is out
+                of its range.
+        """
+        self._fit(X)
+        return self
+
+    def _fit(self, X: Any) -> tuple[np.ndarray, np.ndarray, RelayPosterior]:
+        """See `fit`; returns what `_table` does, and the posteriors of the rows."""
+        x, missing = self._table(X, reset=True)
+        options = self._options()
+        for name in ("hidden", "groups"):
+            if not isinstance(options[name], Sequence):
+                raise TypeError(f"{name}: expected a sequence of integers, got {options[name]!r}")
+        _checks.check_positive_int("steps", options["steps"])
+        _checks.check_positive_float("infer_lr", options["infer_lr"])
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._empty = missing.all(axis=0)
+        self._constants = _constants(x, missing)
+        self.column_transform_ = self._shape_of(x, missing)
+        self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing)
+        rows = self._rows(x, missing)
+        names = ("latent_dim", "hidden", "groups", "top")
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+        model = rvi(*x.shape, **{name: options[name] for name in names}, generator=generator)
+        check_scale_factor(model, options["scale_factor"])
+        batch_size, epochs = options["batch_size"], options["epochs"]
+        if batch_size is None:
+            # a table of a few hundred rows still has some steps in an epoch
+            batch_size = min(_BATCH, max(16, len(x) // 4))
+        if epochs is None:
+            steps = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
+            epochs = max(_VISITS, -(-_STEPS // steps))
+        with full_precision():
+            self.history_ = fit(
+                model,
+                rows,
+                standardize=False,
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=options["lr"],
+                seed=seed,
+                device=self.device,
+                eval_every=0,
+                progress=bool(self.verbose),
+            )
+            posterior = model.posterior
+            self.model_ = _without_rows(model.eval())
+            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
+        warn_of_collapse(self.held_out_error_, options["lr"])
+        return x, missing, posterior
+
+    def _options(self) -> dict[str, Any]:
+        """The parameters; searches draw NumPy's numbers, these are Python's."""
+        parameters = self.get_params(deep=False).items()
+        plain = (np.generic, np.ndarray)
+        return {k: v.tolist() if isinstance(v, plain) else v for k, v in parameters}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = is_nan(self.missing_values)
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _more_tags(self) -> dict[str, Any]:
+        # the same for scikit-learn 1.4 and 1.5
+        return {
+            "allow_nan": is_nan(self.missing_values),
+            "preserves_dtype": [np.float64, np.float32],
+        }
+
+    def _table(self, X: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        """X as checked numbers [N, D], and which of them are missing."""
+        return checked_table(self, X, self.missing_values, reset=reset)
+
+    def _shape_of(self, x: np.ndarray, missing: np.ndarray) -> ColumnTransform:
+        """What bends the columns of X before they are standardised."""
+        kind = self.column_transform
+        if kind not in TRANSFORMS:
+            raise ValueError(
+                f"column_transform: expected one of {', '.join(TRANSFORMS)}, got {kind!r}"
+            )
+        if x.dtype == np.uint8 and kind not in ("auto", "none"):
+            raise ValueError(
+                f"column_transform: expected 'auto' or 'none' for pixels (uint8), got {kind!r}"
+            )
+        if kind == "auto" and (x.dtype == np.uint8 or not self.standardize):
+            kind = "none"
+        return ColumnTransform.fit(x, ~missing, kind=kind)
+
+    def _scale_of(self, bent: np.ndarray, missing: np.ndarray) -> Standardizer:
+        """From bent columns to the units of the model."""
+        size = bent.shape[1]
+        if bent.dtype == np.uint8:
+            return Standardizer(np.zeros(size), np.full(size, 255.0))
+        if self.standardize:
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    return Standardizer.fit(bent, ~missing)
+            except ValueError as error:
+                raise ValueError(
+                    f"X: expected numbers that can be standardised: {error}"
+                ) from error
+        return Standardizer(np.zeros(size), np.ones(size))
+
+    def _rows(self, x: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """What the model sees: float32 with NaN for missing.
+
+        Features that were never observed in `fit` count as missing: the decoder has not learned them.
+        """
+        bent = self.column_transform_.transform(x)
+        with np.errstate(over="ignore"):
+            rows = self.standardizer_.transform(np.where(missing | self._empty, np.nan, bent))
+        wrong = np.isinf(rows)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"X: expected numbers that float32 can hold in the model's units, got "
+                f"{x[row, column]} at row {row}, column {column}"
+            )
+        return rows
+
+    def _infer(self, rows: np.ndarray | torch.Tensor, factor: float) -> RelayPosterior:
+        options = self._options()
+        return infer(
+            self.model_,
+            rows,
+            steps=options["steps"],
+            lr=options["infer_lr"],
+            scale_factor=factor,
+            shared_noise=True,  # a row must not depend on its place
+            progress=bool(self.verbose),
+        )
+
+    def _means(self, rows: np.ndarray) -> torch.Tensor:
+        """Posterior means [N, T] of what `_rows` gives."""
+        with full_precision():
+            return self._infer(rows, self.scale_factor_).mean().detach()
+
+    def _held_out(self, rows: np.ndarray, seed: int) -> HeldOut:
+        """The number that `scale_factor` stands for, and how well it finds held-out entries.
+
+        Both are found once, on the training rows: were the factor found in `transform`, what a row is
+        given would depend on the rows beside it. It is 1 where there are too few entries to hide some.
+        """
+        factor = self._options()["scale_factor"]
+        factors = FACTORS if isinstance(factor, str) else (float(factor),)
+
+        def decode(shown: Inputs) -> torch.Tensor:
+            return self.model_.reconstruct(posterior=self._infer(shown.x, 1.0))
+
+        try:
+            return find_held_out(self.model_, prepare(self.model_, rows), seed, decode, factors)
+        except TooFewEntries:
+            return HeldOut(factors[0], math.nan)
+
+    def _decode(self, means: torch.Tensor) -> np.ndarray:
+        """Posterior means [N, T] -> [N, D] float64 in the units of X."""
+        with torch.no_grad(), full_precision():
+            parts = [self.model_.decoder(part) for part in means.split(8192)]
+        scale = self.standardizer_
+        bent = torch.cat(parts).cpu().numpy().astype(np.float64) * scale.std + scale.mean
+        values = self.column_transform_.inverse(bent)
+        return np.where(np.isnan(self._constants), values, self._constants)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it no autocast that the caller has entered holds: an estimator has one result."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _constants(x: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """The one value [D] of each column that has no other, 0 for a column that is never observed.
+
+    NaN for all others. Also for a column that is observed once, what is left to find is known.
+    """
+    constants = np.full(x.shape[1], np.nan)
+    for column in range(x.shape[1]):
+        values = x[~missing[:, column], column]
+        if not len(values) or values.min() == values.max():
+            constants[column] = values[0] if len(values) else 0.0
+    return constants
+
+
+def _without_rows(model: LatentModel) -> LatentModel:
+    """The model over one row, the mean of its rows: where those of new data start."""
+    posterior = model.posterior
+    model.posterior = posterior.over(posterior.mean_row()[None])
+    if model.config is not None:
+        model.config = {**model.config, "num_data": 1}
+    return model

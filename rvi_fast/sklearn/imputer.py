@@ -1,0 +1,202 @@
+"""Missing entries, filled in with a model's reconstruction."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import OneToOneFeatureMixin
+from sklearn.impute import MissingIndicator
+from sklearn.utils.validation import check_is_fitted
+
+from .estimator import RelayEstimator
+from .tables import holed
+
+
+class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
+    """Fills in missing entries with a relay model's reconstruction.
+
+    `transform` finds the posterior of each row that misses something, with everything that the rows
+    share as `fit` left it, and decodes its mean. Observed entries come back unchanged, and what a row
+    gets does not depend on the rows beside it. `fit_transform(X)` is `fit(X).transform(X)`.
+
+    A feature that was never observed in `fit` is dropped, with a warning, as scikit-learn's imputers
+    do, or kept and filled with 0 (`keep_empty_features`). A feature of which `fit` has seen one value
+    only is filled with that value, exactly. A row that misses everything is filled with what the model
+    takes for the average row. uint8 are pixels: they share one scale, 255, instead of being
+    standardised.
+
+    Args:
+        missing_values: what marks a missing entry, a number or NaN; with NaN also None and pandas' NA.
+            What a NumPy masked array masks is missing whatever this is.
+        latent_dim: T.
+        hidden: widths of the decoder's hidden layers.
+        groups: relay vectors in each group, see `rvi_fast.RelayPosterior`.
+        top: coefficients kept in each group: a share, a count, or one of either per group.
+        epochs: visits of each row in `fit`. None: at least 50, and so many that 2,000 steps are made.
+        batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256.
+        lr: learning rate of `fit`.
+        steps: Adam steps for each row in `transform`.
+        infer_lr: learning rate of `transform`.
+        scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
+            left it. "held-out": `fit` hides a tenth of the entries of up to 1,024 training rows and
+            takes the factor with which they are best found again; the decoder has learned from them,
+            so that where much is missing a larger number can be better.
+        standardize: train on (x - mean) / std of each feature's observed entries; False leaves the
+            numbers as they are.
+        column_transform: what bends each feature before it is standardised: "none", "log" (positive
+            numbers) or "quantile" (normal scores of ranks), or "auto", which leaves a feature as it is
+            unless it has heavy tails, see `rvi_fast.data.ColumnTransform`. What is filled in is then
+            nearer to the median than to the mean. "auto" is "none" for pixels and where `standardize`
+            is False.
+        min_value: the least that is filled in, a number or one for each feature [D].
+        max_value: the most that is filled in, likewise.
+        keep_empty_features: keep features that were never observed in `fit`, filled with 0, instead of
+            dropping them.
+        add_indicator: append a column of zeros and ones for each feature with missing entries in `fit`,
+            as `sklearn.impute.MissingIndicator` makes them.
+        random_state: of first values, order and noise.
+        device: where to train and infer, for instance "cuda"; the CPU if not given.
+        verbose: show progress bars.
+
+    Attributes:
+        model_: the trained `rvi_fast.models.LatentModel`, in standardised units.
+        history_: `rvi_fast.History` of the training.
+            It holds one row, the mean of the training rows, from which `transform` starts.
+        column_transform_: `rvi_fast.data.ColumnTransform`, which bends X's columns.
+        standardizer_: `rvi_fast.data.Standardizer`, from bent columns to the model's units.
+        scale_factor_: the factor that `transform` uses.
+        held_out_error_: error over a tenth of the entries of up to 1,024 training rows, hidden from
+            inference, relative to that of column means, as `rvi_fast.training.held_out_error` gives it
+            in the model's units. Where it is not below 1 `fit` warns, with a
+            `rvi_fast.training.CollapseWarning`.
+        indicator_: the fitted `MissingIndicator`, or None.
+        n_features_in_: D.
+        feature_names_in_: names of the features, where X was a DataFrame.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.outer(np.linspace(-1, 1, 100), [1.0, 2.0, -1.0])
+        >>> x[::5, 1] = np.nan
+        >>> filled = RelayImputer(random_state=0).fit_transform(x)
+        >>> filled.shape, bool(abs(filled[::5, 1] - np.linspace(-2, 2, 100)[::5]).max() < 0.5)
+        ((100, 3), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        missing_values: Any = np.nan,
+        latent_dim: int = 16,
+        hidden: Sequence[int] = (64, 64),
+        groups: Sequence[int] = (25, 50, 100),
+        top: float | int | Sequence[float | int] = 0.5,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float = 0.01,
+        steps: int = 100,
+        infer_lr: float = 0.01,
+        scale_factor: float | str = "held-out",
+        standardize: bool = True,
+        column_transform: str = "auto",
+        min_value: Any = -np.inf,
+        max_value: Any = np.inf,
+        keep_empty_features: bool = False,
+        add_indicator: bool = False,
+        random_state: Any = None,
+        device: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            missing_values=missing_values,
+            latent_dim=latent_dim,
+            hidden=hidden,
+            groups=groups,
+            top=top,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            steps=steps,
+            infer_lr=infer_lr,
+            scale_factor=scale_factor,
+            standardize=standardize,
+            column_transform=column_transform,
+            random_state=random_state,
+            device=device,
+            verbose=verbose,
+        )
+        self.min_value = min_value
+        self.max_value = max_value
+        self.keep_empty_features = keep_empty_features
+        self.add_indicator = add_indicator
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Trains a model on the rows of X; see `RelayEmbedder.fit`."""
+        x, missing, _ = self._fit(X)
+        self._low, self._high = self._bounds()
+        self._kept = ~self._empty | bool(self.keep_empty_features)
+        if not self._kept.all():
+            dropped = super().get_feature_names_out()[self._empty].tolist()
+            warnings.warn(
+                f"features without any observed entry are dropped: {dropped}; "
+                "keep_empty_features=True keeps them, filled with 0",
+                stacklevel=2,
+            )
+        self.indicator_ = None
+        if self.add_indicator:
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(holed(x, missing))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Fills in the missing entries of X.
+
+        Args:
+            X: array, masked array or DataFrame [N, D], N as you like.
+
+        Returns:
+            [N, D] in X's units, float32 if X is and float64 if not, without features that `fit` has
+            dropped; the indicator's columns follow.
+        """
+        check_is_fitted(self)
+        x, missing = self._table(X, reset=False)
+        filled = holed(x, missing)
+        holes = None if self.indicator_ is None else self.indicator_.transform(filled)
+        rows = self._rows(x, missing)
+        incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
+        if len(incomplete):
+            values = self._decode(self._means(rows[incomplete])).clip(self._low, self._high)
+            filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
+        filled = filled if self._kept.all() else filled[:, self._kept]
+        return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
+        names = super().get_feature_names_out(input_features)
+        if self.indicator_ is None:
+            return names[self._kept]
+        return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """min_value and max_value, [D] float64 each."""
+        bounds = []
+        for name, nothing in (("min_value", -np.inf), ("max_value", np.inf)):
+            given = getattr(self, name)
+            try:
+                bound = np.asarray(nothing if given is None else given, np.float64)
+            except (TypeError, ValueError):
+                bound = np.array(np.nan)
+            if bound.shape not in ((), (1,), (self.n_features_in_,)) or np.isnan(bound).any():
+                raise ValueError(
+                    f"{name}: expected a number or {self.n_features_in_} numbers, got {given!r}"
+                )
+            bounds.append(np.broadcast_to(bound, self.n_features_in_))
+        low, high = bounds
+        if (low >= high).any():
+            column = int((low >= high).argmax())
+            raise ValueError(
+                f"min_value: expected less than max_value, got {low[column]} and {high[column]} for "
+                f"feature {column}"
+            )
+        return low, high

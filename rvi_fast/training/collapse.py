@@ -1,0 +1,86 @@
+"""Models that have learned no more than the means of columns."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from .. import _checks
+from ..models import LatentModel
+from .held_out import TooFewEntries, find_held_out
+from .infer import infer
+from .inputs import prepare
+
+# of the error of the means: what is gained beyond would not be noticed
+_COLLAPSED = 0.98
+
+
+class CollapseWarning(UserWarning):
+    """A trained model finds entries no better than the means of their columns do."""
+
+
+def held_out_error(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    steps: int = 100,
+    lr: float = 0.01,
+    seed: int = 0,
+) -> float:
+    """How well a trained model finds entries of x that are hidden from it, beside columns' means.
+
+    A tenth of the observed entries of up to 1,024 rows is hidden, the rows are inferred from what is
+    left, and what is decoded is compared with what was hidden. Of rows that the model was trained on the
+    result is too low, as its decoder has seen the entries; it still tells a training that has
+    collapsed.
+
+    Args:
+        model: a trained model.
+        x: data [N, D] as in `fit`.
+        mask: bool [N, D], true = observed.
+        steps: Adam steps for each row, as in `infer`.
+        lr: learning rate, as in `infer`.
+        seed: of rows, entries and noise.
+
+    Returns:
+        Root mean square error over the hidden entries, each divided by the standard deviation of its
+        column, relative to that of the columns' means. About 1, or more: the model has learned
+        nothing that helps to fill in entries. NaN where less than 100 entries could be hidden.
+
+    Raises:
+        ValueError, TypeError: as `infer`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x = torch.linspace(-1, 1, 400)[:, None] * torch.tensor([1.0, -2.0, 3.0])
+        >>> model = rvi_fast.models.rvi(400, 3, latent_dim=2, groups=(8,))
+        >>> history = rvi_fast.fit(model, x, epochs=100, lr=0.01, progress=False)
+        >>> rvi_fast.training.held_out_error(model, x) < 0.5
+        True
+    """
+    seed = _checks.check_seed(seed)
+    inputs = prepare(model, x, mask)
+
+    def decode(shown: Any) -> Any:
+        data = model.to_data(shown.x)
+        posterior = infer(model, data, mask=shown.mask, steps=steps, lr=lr, seed=seed)
+        return model.reconstruct_standardized(posterior=posterior)
+
+    try:
+        return find_held_out(model, inputs, seed, decode, factors=(1.0,)).error
+    except TooFewEntries:
+        return math.nan
+
+
+def warn_of_collapse(error: float, lr: float) -> None:
+    """Warns where a model's `held_out_error` says that it has learned nothing."""
+    if error >= _COLLAPSED:
+        warnings.warn(
+            f"the model finds held-out entries no better than the means of their columns (root mean "
+            f"square error {error:.3f} of that of the means): training has collapsed, or the columns "
+            f"say nothing about each other. Try a smaller lr, which is {lr}, or more epochs",
+            CollapseWarning,
+            stacklevel=3,
+        )
