@@ -118,7 +118,7 @@ class MappedTables(HostTables):
         self._tables: dict[str, Tensor] = {}
         self._keep = False
         self._drawn: dict[str, str] = {}
-        # there as soon as there is a table
+        # there as soon as there are rows, the first table
         self.checksums: Checksums
 
     @contextmanager
@@ -136,8 +136,6 @@ class MappedTables(HostTables):
         path, size = self.directory / f"{name}.bin", dtype.itemsize
         for length in shape:
             size *= length
-        if not self._tables:
-            self.checksums = Checksums(self.directory, shape[0], size // shape[0])
         if self._keep:
             held = path.stat().st_size if path.is_file() else None
             if held != size:
@@ -148,15 +146,18 @@ class MappedTables(HostTables):
         else:
             if self._tables:
                 self.checksums.notice()
-            self.checksums.begin()
+                self.checksums.begin()
             # a new file: whoever still reads the one before keeps its map of it
             path.unlink(missing_ok=True)
             _reserve(path, size)
         flat = torch.from_file(str(path), shared=True, size=size // dtype.itemsize, dtype=dtype)
         self._tables[name] = table = flat.view(tuple(shape))
-        self.checksums.add(name, table, new=not self._keep)
         if name == "rows":
+            self.checksums = Checksums(self.directory, shape[0], size // shape[0])
             self.checksums.watch(table)
+            if not self._keep:
+                self.checksums.begin()
+        self.checksums.add(name, table, new=not self._keep)
         return table
 
     def holds(self, description: dict[str, Any]) -> bool:
