@@ -56,9 +56,10 @@ class RelayPosterior(nn.Module):
         storage: "device": rows and moments in the memory of the device; "host": in that of the host;
             else a directory, for tables larger than memory: they lie in files that are mapped, and
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
-            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. With "host" or
-            a directory the rows stay in host memory when the module is on a GPU or moved to one: `fit`
-            streams them through the GPU, other reads copy the rows they need.
+            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. Damage of the
+            files is a `CheckpointError` of the method that reads it, not of `rows` itself. With "host"
+            or a directory the rows stay in host memory when the module is on a GPU or moved to one:
+            `fit` streams them through the GPU, other reads copy the rows they need.
         shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
             hold the rest; all if not given. What a row starts with does not depend on it.
         generator: what first values are drawn from, on its own device; torch's default generator if

@@ -14,7 +14,9 @@ that differs from H is in it, whole, and copying the blocks back gives H (again,
 interrupted: nothing is removed by it). No journal of H, but one of the checkpoint before: the kill came
 between 2 and 3, nothing has been written since 1, and the tables are H as they are. Neither: something
 else has written to the tables since, and the resume is refused. That something is another `fit`, which
-discards the journal before it begins; what a program writes to `rows` by itself is not seen.
+discards the journal before it begins. What a program writes to `rows` by itself, and damage, are
+noticed by the checksums of the tables, which H holds: they are compared block by block as the run goes
+on, with what the journal has taken back. A block in the journal has a checksum of its own.
 """
 
 from __future__ import annotations
