@@ -243,6 +243,7 @@ class RowAdam(torch.optim.Optimizer):
     def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Tables where the clock is, and where in them rows `index` lie; what is written stays."""
         own = [self.table(), self._exp_avg, self._exp_avg_sq, self._row_step]
+        self.posterior.tables.before_write(index)
         if not self.posterior.staged:
             if self.before_write is not None:
                 self.before_write(index)
@@ -330,7 +331,8 @@ class RowAdam(torch.optim.Optimizer):
         """Within it the posterior reads rows that may not be up to date."""
         self.posterior._row_optimizer = None
         try:
-            yield
+            with self.posterior.tables.unread():
+                yield
         finally:
             self.posterior._row_optimizer = self
 
@@ -509,6 +511,7 @@ class RowAdam(torch.optim.Optimizer):
             if self.posterior._row_optimizer is self:
                 self.posterior._row_optimizer = None
                 live_rows.let_go(self._rows)
+            self.posterior.tables.seal()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused beyond the first: a RowAdam drives the rows of one posterior."""
@@ -553,6 +556,8 @@ class RowAdam(torch.optim.Optimizer):
 
     def _load(self, loaded: Loaded) -> None:
         self.flush()
+        tables = self.posterior.tables
+        tables.before_write(torch.arange(len(self._row_step), device=self._row_step.device))
         for name, value in self.state[self._rows].items():
             if loaded.entries is None:
                 value.zero_()
