@@ -374,6 +374,8 @@ class RelayPosterior(nn.Module):
         posterior = RelayPosterior.from_rows(
             rows, relays.detach().clone(), layout, sparse=self.sparse
         )
+        if self.staged:  # there as here
+            posterior.tables = HostTables()
         posterior._draw_rows(generator)
         return posterior
 

@@ -467,7 +467,9 @@ class Run:
         # in blocks the rows are looked at as they are put away
         passed = "posterior.rows" if self.block_rows is not None else None
         parameters = self.model.named_parameters()
-        named = [(n, p.detach()) for n, p in parameters if p.numel() and n != passed]
+        # rows as they are: to bring them up to date within an epoch would change its rounding
+        own = {"posterior.rows": self.rows.table()} if isinstance(self.rows, RowAdam) else {}
+        named = [(n, own.get(n, p).detach()) for n, p in parameters if p.numel() and n != passed]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
