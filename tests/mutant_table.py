@@ -242,8 +242,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/optim/row_adam.py",
         "what a history is loaded into keeps its own later entries",
-        "self._history.zero_()\n        self._history[: len(state",
-        "self._history[: len(state",
+        "self._history.zero_()\n        self._history[: len(history)]",
+        "self._history[: len(history)]",
         "tests/test_row_adam_state.py::test_raw_state_goes_into_an_optimiser_that_has_come_further",
     ),
     Mutant(
@@ -315,8 +315,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/training/run.py",
         "a checkpoint does not wait for the tables in files",
-        "self.model.posterior.tables.sync()",
-        "",
+        "        tables.sync()\n        token",
+        "        token",
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     Mutant(

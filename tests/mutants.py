@@ -49,8 +49,8 @@ def copy_checkout(copy: Path) -> None:
             shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
 
 
-def run_tests(copy: Path, tests: list[str]) -> tuple[int, str]:
-    """Exit status of pytest, and the first test that failed or the end of what was printed.
+def run_tests(copy: Path, tests: list[str]) -> tuple[int, str, str]:
+    """Exit status of pytest, the first test that failed or "", and the end of what was printed.
 
     The process is a fork of this one, which has imported what takes long and nothing of the package.
     """
@@ -60,12 +60,13 @@ def run_tests(copy: Path, tests: list[str]) -> tuple[int, str]:
     process.join(LIMIT)
     if process.is_alive():
         process.kill()
-        return FAILED, "hangs"
-    if (process.exitcode or 0) < 0:
-        return FAILED, f"dies of signal {-(process.exitcode or 0)}"
+        return FAILED, "hangs", ""
+    status = process.exitcode or 0
+    if status < 0:
+        return FAILED, f"dies of signal {-status}", ""
     said = output.read_text(errors="replace")
     failed = re.search(r"^FAILED (\S+)", said, re.MULTILINE)
-    return process.exitcode or 0, failed[1] if failed else said[-3000:]
+    return status, failed[1] if failed else "", said[-3000:]
 
 
 def _run_forked(copy: Path, tests: list[str], output: Path) -> None:
@@ -77,7 +78,7 @@ def _run_forked(copy: Path, tests: list[str], output: Path) -> None:
     if all(test.startswith("tests/interpreted") for test in tests):
         os.environ["TRITON_INTERPRET"] = "1"
     sys.path[0] = str(copy)
-    status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests])
+    status = pytest.main(["-q", "-x", *tests])
     sys.stdout.flush()
     os._exit(int(status))
 
@@ -108,16 +109,17 @@ def seed(copy: Path, mutant: Mutant) -> str | None:
     try:
         if mutant.path.startswith("csrc/"):
             build(copy)
-        status, said = run_tests(copy, mutant.test.split())
+        status, failed, said = run_tests(copy, mutant.test.split())
     finally:
         path.write_text(text)
         os.utime(path, ns=(0, next(CLOCK)))
         for so, content in before.items():
             if so.read_bytes() != content:
                 so.write_bytes(content)
-    if status not in (0, FAILED):
+    # an error before or after a test says nothing of the fault
+    if status and not (status == FAILED and failed):
         raise SystemExit(f"{mutant.path}: {mutant.fault}: the tests cannot be run\n{said}")
-    return said if status == FAILED else None
+    return failed or None
 
 
 def document() -> str:
@@ -155,9 +157,9 @@ def main() -> None:
     for interpreted in (False, True):
         part = [t for t in tests if t.startswith("tests/interpreted") == interpreted]
         if part and not args.unchecked:
-            status, said = run_tests(copy, part)
+            status, failed, said = run_tests(copy, part)
             if status:
-                raise SystemExit(f"without a fault: {said}")
+                raise SystemExit(f"without a fault: {failed or said}")
     survivors = 0
     for mutant in wanted:
         caught = seed(copy, mutant)

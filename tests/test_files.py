@@ -230,7 +230,9 @@ def test_a_block_is_kept_again_after_each_checkpoint(tmp_path):
         journal.begin(token)
         journal.before_write(torch.tensor([1]))
         rows[1] = number + 1
-    Journal(tmp_path, {"rows": rows}, 2).roll_back(tmp_path, "1-later", "0-start")
+    again = Journal(tmp_path, {"rows": rows}, 2)
+    again.go_on_from(tmp_path, "1-later", "0-start")
+    again.roll_back()
     assert rows.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
 
 

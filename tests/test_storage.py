@@ -326,7 +326,7 @@ def test_a_model_broken_off_by_an_exception_is_taken_back(tmp_path):
 
 
 def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monkeypatch):
-    events, call, write = [], storage._call, storage.write_text
+    events, call, write = [], storage._call, storage.write_bytes
     save = training_run.save_checkpoint
 
     def look(name, *arguments):
@@ -334,7 +334,7 @@ def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monk
         return call(name, *arguments)
 
     monkeypatch.setattr(storage, "_call", look)
-    monkeypatch.setattr(storage, "write_text", lambda *a: (events.append("json"), write(*a)))
+    monkeypatch.setattr(storage, "write_bytes", lambda *a: (events.append("json"), write(*a)))
     monkeypatch.setattr(
         training_run, "save_checkpoint", lambda *a: (events.append("save"), save(*a))[1]
     )
