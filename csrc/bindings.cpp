@@ -25,7 +25,7 @@ namespace rvi {
 namespace {
 
 // Goes up with every change of a signature below; rvi_fast/cpp.py holds the same number.
-constexpr int API = 7;
+constexpr int API = 8;
 
 using Address = std::uintptr_t;
 
@@ -334,6 +334,26 @@ void check_steps(const RowAdam& call, std::int64_t history_size, std::int64_t st
   }
 }
 
+// A row that stands twice in a batch would be stepped twice from the gradient of one visit each.
+void check_each_once(const RowAdam& call) {
+  int shift = 62;  // the upper bits of a product: a table at least twice as long as the batch
+  while (shift > 1 && (std::int64_t(1) << (64 - shift)) < 2 * call.index.size) --shift;
+  static thread_local std::vector<std::int64_t> seen;
+  seen.assign(std::size_t(1) << (64 - shift), -1);
+  const std::size_t last = seen.size() - 1;
+  for (std::int64_t i = 0; i < call.index.size; ++i) {
+    const std::int64_t row = call.index[i];
+    std::size_t at = (std::size_t)((std::uint64_t)row * 0x9E3779B97F4A7C15u >> shift);
+    for (; seen[at] >= 0; at = (at + 1) & last) {
+      if (seen[at] == row) {
+        throw py::value_error("index: expected each row once, got row " + std::to_string(row) +
+                              " twice; add its gradients up");
+      }
+    }
+    seen[at] = row;
+  }
+}
+
 RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
                   Address exp_avg_sq, Address row_step, Address index, bool index_is_int64,
                   std::int64_t batch, Address clock, Address history, double beta1, double beta2,
@@ -379,6 +399,7 @@ void row_adam_step(int element_type, int threads, std::int64_t num_data, std::in
   call.lr = *pointer<double>(lr);
   call.weight_decay = weight_decay;
   call.mode = mode_of(semantics);
+  check_each_once(call);
   if (call.mode == AdamMode::dense) check_steps(call, history_size, 1);
   const int element = enumerator("element_type", element_type, 2);
   py::gil_scoped_release release;

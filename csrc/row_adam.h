@@ -13,6 +13,12 @@ constexpr int ADAM_PREFETCH_ROWS = 4;
 constexpr int POWERS = 1024;
 // reference.WINDOW_TOLERANCE
 constexpr double ADAM_WINDOW_TOLERANCE = 1e-9;
+// reference.HISTORY_TERMS and HISTORY_COLUMNS: the sum of the w_j and of the w_j / q_j, the log of
+// the decay, the middle of the q_j, and the terms
+constexpr int HISTORY_TERMS = 12;
+constexpr int HISTORY_COLUMNS = 4 + HISTORY_TERMS;
+// terms that are this much smaller than what they are part of are left out
+constexpr double HISTORY_ROUNDING = 1e-13;
 // reference.MOMENT_SEED
 constexpr std::uint64_t MOMENT_SEED = 0x6D6F6D656E7473;
 
@@ -94,7 +100,11 @@ struct MomentBits {
 template <class F>
 struct Missed {
   bool any = false;
-  F decay, weight, slope, moment_factor, square_factor;
+  F decay, moment_factor, square_factor;
+  F middle;         // of the q_j
+  F start, change;  // the line between the ends
+  int num_terms;    // of what bends it; the others are lost in rounding
+  F terms[HISTORY_TERMS];
 };
 
 template <class F, class M>
@@ -108,13 +118,21 @@ struct AdamRows {
     Missed<F> result;
     const std::int64_t last = call.row_step[row], steps = now - last;
     if (steps == 0) return result;
-    const double* entry = call.history + 3 * (last - start);
-    const double log_decay = call.history[3 * (now - start) + 2] - entry[2];
+    const double* entry = call.history + HISTORY_COLUMNS * (last - start);
+    const double log_decay = call.history[HISTORY_COLUMNS * (now - start) + 2] - entry[2];
     const double decay = log_decay == 0.0 ? 1.0 : std::exp(log_decay);
     result.any = true;
     result.decay = (F)decay;
-    result.weight = (F)(decay * entry[0]);
-    result.slope = entry[1] > 0 ? (F)(entry[0] / entry[1]) : F(1);
+    result.middle = (F)entry[3];
+    result.start = (F)(decay * entry[3] * entry[1]);
+    result.change = (F)(decay * (entry[0] - entry[3] * entry[1]));
+    result.num_terms = HISTORY_TERMS;
+    const double least = std::numeric_limits<F>::epsilon() / 16 * entry[0];
+    for (double rest = 0.0; result.num_terms > 0; --result.num_terms) {
+      rest += std::fabs(entry[3 + result.num_terms]);
+      if (rest > least) break;
+    }
+    for (int k = 0; k < result.num_terms; ++k) result.terms[k] = (F)(decay * entry[4 + k]);
     result.moment_factor = (F)powers1(steps);
     result.square_factor = (F)powers2(steps);
     return result;
@@ -131,8 +149,18 @@ struct AdamRows {
 template <class F>
 RVI_INLINE void catch_up(const Missed<F>& missed, F eps, Vec<F>& value, Vec<F>& moment,
                          Vec<F>& square) {
-  Vec<F> denominator = missed.slope * square_root(square) + eps;
-  value = value * missed.decay - missed.weight * moment / denominator;
+  const Vec<F> denominator = missed.middle * square_root(square) + eps;
+  const Vec<F> share = eps / denominator;
+  const Vec<F> x = 2 * share - 1;
+  Vec<F> near{}, far{};  // Clenshaw's recurrence
+  for (int k = missed.num_terms - 1; k > 0; --k) {
+    const Vec<F> next = missed.terms[k] - far + 2 * x * near;
+    far = near;
+    near = next;
+  }
+  const Vec<F> bend = missed.num_terms ? missed.terms[0] - far + x * near : Vec<F>{};
+  const Vec<F> factor = missed.start + share * (missed.change - (1 - share) * bend);
+  value = value * missed.decay - moment / denominator * factor;
   moment = flushed<F>(moment * missed.moment_factor);
   square = flushed<F>(square * missed.square_factor);
 }
@@ -187,34 +215,45 @@ void row_adam_catch_up(const RowAdam& call, int threads) {
 }
 
 // Adds the step just counted to what rows last updated at earlier steps have missed.
-inline void extend_history(const RowAdam& call, const Powers& powers1,
-                           const Powers& inverse_roots) {
+inline void extend_history(const RowAdam& call, const Powers& powers1, const Powers& roots) {
   const std::int64_t step = call.clock[0], now = step - call.clock[1];
-  double* history = call.history;
-  const double log_decay = history[3 * (now - 1) + 2] + std::log1p(-call.lr * call.weight_decay);
+  double* newest = call.history + HISTORY_COLUMNS * now;
+  const double log_decay = newest[2 - HISTORY_COLUMNS] + std::log1p(-call.lr * call.weight_decay);
   std::int64_t window = 1;
   if (call.beta1 > 0) {
     const double rate = call.beta1 / std::sqrt(call.beta2);
     window = (std::int64_t)std::ceil(std::log(ADAM_WINDOW_TOLERANCE) / std::log(rate));
     if (window < 1) window = 1;
   }
+  const std::int64_t later = window / 8;
   if (window > now) window = now;
   const double weight = call.lr / (1.0 - std::pow(call.beta1, (double)step));
   const double root = std::sqrt(1.0 - std::pow(call.beta2, (double)step));
+  const double spread = root * std::sqrt(1.0 - std::pow(call.beta2, (double)(step + later)));
+  newest[3 - HISTORY_COLUMNS] = std::sqrt(std::pow(call.beta2, 0.5 * (double)later + 1.0) / spread);
   for (std::int64_t missed = 1; missed <= window; ++missed) {
-    double* entry = history + 3 * (now - missed);
+    double* entry = newest - HISTORY_COLUMNS * missed;
     const double gap = entry[2] - log_decay;
     const double w = weight * powers1(missed) * (gap == 0.0 ? 1.0 : std::exp(gap));
+    const double q = roots(missed) / root, ratio = q / entry[3], ratio_root = std::sqrt(ratio);
+    const double quotient = (ratio_root - 1.0) / (ratio_root + 1.0);
     entry[0] += w;
-    entry[1] += w * root * inverse_roots(missed);
+    entry[1] += w / q;
+    double term = w * (1.0 - ratio) * (1.0 - ratio) / (ratio * ratio_root);
+    entry[4] += term;
+    term *= 2.0;
+    for (int k = 1; k < HISTORY_TERMS && std::fabs(term) > HISTORY_ROUNDING * w; ++k) {
+      term *= quotient;
+      entry[4 + k] += term;
+    }
   }
-  history[3 * now + 2] = log_decay;
+  newest[2] = log_decay;
 }
 
 template <class F, class M>
 void row_adam_step(const RowAdam& call, int threads) {
   constexpr int LANES = Simd<F>::LANES;
-  static thread_local Powers powers1, powers2, inverse_roots;
+  static thread_local Powers powers1, powers2, roots;
   powers1.prepare(call.beta1);
   powers2.prepare(call.beta2);
   const AdamMode mode = call.mode;
@@ -271,8 +310,8 @@ void row_adam_step(const RowAdam& call, int threads) {
   parallel(threads, threads, work);
   call.clock[0] = step;
   if (mode == AdamMode::dense) {
-    inverse_roots.prepare(1.0 / std::sqrt(call.beta2));
-    extend_history(call, powers1, inverse_roots);
+    roots.prepare(std::sqrt(call.beta2));
+    extend_history(call, powers1, roots);
   }
 }
 

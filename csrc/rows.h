@@ -126,7 +126,7 @@ struct RowAdam {
   void* exp_avg_sq;        // [N, W], likewise
   std::int32_t* row_step;  // [N]
   std::int64_t* clock;     // [2]
-  double* history;         // [steps, 3]
+  double* history;         // [steps, 16]
   double beta1;
   double beta2;
   double eps;

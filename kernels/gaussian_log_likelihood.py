@@ -276,6 +276,8 @@ def gaussian_log_likelihood_bwd(
             BLOCK_B=block_b,
             BLOCK_D=block_d,
             num_warps=4,
+            # left to itself ptxas takes 72 for a case, and spills (Triton 3.6, sm_90)
+            maxnreg=128,
             enable_fp_fusion=True,
         )
     if sums is not grad_scale and grad_scale.numel():

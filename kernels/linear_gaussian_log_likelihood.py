@@ -49,8 +49,8 @@ from .._op_checks import checked
 from ._common import block_of, input_precision, sum_pieces
 
 LARGEST_HIDDEN = 256
-# programs of a kernel where the batch is small: two to a processor of a large GPU. Sums have as many
-# pieces as that takes.
+# programs of a kernel where the batch is small: two to a processor of a large GPU, and no more, which
+# would wait for a second turn. Sums have as many pieces as that takes.
 PROGRAMS = 256
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 PIXEL_SCALE = tl.constexpr(1.0 / 255.0)
@@ -442,7 +442,7 @@ def _over_features(
         return log_prob, grad_hidden
     tile = _tile(_ROWS_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
-    program_tiles = triton.cdiv(tiles, triton.cdiv(PROGRAMS, blocks * num_samples))
+    program_tiles = _share(tiles, blocks * num_samples)
     pieces = triton.cdiv(tiles, program_tiles)
     parts = [_pieces(total, pieces) for total in (log_prob, grad_hidden)]
     _linear_gaussian_log_likelihood_rows_kernel[(blocks, pieces, num_samples)](
@@ -487,7 +487,7 @@ def _over_rows(
         return totals[0], totals[1], totals[2]
     tile = _tile(_FEATURES_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
-    program_blocks = triton.cdiv(blocks, triton.cdiv(PROGRAMS, tiles))
+    program_blocks = _share(blocks, tiles)
     pieces = triton.cdiv(blocks, program_blocks)
     parts = [_pieces(total, pieces) for total in totals]
     if constants["SCALE"] == "scalar":
@@ -514,6 +514,11 @@ def _over_rows(
     for part, total in zip(parts, totals, strict=True):
         _add_up(part, total)
     return totals[0], totals[1], totals[2]
+
+
+def _share(steps: int, walks: int) -> int:
+    """Steps of a walk that a program takes: then `PROGRAMS` do for all walks, or as many as walks."""
+    return triton.cdiv(steps, max(1, PROGRAMS // walks))
 
 
 def _pieces(total: Tensor, pieces: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 Math:
     A row last updated at step tau has missed s = clock - tau steps with zero gradient:
-        theta <- P theta - P m W / (sqrt(v) W / C + eps),   m <- m b1^s,   v <- v b2^s
-    with W, C and log P from `history`; then a step with gradient g:
+        theta <- P theta - P m F(v),   m <- m b1^s,   v <- v b2^s
+    where P and F(v) = sum_j w_j / (q_j sqrt(v) + eps) come from `history`: with Q in the middle of the
+    q_j and u = eps / (Q sqrt(v) + eps), F is a polynomial in u over Q sqrt(v) + eps, evaluated in
+    Chebyshev's form. Then a step with gradient g:
         m <- m + (1 - b1) (g - m),   v <- b2 v + (1 - b2) g^2
         theta <- (1 - lr weight_decay) theta - lr / (1 - b1^n) m / (sqrt(v / (1 - b2^n)) + eps)
     n is the count of all steps ("dense", "lazy") or the row's own ("row"); "lazy" adds eps to sqrt(v)
@@ -13,7 +15,8 @@ Math:
 
 Shapes:
     rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B]
-    int32 or int64; grad [B, W]; clock [2] int64; history [steps, 3] float64; lr float64, one element.
+    int32 or int64; grad [B, W]; clock [2] int64; history [steps, HISTORY_COLUMNS] float64;
+     lr float64, one element.
 
 Saved:
     Nothing.
@@ -50,7 +53,10 @@ from ._common import INFINITY_KEY, row_error
 
 # reference.WINDOW_TOLERANCE
 WINDOW_TOLERANCE = 1e-9
-# columns a program holds at once; 4 for each of 128 threads at W = 304, three tables of them
+# reference.HISTORY_TERMS and HISTORY_COLUMNS
+HISTORY_TERMS = tl.constexpr(12)
+HISTORY_COLUMNS = tl.constexpr(16)
+# columns a program holds at once; 4 for each of 128 threads at W = 308, three tables of them
 MAX_BLOCK_W = 1024
 # reference.MOMENT_SEED
 MOMENT_SEED = tl.constexpr(0x6D6F6D656E7473)
@@ -67,20 +73,32 @@ def _power(log2_base, exponent):
 @triton.jit
 def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
     """What a row last updated at `last` < `now` has missed, as float32 factors."""
-    entry = history_ptr + (last - start) * 3
-    weight, ratio = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32)
-    log_decay = tl.load(history_ptr + (now - start) * 3 + 2) - tl.load(entry + 2)
-    decay = 1.0 - one_minus_exp(log_decay.to(tl.float32), 9)
-    slope = tl.where(ratio > 0, weight / ratio, 1.0)
+    entry = history_ptr + (last - start) * HISTORY_COLUMNS
+    newest = history_ptr + (now - start) * HISTORY_COLUMNS
+    decay = 1.0 - one_minus_exp((tl.load(newest + 2) - tl.load(entry + 2)).to(tl.float32), 9)
+    middle = tl.load(entry + 3)
+    first, all_steps = middle * tl.load(entry + 1), tl.load(entry)
+    line = decay * first.to(tl.float32), decay * (all_steps - first).to(tl.float32)
+    # what has missed nothing has no middle yet, and does not move
+    middle = tl.where(middle > 0, middle, 1.0).to(tl.float32)
     steps = (now - last).to(tl.float64)
-    return decay, decay * weight, slope, _power(log2_beta1, steps), _power(log2_beta2, steps)
+    factors = _power(log2_beta1, steps), _power(log2_beta2, steps)
+    return decay, entry + 4, middle, line, factors
 
 
 @triton.jit
 def _catch_up(theta, moment, square, missed, eps):
-    decay, weight, slope, moment_factor, square_factor = missed
-    theta = theta * decay - weight * moment / (slope * tl.sqrt(square) + eps)
-    return theta, flushed(moment * moment_factor), flushed(square * square_factor)
+    decay, terms, middle, line, factors = missed
+    denominator = middle * tl.sqrt(square) + eps
+    share = eps / denominator
+    x = 2.0 * share - 1.0
+    near, far = x * 0.0, x * 0.0  # Clenshaw's recurrence
+    for k in tl.static_range(HISTORY_TERMS - 1, 0, -1):
+        near, far = tl.load(terms + k).to(tl.float32) - far + 2.0 * x * near, near
+    bend = decay * (tl.load(terms).to(tl.float32) - far + x * near)
+    factor = line[0] + share * (line[1] - (1.0 - share) * bend)
+    theta = theta * decay - moment / denominator * factor
+    return theta, flushed(moment * factors[0]), flushed(square * factors[1])
 
 
 @triton.jit
@@ -140,10 +158,10 @@ def _row_adam_catch_up_kernel(
     history_ptr,
     error_ptr,
     num_data,
-    width,
     log2_beta1: tl.float64,
     log2_beta2: tl.float64,
     eps,
+    WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     row, inside = _owned_row(index_ptr, num_data, error_ptr)
@@ -160,9 +178,9 @@ def _row_adam_catch_up_kernel(
                 tl.full((), log2_beta1, tl.float64),
                 tl.full((), log2_beta2, tl.float64),
             )
-            for first in range(0, width, BLOCK_W):
+            for first in range(0, WIDTH, BLOCK_W):
                 columns = first + tl.arange(0, BLOCK_W)
-                offsets, valid = row * width + columns, columns < width
+                offsets, valid = row * WIDTH + columns, columns < WIDTH
                 theta, moment, square = _catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
                     _load_moment(exp_avg_ptr + offsets, valid),
@@ -196,7 +214,6 @@ def _row_adam_step_kernel(
     lr_ptr,
     error_ptr,
     num_data,
-    width,
     log2_beta1: tl.float64,
     log2_beta2: tl.float64,
     log_beta1: tl.float64,
@@ -207,6 +224,7 @@ def _row_adam_step_kernel(
     eps,
     weight_decay: tl.float64,
     SEMANTICS: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     row, inside = _owned_row(index_ptr, num_data, error_ptr)
@@ -233,13 +251,13 @@ def _row_adam_step_kernel(
                 tl.full((), log2_beta1, tl.float64),
                 tl.full((), log2_beta2, tl.float64),
             )
-        for first in range(0, width, BLOCK_W):
+        for first in range(0, WIDTH, BLOCK_W):
             columns = first + tl.arange(0, BLOCK_W)
-            offsets, valid = row * width + columns, columns < width
+            offsets, valid = row * WIDTH + columns, columns < WIDTH
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
             moment = _load_moment(exp_avg_ptr + offsets, valid)
             square = _load_moment(exp_avg_sq_ptr + offsets, valid)
-            grads = tl.program_id(0).to(tl.int64) * width + columns
+            grads = tl.program_id(0).to(tl.int64) * WIDTH + columns
             grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
             if SEMANTICS == "dense":
                 theta, moment, square = _catch_up(theta, moment, square, missed, eps)
@@ -274,6 +292,11 @@ def _log1p(x):
     return tl.where(difference == 0, x, tl.log(shifted) * (x / safe))
 
 
+@triton.jit
+def _add(pointers, values, valid):
+    tl.store(pointers, tl.load(pointers, mask=valid, other=0.0) + values, mask=valid)
+
+
 @triton.jit(do_not_specialize=["window"])
 def _row_adam_clock_kernel(
     clock_ptr,
@@ -291,23 +314,37 @@ def _row_adam_clock_kernel(
     if DENSE:
         now = clock - tl.load(clock_ptr + 1)
         lr = tl.load(lr_ptr)
-        log_decay = tl.load(history_ptr + (now - 1) * 3 + 2) + _log1p(-(lr * weight_decay))
-        step = clock.to(tl.float64)
+        newest = history_ptr + now * HISTORY_COLUMNS
+        log_decay = tl.load(newest - HISTORY_COLUMNS + 2) + _log1p(-(lr * weight_decay))
+        step, later = clock.to(tl.float64), (window // 8).to(tl.float64)
         size = lr / one_minus_exp(step * log_beta1, 16)
         root = tl.sqrt(one_minus_exp(step * log_beta2, 16))
+        spread = root * tl.sqrt(one_minus_exp((step + later) * log_beta2, 16))
+        latest = tl.sqrt(tl.exp((0.5 * later + 1.0) * log_beta2) / spread)
+        tl.store(newest - HISTORY_COLUMNS + 3, latest)
         for first in range(0, window, BLOCK_M):
-            missed = first + 1 + tl.arange(0, BLOCK_M)
+            missed = (first + 1 + tl.arange(0, BLOCK_M)).to(tl.int64)
             valid = (missed <= window) & (missed <= now)
-            entries = history_ptr + (now - missed) * 3
+            entries = newest - missed * HISTORY_COLUMNS
             steps = missed.to(tl.float64)
             gap = tl.load(entries + 2, mask=valid, other=0.0) - log_decay
             weight = size * tl.exp(steps * log_beta1 + gap)
-            inverse_q = root * tl.exp(steps * log_beta2 * -0.5)
-            sums = tl.load(entries, mask=valid, other=0.0)
-            ratios = tl.load(entries + 1, mask=valid, other=0.0)
-            tl.store(entries, sums + weight, mask=valid)
-            tl.store(entries + 1, ratios + weight * inverse_q, mask=valid)
-        tl.store(history_ptr + now * 3 + 2, log_decay)
+            # the newest is not read back: it may not be there yet
+            middle = tl.load(entries + 3, mask=valid & (missed > 1), other=1.0)
+            middle = tl.where(missed == 1, latest, middle)
+            q = tl.exp(steps * log_beta2 * 0.5) / root
+            ratio = q / middle
+            ratio_root = tl.sqrt(ratio)
+            quotient = (ratio_root - 1.0) / (ratio_root + 1.0)
+            _add(entries, weight, valid)
+            _add(entries + 1, weight / q, valid)
+            term = weight * (1.0 - ratio) * (1.0 - ratio) / (ratio * ratio_root)
+            _add(entries + 4, term, valid)
+            term *= 2.0
+            for k in tl.static_range(1, HISTORY_TERMS):
+                term *= quotient
+                _add(entries + 4 + k, term, valid)
+        tl.store(newest + 2, log_decay)
     tl.store(clock_ptr, clock)
 
 
@@ -375,10 +412,10 @@ def row_adam_catch_up(
         history_ptr=history,
         error_ptr=row_error(rows.device),
         num_data=num_data,
-        width=width,
         log2_beta1=logarithm(beta1) / math.log(2.0),
         log2_beta2=logarithm(beta2) / math.log(2.0),
         eps=eps,
+        WIDTH=width,
         BLOCK_W=_block_w(width),
         num_warps=4,
         enable_fp_fusion=True,
@@ -422,7 +459,6 @@ def row_adam_step(
             lr_ptr=lr,
             error_ptr=row_error(rows.device),
             num_data=num_data,
-            width=width,
             log2_beta1=log_beta1 / math.log(2.0),
             log2_beta2=log_beta2 / math.log(2.0),
             log_beta1=log_beta1,
@@ -433,6 +469,7 @@ def row_adam_step(
             eps=eps,
             weight_decay=float(weight_decay),
             SEMANTICS=semantics,
+            WIDTH=width,
             BLOCK_W=_block_w(width),
             num_warps=4,
             enable_fp_fusion=True,

@@ -104,6 +104,16 @@ def check_row_numbers(index: Tensor, num_data: int) -> None:
         )
 
 
+def check_each_once(index: Tensor) -> None:
+    """A row that stands twice would be stepped twice; reads the values back from where they are."""
+    numbers, counts = index.unique(return_counts=True)
+    if len(numbers) < len(index):
+        row = int(numbers[counts.argmax()])
+        raise ValueError(
+            f"index: expected each row once, got row {row} twice; add its gradients up"
+        )
+
+
 def moment_dtypes(rows: torch.dtype) -> list[torch.dtype]:
     """What the moments of rows of a dtype may be."""
     return [torch.float32, torch.bfloat16] if rows == torch.float32 else [rows]

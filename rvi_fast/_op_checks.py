@@ -20,6 +20,9 @@ from ._checks import DATA_DTYPES, check_tensor, moment_dtypes, shape_of
 from .layout import BITS_PER_WORD, RowLayout
 
 SEMANTICS = ("dense", "lazy", "row")
+# of the history of steps that dense rows catch up with, see `reference`
+HISTORY_TERMS = 12
+HISTORY_COLUMNS = 4 + HISTORY_TERMS
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -320,9 +323,9 @@ def _row_adam_catch_up(
     _hold_index(index, device)
     _hold("clock", clock, device, _INT64, (2,))
     sizes = history.shape
-    if len(sizes) != 2 or sizes[1] != 3:
-        _hold_dims("history", history, _FLOAT64, "M3")
-    _hold("history", history, device, _FLOAT64, (sizes[0], 3))
+    if len(sizes) != 2 or sizes[1] != HISTORY_COLUMNS:
+        _hold_dims("history", history, _FLOAT64, "MC")
+    _hold("history", history, device, _FLOAT64, (sizes[0], HISTORY_COLUMNS))
     if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
         _refuse_betas(beta1, beta2)
     if not rows.is_contiguous():

@@ -17,7 +17,7 @@ from . import _C  # type: ignore[attr-defined]
 from ._op_checks import checked, layout_of
 
 # goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 7
+API = 8
 
 if getattr(_C, "API", None) != API:
     raise ImportError(

@@ -34,6 +34,21 @@ _SEAL = b'{"sha256": "'  # opens a sealed text; then the 64 hex digits, of all t
 MOST_TEXT = 1 << 28
 
 
+class CheckpointError(ValueError):
+    """A file of a run or of tables that cannot be trusted: `path`, and the `reason` in words."""
+
+    def __init__(self, path: StrPath, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = Path(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was passed over, an old one not removed, or damage cannot be noticed."""
+
+
 class ForeignFile(OSError):
     """A link, a pipe or a second name of a file in the place of a file."""
 

@@ -56,9 +56,10 @@ class RelayPosterior(nn.Module):
         storage: "device": rows and moments in the memory of the device; "host": in that of the host;
             else a directory, for tables larger than memory: they lie in files that are mapped, and
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
-            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. With "host" or
-            a directory the rows stay in host memory when the module is on a GPU or moved to one: `fit`
-            streams them through the GPU, other reads copy the rows they need.
+            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. Damage of the
+            files is a `CheckpointError` of the method that reads it, not of `rows` itself. With "host"
+            or a directory the rows stay in host memory when the module is on a GPU or moved to one:
+            `fit` streams them through the GPU, other reads copy the rows they need.
         shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
             hold the rest; all if not given. What a row starts with does not depend on it.
         generator: what first values are drawn from, on its own device; torch's default generator if
@@ -187,6 +188,8 @@ class RelayPosterior(nn.Module):
         """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
         if self.rows.is_meta:  # holds no numbers
             return
+        if keep:
+            self.tables.before_rewrite()
         first, end = self.first_row, self.first_row + self.num_data
         for start in range(0, self.table_size, _DRAWN):
             stop = min(start + _DRAWN, self.table_size)
@@ -341,10 +344,11 @@ class RelayPosterior(nn.Module):
 
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
-        self._before_read(None)
+        self._bring_up_to_date(None)
         rows, device = self.rows.detach(), self.relays.device
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
         for start in range(0, len(rows), _DRAWN):
+            self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
             part = rows[start : start + _DRAWN].to(device)
             total += part.sum(0, dtype=torch.float64)
             self.tables.release(start, start + len(part))
@@ -370,6 +374,8 @@ class RelayPosterior(nn.Module):
         posterior = RelayPosterior.from_rows(
             rows, relays.detach().clone(), layout, sparse=self.sparse
         )
+        if self.staged:  # there as here
+            posterior.tables = HostTables()
         posterior._draw_rows(generator)
         return posterior
 
@@ -475,21 +481,28 @@ class RelayPosterior(nn.Module):
             self._before_read(index)
             yield index
             return
-        self._before_read(None)
+        self._bring_up_to_date(None)
         for start in range(0, self.num_data, _CHUNK):
             end = min(start + _CHUNK, self.num_data)
+            self.tables.before_rows(start, end)
             yield torch.arange(start, end, device=self.relays.device)
             self.tables.release(start, end)
 
     def _before_read(self, index: Tensor | None) -> None:
+        self._bring_up_to_date(index)
+        self.tables.before_read(index)
+
+    def _bring_up_to_date(self, index: Tensor | None) -> None:
         if self._row_optimizer is not None:
             self._row_optimizer.before_read(index)
+        else:
+            self.tables.notice_writes()
         if index is None:
             check_rows_read(self.relays.device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
         # moved or converted rows can no longer be caught up: the moments stay where they are
-        self._before_read(None)
+        self._bring_up_to_date(None)
         if not isinstance(self.tables, HostTables):
             return super()._apply(*args, **kwargs)
         rows, moved = self.rows, args[0](self.rows.detach()[:0])
@@ -541,7 +554,7 @@ class RelayPosterior(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self._before_read(None)
+        self._bring_up_to_date(None)
         rows = state_dict.get(prefix + "rows")
         layout = state_dict.get(prefix + "_extra_state")
         errors = []
@@ -557,6 +570,8 @@ class RelayPosterior(nn.Module):
         if errors:
             error_msgs += errors
             return
+        if rows is not None:
+            self.tables.before_rewrite()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._checks import check_row_numbers
-from ._op_checks import checked, layout_of
+from ._checks import check_each_once, check_row_numbers
+from ._op_checks import HISTORY_COLUMNS, HISTORY_TERMS, checked, layout_of
 from .layout import BITS_PER_WORD, RowLayout
 
 # exp(2 * 30) summed over a thousand dimensions stays finite in float32
@@ -472,13 +472,29 @@ def linear_gaussian_log_likelihood_bwd(
 
 
 # row_adam. `clock` holds the steps taken and the steps taken when all rows were last up to date,
-# where `history` [steps, 3] float64 begins. Its entry for step tau is what a row last updated at tau
-# has missed since: W = sum_j w_j and C = sum_j w_j / q_j over the missed steps tau + j, with
+# where `history` [steps, HISTORY_COLUMNS] float64 begins. Its entry for step tau is what a row last
+# updated at tau has missed since. In the missed step tau + j such a row moves by
 
-#     w_j = lr_{tau+j} b1^j / (1 - b1^{tau+j}),   q_j = b2^{j/2} / sqrt(1 - b2^{tau+j})
+#     w_j m / (q_j sqrt(v) + eps),   w_j = lr_{tau+j} b1^j / (1 - b1^{tau+j}),
+#                                    q_j = b2^{j/2} / sqrt(1 - b2^{tau+j})
 
-# and log_decay = sum of log(1 - lr weight_decay) up to tau. Each w_j is divided by the decay between
-# tau and tau + j.
+# where each w_j is divided by the decay between tau and tau + j. With a number Q in the middle of the
+# q_j, r_j = q_j / Q and u = eps / (Q sqrt(v) + eps), between 0 and 1, the sum over j is
+
+#     m / (Q sqrt(v) + eps) sum_j w_j / (r_j + u (1 - r_j))
+
+# and each term a straight line between its ends u = 0 and u = 1 less what bends it, a geometric series
+# in the Chebyshev polynomials T_k of x = 2 u - 1:
+
+#     1 / (r + u (1 - r)) = (1 - u) / r + u - u (1 - u) (1 - r)^2 r^(-3/2) (1 + 2 sum_k t^k T_k(x)),
+#     t = (sqrt(r) - 1) / (sqrt(r) + 1)
+
+# The entry holds the sums over j of w_j and of w_j / q_j, the log of the decay up to tau, Q, and the
+# sums over j of the first HISTORY_TERMS coefficients. Cutting the series off there leaves a relative
+# error of the displacement of at most 1e-5 for betas up to (0.9, 0.95) and (0.99, 0.999), 1e-6 for
+# (0.9, 0.999), whatever sqrt(v), tau and j; where beta1 comes near beta2 up to 3e-2. It is nothing in
+# the limits of sqrt(v) far above and far below eps. Q is the geometric mean of the first q_j and one
+# farther on.
 #
 # Moments of float32 rows may be bfloat16: they are computed in the dtype of the rows, and rounded up or
 # down at random when they are written, so that their mean is right. With the nearest number instead,
@@ -533,9 +549,10 @@ def row_adam_catch_up(
 
     s steps with zero gradient of dense Adam, with P the weight decay of those steps:
 
-        theta <- P theta - P m W / (sqrt(v) W / C + eps),   m <- m b1^s,   v <- v b2^s
+        theta <- P theta - P m sum_j w_j / (q_j sqrt(v) + eps),   m <- m b1^s,   v <- v b2^s
 
-    exact for eps = 0, and in the limits of sqrt(v) far above or far below eps.
+    The sum over the missed steps is taken from `history`: exact in the limits of sqrt(v) far above and
+    far below eps, with a relative error of 1e-6 at most for betas (0.9, 0.999) elsewhere.
     """
     values = _caught_up(
         rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps, 0
@@ -564,15 +581,24 @@ def _caught_up(
     own, last = _rows_at(rows, index), row_step[index].to(torch.int64)
     _check_steps(index, last, clock, history, more)
     missed = (clock[0] - last).to(torch.float64)
-    weight, ratio, log_decay = history[last - clock[1]].unbind(-1)
+    weight, inverse, log_decay, middle, *terms = history[last - clock[1]].unbind(-1)
     decay = torch.exp(history[clock[0] - clock[1], 2] - log_decay)
-    slope = torch.where(ratio > 0, weight / ratio, 1.0)
 
     def column(values: Tensor) -> Tensor:
         return values.to(rows.dtype)[:, None]
 
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
-    moved = column(decay * weight) * moment / (column(slope) * square.sqrt() + eps)
+    # what has missed nothing has no middle yet, and does not move
+    denominator = column(torch.where(middle > 0, middle, 1.0)) * square.sqrt() + eps
+    share = eps / denominator
+    x = 2.0 * share - 1.0
+    near = far = torch.zeros_like(x)  # Clenshaw's recurrence
+    for term in terms[:0:-1]:
+        near, far = column(decay * term) + 2.0 * x * near - far, near
+    bend = column(decay * terms[0]) + x * near - far
+    start, end = column(decay * middle * inverse), column(decay * weight)
+    moved = start + share * (end - start - (1.0 - share) * bend)
+    moved = moment / denominator * moved
     return (
         own * column(decay) - moved,
         _flushed(moment * column(beta1**missed), exp_avg.dtype),
@@ -604,6 +630,8 @@ def row_adam_step(
     row's own visit count.
     """
     theta, lr = _rows_at(rows, index), lr.to(torch.float64).reshape(())
+    if not index.is_meta:
+        check_each_once(index)
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
         theta, moment, square = _caught_up(
@@ -694,15 +722,36 @@ def _extend_history(
     """Adds the step just counted to what the rows last updated at earlier steps have missed."""
     step, now = clock[0].to(torch.float64), clock[0] - clock[1]
     log_decay = history[now - 1, 2] + torch.log1p(-lr * weight_decay)
-    missed = torch.arange(1, row_adam_window(beta1, beta2) + 1, device=history.device)
+    window = row_adam_window(beta1, beta2)
+    missed = torch.arange(1, window + 1, device=history.device)
     tau = (now - missed).clamp(min=0)
     steps = missed.to(torch.float64)  # a power of integers would be float32
     weight = lr * beta1**steps / (1.0 - beta1**step) * torch.exp(history[tau, 2] - log_decay)
     weight = torch.where(missed <= now, weight, 0.0)
-    inverse_q = (1.0 - beta2**step).sqrt() * beta2 ** (-0.5 * steps)
+    root = (1.0 - beta2**step).sqrt()
+    later = window // 8  # steps from the first missed one to the other in the middle's mean
+    spread = root * (1.0 - beta2 ** (step + later)).sqrt()
+    history[now - 1, 3] = (beta2 ** (0.5 * later + 1.0) / spread).sqrt()
+    ratio = beta2 ** (0.5 * steps) / (root * history[tau, 3])
+    quotient = (ratio.sqrt() - 1.0) / (ratio.sqrt() + 1.0)
+    bend = weight * (1.0 - ratio) ** 2 * ratio**-1.5
     history[:, 0].index_add_(0, tau, weight)
-    history[:, 1].index_add_(0, tau, weight * inverse_q)
+    history[:, 1].index_add_(0, tau, weight * root * beta2 ** (-0.5 * steps))
+    for k in range(HISTORY_TERMS):
+        history[:, 4 + k].index_add_(0, tau, bend * quotient**k * (2.0 if k else 1.0))
     history[now, 2] = log_decay
+
+
+def widened_history(history: Tensor) -> Tensor:
+    """A history of version 0.1.0, [steps, 3], with the columns that came later; any other as it is.
+
+    The steps that it holds keep the error they had there: the middle stands for all of them.
+    """
+    if history.shape[1] == HISTORY_COLUMNS:
+        return history
+    weight, inverse, _ = history.unbind(-1)
+    middle = torch.where(inverse > 0, weight / inverse, 1.0)
+    return torch.cat((history, middle[:, None], history.new_zeros(len(history), HISTORY_TERMS)), 1)
 
 
 # adam_step

@@ -12,14 +12,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .files import StrPath, durable, read_bytes, write_text
+from .checksums import Checksums
+from .files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
 
 _FORMAT = 1
 _ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
@@ -48,6 +49,34 @@ class Tables:
         """Whether what works on that device works on copies of the rows."""
         return False
 
+    def before_read(self, index: Tensor | None) -> None:
+        """Rows `index` [B], or all rows, are read next."""
+
+    def before_rows(self, start: int, stop: int) -> None:
+        """Rows [start, stop) are read next."""
+
+    def before_write(self, index: Tensor) -> None:
+        """Rows `index` [B] are written to next."""
+
+    def before_rewrite(self) -> None:
+        """The packed rows are about to be replaced by others, all of them."""
+
+    def notice_writes(self) -> None:
+        """What has been written to `rows` so far, by whom so ever, was meant."""
+
+    def unread(self) -> AbstractContextManager[None]:
+        """Within it rows are named and not read."""
+        return nullcontext()
+
+    def seal(self) -> None:
+        """What wrote to the tables is done."""
+
+    def enter(self, start: int, stop: int) -> None:
+        """Rows [start, stop) of all tables are worked on until they `leave`."""
+
+    def leave(self, start: int, stop: int) -> None:
+        """They have been worked on."""
+
     def prefetch(self, start: int, stop: int) -> None:
         """Rows [start, stop) of all tables will be needed soon."""
 
@@ -66,12 +95,16 @@ class HostTables(Tables):
 
 
 class MappedTables(HostTables):
-    """Tables in the files of a directory.
+    """Tables in the files of a directory, with checksums that are compared as rows are read.
+
+    What `fit`, a `RowAdam` or a method of the posterior writes gets its checksums; so does what this
+    process writes to `rows` itself while no `RowAdam` drives them.
 
     Args:
         directory: created where it is missing.
 
     Raises:
+        CheckpointError: a method finds a file damaged; names it and the rows.
         InsufficientMemory: the disk has no room; asked for when a table is made, and reserved then, so
             that a full disk is an error and not the end of the process.
     """
@@ -85,6 +118,8 @@ class MappedTables(HostTables):
         self._tables: dict[str, Tensor] = {}
         self._keep = False
         self._drawn: dict[str, str] = {}
+        # there as soon as there are rows, the first table
+        self.checksums: Checksums
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -101,32 +136,51 @@ class MappedTables(HostTables):
         path, size = self.directory / f"{name}.bin", dtype.itemsize
         for length in shape:
             size *= length
-        if not (self._keep and path.is_file() and path.stat().st_size == size):
-            if self._keep and path.is_file():
-                raise ValueError(
-                    f"storage: {path} has {path.stat().st_size} bytes, a table {list(shape)} of "
-                    f"{dtype} has {size}"
+        if self._keep:
+            held = path.stat().st_size if path.is_file() else None
+            if held != size:
+                reason = "is missing" if held is None else f"has {held} bytes"
+                raise CheckpointError(
+                    path, f"{reason}, a table {list(shape)} of {dtype} has {size} bytes"
                 )
+        else:
+            if self._tables:
+                self.checksums.notice()
+                self.checksums.begin()
             # a new file: whoever still reads the one before keeps its map of it
             path.unlink(missing_ok=True)
             _reserve(path, size)
         flat = torch.from_file(str(path), shared=True, size=size // dtype.itemsize, dtype=dtype)
-        self._tables[name] = flat.view(tuple(shape))
-        return self._tables[name]
+        self._tables[name] = table = flat.view(tuple(shape))
+        if name == "rows":
+            self.checksums = Checksums(self.directory, shape[0], size // shape[0])
+            self.checksums.watch(table)
+            if not self._keep:
+                self.checksums.begin()
+        self.checksums.add(name, table, new=not self._keep)
+        return table
 
     def holds(self, description: dict[str, Any]) -> bool:
         """Whether the directory holds finished rows of a posterior of this description.
 
         Raises:
             ValueError: it holds those of another.
+            CheckpointError: what it says is damaged.
         """
         path = self.directory / "tables.json"
         if not path.is_file():
             return False
         try:
-            found = json.loads(read_bytes(path))
+            content = read_bytes(path)
+            try:
+                found = unsealed(content)
+            except ValueError:
+                # 0.1.0 knew no seal, and no other entries than these
+                found = json.loads(content)
+                if not isinstance(found, dict) or not {*found} <= {*description, "format", "drawn"}:
+                    raise
         except (OSError, ValueError) as error:
-            raise ValueError(f"storage: {path} cannot be read: {error}") from error
+            raise CheckpointError(path, f"cannot be read: {error}") from error
         self._drawn = found.pop("drawn", {})
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
@@ -163,8 +217,42 @@ class MappedTables(HostTables):
         if before is not None and generator is not None:
             after = generator.get_state().numpy().tobytes().hex()
             drawn = {"before": _digest(before), "after": after}
-        content = json.dumps({"format": _FORMAT, **description, "drawn": drawn})
-        write_text(self.directory / "tables.json", content)
+        content = sealed({"format": _FORMAT, **description, "drawn": drawn})
+        self.seal()
+        write_bytes(self.directory / "tables.json", content)
+
+    def before_read(self, index: Tensor | None) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if index is None:
+            self.checksums.before_read(0, self.checksums.num_data)
+        else:
+            self.checksums.before_rows_read(index)
+
+    def before_rows(self, start: int, stop: int) -> None:
+        self.checksums.before_read(start, stop)
+
+    def before_write(self, index: Tensor) -> None:
+        self.checksums.before_write(index)
+
+    def before_rewrite(self) -> None:
+        self.checksums.forget("rows")
+
+    def notice_writes(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.checksums.notice()
+
+    def unread(self) -> AbstractContextManager[None]:
+        return self.checksums.suspended()
+
+    def seal(self) -> None:
+        self.checksums.write()
+
+    def enter(self, start: int, stop: int) -> None:
+        self.checksums.enter(start, stop)
+
+    def leave(self, start: int, stop: int) -> None:
+        self.checksums.leave(start, stop)
 
     def prefetch(self, start: int, stop: int) -> None:
         for table in self._tables.values():
@@ -174,6 +262,7 @@ class MappedTables(HostTables):
                 _call("madvise", address, length, _WILLNEED)
 
     def release(self, start: int, stop: int) -> None:
+        self.checksums.release(start, stop)
         for name, table in self._tables.items():
             address, length = _pages(table, start, stop)
             # the map lets go of pages at once, the system when they are on disk: to wait for that here

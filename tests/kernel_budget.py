@@ -114,16 +114,18 @@ def without_memory(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
+def _compile(job: tuple[int, str, Any, str, str]) -> dict[str, dict[str, Any]]:
     """ "<function>/<case>/<kernel>/sm_<target>" -> measurements and TTIR, for one launch."""
     import torch
     from kernel_cases import LAUNCHES
 
     from rvi_fast import kernels
 
-    number, function, case, cache = job
+    number, function, case, precision, cache = job
     os.environ["TRITON_CACHE_DIR"] = cache
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(precision)
+    name_of_case = str(case) if precision == "highest" else f"{case}-{precision}"
     contract = [*LAUNCHES][number]()
     arguments = [without_memory(value) for value in contract.arguments(function, case)]
     results = {}
@@ -134,20 +136,21 @@ def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
         assert compiled, f"{function} {case}: nothing was launched"
         for kernel in compiled:
             name = kernel.src.fn.__name__
-            key = f"{function}/{case}/{name}/sm_{target}"
+            key = f"{function}/{name_of_case}/{name}/sm_{target}"
             results[key] = measure(kernel) | {"target": target, "ttir": kernel.asm["ttir"]}
     return results
 
 
 def compile_all(cache: Path) -> dict[str, dict[str, Any]]:
     """Every kernel of every launch for every target; `cache` keeps the compiled code."""
-    from kernel_cases import LAUNCHES
+    from kernel_cases import LAUNCHES, PRECISIONS
 
     jobs = [
-        (number, function, case, str(cache))
+        (number, function, case, precision, str(cache))
         for number, (contract, cases) in enumerate(LAUNCHES.items())
         for function in contract.functions
         for case in cases
+        for precision in ("highest", *(PRECISIONS.get(contract, ()) if case is cases[0] else ()))
     ]
     results: dict[str, dict[str, Any]] = {}
     context = multiprocessing.get_context("spawn")

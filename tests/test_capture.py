@@ -4,7 +4,8 @@ Shown without one: under fake tensors of device "cuda" whatever reads a value ba
 itself needs a CUDA build of torch, so the step shown is the one that does without.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 import rvi_fast
-from rvi_fast.training.capture import BatchStep
+from rvi_fast.training.capture import BatchStep, CapturedStep
 from rvi_fast.training.inputs import Inputs
 from rvi_fast.training.shared_adam import shared_adam
 from rvi_fast.training.staging import StagedStep, Staging
@@ -121,3 +122,46 @@ def test_a_look_at_a_value_is_noticed():
         run.step = lambda *args: [value.nan_to_num(value.item()) for value in step(*args)]
         with pytest.raises(DataDependentOutputException):
             run(torch.arange(5, device=CUDA), 5)
+
+
+def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
+    """A kernel is compiled for the alignment of what it is given, and must not be within a capture."""
+
+    class Stream:
+        def __init__(self, *_):
+            pass
+
+        def wait_stream(self, _):
+            pass
+
+    class Result:
+        def record_stream(self, _):
+            pass
+
+        def clone(self):
+            return self
+
+    class Graph:
+        def replay(self):
+            pass
+
+    for name, stand_in in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    seen = []
+
+    class Run:
+        seed, kl_weight = torch.zeros(1, dtype=torch.int64), torch.ones(())
+
+        def __call__(self, index, full_size):
+            seen.append((index.data_ptr() % 16, index.tolist()))
+            return Result()
+
+    rows = SimpleNamespace(reserve=lambda _: None, before_replay=lambda: None)
+    step, order = CapturedStep(Run(), rows, 3), torch.arange(21)
+    for start in (7, 14):  # odd: a view of it is aligned to 8 bytes
+        assert order[start : start + 7].data_ptr() % 16 in (0, 8)
+        step(order[start : start + 7], 7)
+    assert [index for _, index in seen] == [list(range(7, 14)), list(range(14, 21))]
+    assert [alignment for alignment, _ in seen] == [0, 0]

@@ -386,7 +386,7 @@ def adam_state(num_data, width, dtype, seed=0, moments=None):
         "exp_avg_sq": torch.zeros_like(rows, dtype=moments),
         "row_step": torch.zeros(num_data, dtype=torch.int32),
         "clock": torch.zeros(2, dtype=torch.int64),
-        "history": torch.zeros((400, 3), dtype=torch.float64),
+        "history": torch.zeros((400, reference.HISTORY_COLUMNS), dtype=torch.float64),
     }
 
 

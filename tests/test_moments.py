@@ -29,7 +29,7 @@ def step(implementation, state, index, grad, clock, *, beta1=0.9, mode="lazy"):
     """One step of an implementation on its device; the tables as they are afterwards, on the CPU."""
     device = implementation.device
     state = [table.to(device, copy=True) for table in state]
-    history = torch.zeros(8, 3, dtype=torch.float64, device=device)
+    history = torch.zeros(8, reference.HISTORY_COLUMNS, dtype=torch.float64, device=device)
     lr = torch.tensor(0.01, dtype=torch.float64, device=device)
     inputs = (index.to(device), grad.to(device), torch.tensor([clock, clock], device=device))
     constants = (beta1, 0.999, 1e-8, 0.0, mode)
@@ -62,6 +62,11 @@ def test_random_bits_differ_between_rows_elements_steps_and_moments():
     words = torch.stack([reference.moment_words(index, torch.tensor(c), 9) for c in (1, 2, 2**31)])
     assert len(torch.cat((words >> 16, words & 0xFFFF)).unique()) > 0.98 * 2 * words.numel()
     assert torch.equal(reference.moment_words(index[2:], torch.tensor(2), 5), words[1, 2:, :5])
+
+
+@IMPLEMENTATIONS
+def test_the_two_moments_are_rounded_by_different_bits(implementation):
+    testing.RowAdamContract().check_bits_of_the_moments(implementation)
 
 
 @IMPLEMENTATIONS

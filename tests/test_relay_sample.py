@@ -213,3 +213,25 @@ def test_bad_arguments_are_named(change, error, message):
     call = {"rows": rows, "relays": relays, "index": torch.tensor([0]), "layout": LAYOUT} | change
     with pytest.raises(error, match=message):
         relay_sample(**call)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_clamp_of_the_reference_passes_no_gradient_beyond_its_limits(backward):
+    """By hand, without another implementation to compare with; the limits themselves are inside."""
+    limit = reference.LOG_STD_LIMIT
+    values = torch.tensor([[-limit - 1, -limit, -limit + 1, 0, 1, limit - 1, limit, limit + 1]])
+    values = values.double()
+    rows = torch.cat((torch.zeros_like(values), values), 1).requires_grad_()
+    relays, index = torch.zeros(0, 8).double(), torch.tensor([0])
+    layout, noise = ([], [], "linear", 1), torch.zeros(1, 1, 8).double()
+    fixed = (relays, index, torch.tensor(0), noise)
+    z, kl, bits, mean = reference.relay_sample_fwd(rows, *fixed, *layout)
+    if backward:
+        fixed = (*fixed, bits, mean, *layout[:3], True, False)
+        grads = (torch.zeros_like(z), torch.ones_like(kl))
+        grad, _ = reference.relay_sample_bwd(*grads, rows.detach(), *fixed)
+    else:
+        (grad,) = torch.autograd.grad(kl.sum(), rows)
+    expected = (2 * values).exp() - 1
+    expected[:, [0, -1]] = 0
+    torch.testing.assert_close(grad[:, 8:], expected)

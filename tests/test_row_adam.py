@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim import Adam, AdamW, SparseAdam
 
-from rvi_fast import RelayPosterior, testing
+from rvi_fast import RelayPosterior, reference, testing
 from rvi_fast.ops import ops
 from rvi_fast.optim import MODES, RowAdam
 from rvi_fast.testing import assert_close, cotangents, training_step
@@ -190,7 +190,7 @@ def test_moments_never_become_denormal(gap):
     contract, case = testing.RowAdamContract(), testing.RowAdamCase(63, 63, 7)
     inputs = contract.inputs("row_adam_catch_up", case, torch.float32)
     inputs["clock"][0] += gap
-    inputs["history"] = torch.zeros(gap + 20, 3, dtype=torch.float64)
+    inputs["history"] = torch.zeros(gap + 20, reference.HISTORY_COLUMNS, dtype=torch.float64)
     for implementation in testing.installed():
         moment = contract.call(implementation, "row_adam_catch_up", inputs)["exp_avg"].abs()
         assert ((moment == 0) | (moment >= torch.finfo(torch.float32).tiny)).all()

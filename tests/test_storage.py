@@ -14,15 +14,22 @@ import pytest
 import torch
 
 import rvi_fast
-from rvi_fast import RelayPosterior, fit, impute, models, storage
+from rvi_fast import RelayPosterior, checksums, fit, impute, models, storage
 from rvi_fast.optim import RowAdam
 from rvi_fast.training import CheckpointError, RunDirectoryInUse, journal
 from rvi_fast.training.blocks import EpochOrder
 
 N, D, BLOCK = 61, 4, 7
+# bytes of checksummed pieces of five rows, three of which lie in two blocks of four
+PIECE = 400
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
 X[torch.rand(N, D, generator=torch.Generator().manual_seed(1)) < 0.3] = torch.nan
 PLACES = ["device", "host", "file"]
+
+
+@pytest.fixture(autouse=True)
+def pieces_that_are_not_blocks(monkeypatch):
+    monkeypatch.setattr(checksums, "_PIECE", PIECE)
 
 
 @pytest.fixture(autouse=True)
@@ -145,10 +152,10 @@ def test_a_directory_is_opened_as_it_is_and_only_by_its_own_kind(tmp_path):
     with pytest.raises(ValueError, match="another posterior"):
         RelayPosterior(20, 3, groups=(4,), form="mixture", storage=tmp_path)
     os.truncate(tmp_path / "rows.bin", 8)
-    with pytest.raises(ValueError, match=r"rows\.bin has 8 bytes"):
+    with pytest.raises(ValueError, match=r"rows\.bin: has 8 bytes"):
         RelayPosterior(20, 3, groups=(4,), storage=tmp_path)
     (tmp_path / "tables.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tables\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"tables\.json: cannot be read"):
         RelayPosterior(20, 3, groups=(4,), storage=tmp_path)
 
 
@@ -256,6 +263,7 @@ PROCESSES.set_forkserver_preload(["torch._dynamo", "tqdm", "safetensors.torch"])
 
 
 def in_child(started, place, run_dir, epochs, options):
+    checksums._PIECE = PIECE
     model = make(place)
     started.set()
     run(model, epochs=epochs, run_dir=run_dir, resume=True, **options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +20,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = make_parser().parse_args(argv)
+    shown = warnings.formatwarning
+    # where in the code a warning comes from says nothing to who calls a command
+    warnings.formatwarning = _one_line
     try:
         with raised():
             return arguments.command(arguments)
@@ -33,4 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nrvi-fast: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = shown
     return 2
+
+
+def _one_line(message: Warning | str, *where: Any, **line: Any) -> str:
+    return f"rvi-fast: warning: {message}\n"

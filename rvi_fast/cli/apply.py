@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from .. import _checks, data, models
-from ..reference import PIXEL_SCALE
 from ..training import export, impute, infer, load
 from .checks import check_bounds, check_device, check_out
 from .runs import find_run
@@ -101,7 +100,7 @@ def impute_table(arguments: argparse.Namespace) -> int:
         num_draws=arguments.draws,
         seed=arguments.seed,
     )
-    values = _in_units(filled.cpu().numpy(), table)
+    values = table.in_units(filled.cpu().numpy())
     values = table.in_file_order(np.clip(values, *bounds))
     gaps = table.in_file_order(table.gaps)
     # observed entries as they were read, not by way of the model's units and back
@@ -115,16 +114,6 @@ def impute_table(arguments: argparse.Namespace) -> int:
     count = int(gaps.sum())
     print(f"\n{count} missing entries of {len(table.raw)} rows filled in: {arguments.out}")
     return 0
-
-
-def _in_units(filled: np.ndarray, table: Table) -> np.ndarray:
-    """From the model's units to those of the file, [..., D] float64."""
-    if table.raw.dtype == np.uint8:
-        return np.clip(np.rint(filled / PIXEL_SCALE), 0, 255)
-    values = filled.astype(np.float64)
-    if table.standardizer is None:
-        return values
-    return values * table.standardizer.std + table.standardizer.mean
 
 
 def export_model(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import models
 from .._version import __version__
+from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from ..optim import MODES
@@ -110,6 +111,13 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="the encoder sees which entries are missing, vae only",
+    )
+    train.add_argument(
+        "--transform",
+        choices=TRANSFORMS,
+        help="what bends the columns of a table before they are standardised: log, quantile (normal "
+        "scores of ranks), or auto, which takes either where a column has heavy tails (default: auto "
+        "for files, none for named data sets and pixels; with --resume that of the run)",
     )
     train.add_argument("--device", help=_DEVICE_HELP)
     train.add_argument(

@@ -9,7 +9,17 @@ from ..training import directory
 from ..training.checkpoints import latest_epoch
 
 # what is not an option of its own: it follows from the data
-_OF_DATA = ("pixels", "standardizer", "columns", "carried", "unseen", "digest")
+_OF_DATA = (
+    "pixels",
+    "standardizer",
+    "column_transform",
+    "columns",
+    "carried",
+    "unseen",
+    "digest",
+)
+# what a run of version 0.1, whose run.json does not say it, was
+_BEFORE = {"transform": "none", "column_transform": None}
 
 
 def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
@@ -48,7 +58,15 @@ def find_run(run_dir: Path) -> dict[str, Any] | None:
     return read_run(run_dir)
 
 
+def transform_of(run_dir: Path) -> str | None:
+    """What bends the columns in the run that a directory holds; None where it holds none."""
+    if latest_epoch(run_dir) is None:
+        return None
+    return (_BEFORE | read_run(run_dir))["transform"]
+
+
 def _compare(run_dir: Path, stored: dict[str, Any], run: dict[str, Any]) -> None:
+    stored = _BEFORE | stored
     for name, value in run.items():
         # a run of version 0.1 does not say everything
         if name not in stored or stored[name] == value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import data
+from ..reference import PIXEL_SCALE
 from ..training import distributed
 
 _SHOWN = 10  # names in a message
@@ -30,6 +32,7 @@ class Source:
         subset: how many random rows; None for all.
         missing, boxes: what to hide.
         seed: of the above.
+        transform: what bends columns in training, of `data.ColumnTransform`.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Source:
     missing: float
     boxes: int | None
     seed: int
+    transform: str = "none"
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, split: str | None = "train") -> Source:
@@ -55,6 +59,7 @@ class Source:
             arguments.missing,
             arguments.missing_boxes,
             arguments.seed,
+            getattr(arguments, "transform", None) or default_transform(arguments.data),
         )
 
     @classmethod
@@ -84,6 +89,7 @@ class Features:
         unseen: features that training never observed: they stay missing.
         pixels: uint8; None if that is not known.
         standardizer: their scale; None for pixels, and where the model takes the data as they are.
+        transform: what bends them before that; None where nothing does.
     """
 
     columns: tuple[str, ...] | None
@@ -92,13 +98,14 @@ class Features:
     unseen: tuple[int, ...] = ()
     pixels: bool | None = None
     standardizer: data.Standardizer | None = None
+    transform: data.ColumnTransform | None = None
 
     @classmethod
     def of_run(cls, run: dict[str, Any] | None, count: int) -> Features:
         """Those of a model with so many features; without run.json nothing more is known of them."""
         if run is None:
             return cls(None, count)
-        columns, scale = run.get("columns"), run["standardizer"]
+        columns, scale, bent = run.get("columns"), run["standardizer"], run.get("column_transform")
         return cls(
             None if columns is None else tuple(columns),
             count,
@@ -106,6 +113,7 @@ class Features:
             tuple(run.get("unseen", ())),
             run["pixels"],
             data.Standardizer.from_dict(scale) if scale else None,
+            data.ColumnTransform.from_dict(bent) if bent else None,
         )
 
 
@@ -119,9 +127,10 @@ class Table:
         order: [D], the column of `source` that each feature of the model is.
         raw: [N, D] as read, in the model's order: uint8, or floats with NaN for missing.
         mask: bool [N, D], true = shown to the model.
-        x: `raw`, or standardised on the training run's observed entries.
+        x: `raw`, or transformed and standardised on the training run's observed entries.
         seen: bool [D], false = never observed in training.
-        standardizer: between `raw` and `x`; None where they are the same.
+        standardizer: of `x`; None where `x` is `raw`.
+        transform: between `raw` and what `standardizer` takes; None where they are the same.
     """
 
     name: str
@@ -132,6 +141,7 @@ class Table:
     x: np.ndarray
     seen: np.ndarray
     standardizer: data.Standardizer | None
+    transform: data.ColumnTransform | None = None
 
     @property
     def known(self) -> np.ndarray:
@@ -154,6 +164,19 @@ class Table:
         found.update(np.ascontiguousarray(self.raw).data)
         return found.hexdigest()
 
+    def in_units(self, values: np.ndarray) -> np.ndarray:
+        """[..., D] as a model sees them (pixels in [0, 1]) -> in the units of `raw`, float64."""
+        if self.raw.dtype == np.uint8:
+            return np.clip(np.rint(values / PIXEL_SCALE), 0, 255)
+        values = values.astype(np.float64)
+        if self.standardizer is not None:
+            values = values * self.standardizer.std + self.standardizer.mean
+        if self.transform is not None:
+            values = self.transform.inverse(values.reshape(-1, values.shape[-1])).reshape(
+                values.shape
+            )
+        return values
+
     def in_file_order(self, values: np.ndarray) -> np.ndarray:
         """[..., D] in the model's order -> in that of the file."""
         out = np.empty_like(values)
@@ -162,8 +185,7 @@ class Table:
 
     def label(self, feature: int) -> str:
         """What a message calls a feature."""
-        names, column = self.source.features, int(self.order[feature])
-        return repr(names[column]) if names else str(column)
+        return _label(self.source.features, int(self.order[feature]))
 
     def describe(self, model: str) -> str:
         """What was read, and what was assumed, in a few lines."""
@@ -179,6 +201,10 @@ class Table:
         if not self.seen.all():
             named = [self.label(int(feature)) for feature in np.flatnonzero(~self.seen)]
             lines.append(f"  never observed, stay empty: {_list(named)}")
+        if self.transform is not None:
+            kinds = enumerate(self.transform.kinds)
+            named = [f"{self.label(feature)} ({kind})" for feature, kind in kinds if kind != "none"]
+            lines.append(f"  heavy tails, transformed (--transform): {_list(named)}")
         return "\n".join(lines)
 
 
@@ -211,24 +237,31 @@ def load_table(source: Source, features: Features | None = None) -> Table:
         mask &= data.missing_boxes(len(raw), image_shape, source.boxes, seed=source.seed)
     seen: np.ndarray = np.ones(raw.shape[1], bool)
     if pixels:
+        if source.transform in ("log", "quantile"):
+            raise ValueError(
+                f"--transform: expected auto or none for pixels (uint8), got {source.transform}"
+            )
         return Table(source.name, read, order, raw, mask, raw, seen, None)
     mask &= ~np.isnan(raw)
     if features is None:
         seen = np.any(mask, axis=0)
         if not seen.any():
             raise ValueError(f"--data: expected numbers, every entry of {source.name} is missing")
-        standardizer: data.Standardizer | None = data.Standardizer.fit(raw, mask)
+        transform = _transform(raw, mask, source, read.features)
+        bent = raw if transform is None else transform.transform(raw)
+        standardizer: data.Standardizer | None = _scale(raw, bent, mask, read.features)
     else:
         seen[list(features.unseen)] = False
-        standardizer = features.standardizer
+        standardizer, transform = features.standardizer, features.transform
+        bent = raw if transform is None else transform.transform(raw)
     # a model has learned nothing from, and knows nothing of, what it never saw
     mask &= seen
-    x = raw if standardizer is None else standardizer.transform(raw)
-    return Table(source.name, read, order, raw, mask, x, seen, standardizer)
+    x = bent if standardizer is None else standardizer.transform(bent)
+    return Table(source.name, read, order, raw, mask, x, seen, standardizer, transform)
 
 
 def print_scores(table: Table, reconstruction: np.ndarray) -> None:
-    """Elastic errors in the model's units: pixels in [0, 1], other features standardised."""
+    """Elastic errors in the model's units: pixels in [0, 1], others transformed and standardised."""
     rows = [("observed entries", table.mask), ("hidden entries", table.known & ~table.mask)]
     say("\nelastic error (mean of |error| + error^2, from the posterior mean)")
     for name, scored in rows:
@@ -243,6 +276,55 @@ def print_scores(table: Table, reconstruction: np.ndarray) -> None:
 def say(text: str) -> None:
     """Prints, in the first process alone where there are several."""
     distributed.first(lambda: print(text, flush=True))
+
+
+def default_transform(name: str | None) -> str:
+    """What bends the columns of a data set or a file where --transform says nothing."""
+    return "none" if name is None or name in data.DATASETS else "auto"
+
+
+def _transform(
+    raw: np.ndarray, mask: np.ndarray, source: Source, names: tuple[str, ...] | None
+) -> data.ColumnTransform | None:
+    """What bends the columns of a table in training; None where all stay as they are."""
+    if source.transform == "log":
+        wrong = np.argwhere(mask & (raw <= 0))
+        if len(wrong):
+            row, column = wrong[0]
+            raise ValueError(
+                f"--transform: expected positive numbers for log, got {raw[row, column]} in row {row}, "
+                f"column {_label(names, column)}; auto takes log only where it fits"
+            )
+    transform = data.ColumnTransform.fit(raw, mask, kind=source.transform)
+    return None if set(transform.kinds) == {"none"} else transform
+
+
+def _scale(
+    raw: np.ndarray, bent: np.ndarray, mask: np.ndarray, names: tuple[str, ...] | None
+) -> data.Standardizer:
+    """The scale of transformed columns; what it warns of is said in the words of the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", data.FarEntriesWarning)
+        scale = data.Standardizer.fit(bent, mask)
+    far = []
+    for column in range(bent.shape[1]):
+        distance = np.where(mask[:, column], np.abs(bent[:, column] - scale.mean[column]), 0)
+        row = int(distance.argmax())
+        if distance[row] > scale.limit[column] * scale.std[column]:
+            far.append(f"{raw[row, column]} in row {row}, column {_label(names, column)}")
+    if far:
+        warnings.warn(
+            f"{_list(far)}: too far from the other entries of the column to share a scale with them; "
+            "median and quartiles give the scale, and within the model such entries count as nearer. "
+            "Leave them empty if they are wrong",
+            data.FarEntriesWarning,
+            stacklevel=2,
+        )
+    return scale
+
+
+def _label(names: tuple[str, ...] | None, column: int) -> str:
+    return repr(names[column]) if names else str(column)
 
 
 def _read(source: Source, features: Features | None) -> tuple[data.Table, Any]:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from .. import data, models
-from ..training import distributed, fit, infer
+from ..training import distributed, fit, held_out_error, infer
+from ..training.collapse import warn_of_collapse
 from .checks import check_device
-from .runs import record_run
+from .runs import record_run, transform_of
 from .tables import Source, load_table, print_scores, say
 
 # options of one model alone
@@ -24,7 +25,10 @@ def train_model(arguments: argparse.Namespace) -> int:
     device = check_device(arguments.device)
     if distributed.launched():
         device = str(distributed.init(timeout=arguments.timeout, device=arguments.device))
-    table = load_table(Source.of(arguments))
+    if arguments.resume and arguments.transform is None:
+        arguments.transform = transform_of(arguments.run_dir)
+    source = Source.of(arguments)
+    table = load_table(source)
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
     for name, owner in _OPTIONS.items():
         value = getattr(arguments, name)
@@ -50,11 +54,13 @@ def train_model(arguments: argparse.Namespace) -> int:
         "missing": arguments.missing,
         "missing_boxes": arguments.missing_boxes,
         "seed": arguments.seed,
+        "transform": source.transform,
         "pixels": table.raw.dtype == np.uint8,
         "columns": None if table.source.features is None else list(table.source.features),
         "carried": list(table.source.carried_names),
         "unseen": np.flatnonzero(~table.seen).tolist(),
         "standardizer": table.standardizer.to_dict() if table.standardizer else None,
+        "column_transform": table.transform.to_dict() if table.transform else None,
         "digest": table.digest(),
     }
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
@@ -82,6 +88,9 @@ def train_model(arguments: argparse.Namespace) -> int:
     )
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
     print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
+    if table.standardizer is not None and not named and not distributed.launched():
+        # as many steps as a few epochs of a small table, and never more rows than 1,024
+        warn_of_collapse(held_out_error(model, table.x, mask=table.mask), arguments.lr)
     say(f"\nwritten to {run_dir}")
     if distributed.launched():
         distributed.leave()

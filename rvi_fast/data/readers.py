@@ -185,7 +185,17 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
 
 
 def one_array(columns: Sequence[Column]) -> np.ndarray:
-    """The columns of numbers of a table as one array [N, D], none of the numbers changed."""
+    """The columns of numbers of a table as one array [N, D], none of the whole numbers changed.
+
+    Args:
+        columns: what `Table.columns()` gives; those that are carried are left out.
+
+    Returns:
+        [N, D] in the dtype that holds all of them, NaN for missing.
+
+    Raises:
+        ValueError: a whole number that this dtype cannot hold, one beyond 2^53 beside fractions.
+    """
     parts = []
     for column in columns:
         if column.modelled:

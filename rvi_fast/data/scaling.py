@@ -45,7 +45,12 @@ _SAMPLED_ROWS, _SAMPLED_ENTRIES = 100_000, 1 << 22
 
 
 class FarEntriesWarning(UserWarning):
-    """A feature has entries too far from its others to share a scale with them."""
+    """A feature has entries too far from its others to share a scale with them.
+
+    The message names row and column. Median and quartiles then give the scale of the feature, and within
+    the model such entries count as nearer. If they are wrong, pass them as missing; if the feature has
+    heavy tails, transform it, see `rvi_fast.data.ColumnTransform`.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,8 @@ class Standardizer:
         limit: [D] float64, positive: where standardised numbers are cut; nowhere if not given.
 
     Example:
+        >>> import numpy as np
+        >>> from rvi_fast.data import Standardizer
         >>> scale = Standardizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
         >>> scale.transform(np.array([[3.0, 5.0]])).tolist(), scale.inverse(np.ones((1, 2))).tolist()
         ([[1.0, 0.0]], [[3.0, 5.0]])

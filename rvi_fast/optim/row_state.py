@@ -66,8 +66,8 @@ def check_betas(betas: Any, mode: str) -> None:
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas) or betas[1] == 0.0:
         raise ValueError(f"betas: expected 0 <= beta1 < 1 and 0 < beta2 < 1, got {betas!r}")
     if mode == "dense" and betas[0] > betas[1]:
-        # the steps of a resting row go as (b1 / sqrt(b2))^j until sqrt(v) is down at eps, where the
-        # closed form fails; what is left then is a share of eps / |g| of the whole at most
+        # the steps of a resting row go as (b1 / sqrt(b2))^j until sqrt(v) is down at eps, and as b1^j
+        # from then on: for b1 <= b2 the first ones are most of the whole wherever that is
         raise ValueError(f"betas: expected beta1 <= beta2 in mode 'dense', got {betas!r}")
 
 

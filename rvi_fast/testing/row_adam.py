@@ -45,6 +45,7 @@ class RowAdamContract(OpContract):
         RowAdamCase(1, 1, 1),
         RowAdamCase(63, 7, 28, weight_decay=0.1),
         RowAdamCase(63, 7, 4, 63),
+        RowAdamCase(63, 1, 28),
         RowAdamCase(63, 7, 28, beta1=0.0),
         RowAdamCase(63, 63, 7, mode="lazy"),
         RowAdamCase(63, 63, 7, mode="row"),
@@ -73,7 +74,7 @@ class RowAdamContract(OpContract):
             "exp_avg_sq": torch.zeros(case.num_data, case.width, dtype=moments),
             "row_step": torch.zeros(case.num_data, dtype=torch.int32),
             "clock": torch.zeros(2, dtype=torch.int64),
-            "history": torch.zeros(case.steps + 2, 3, dtype=torch.float64),
+            "history": torch.zeros(case.steps + 2, reference.HISTORY_COLUMNS, dtype=torch.float64),
             "lr": torch.tensor(0.01, dtype=torch.float64),
             "beta1": case.beta1,
             "beta2": 0.999,
@@ -87,7 +88,8 @@ class RowAdamContract(OpContract):
             if int(state["clock"][0]) < case.steps:
                 reference.row_adam_step(**state)
         if function == "row_adam_catch_up":
-            state["index"] = torch.randint(case.num_data, (2 * case.batch,), generator=generator)
+            size = 2 * case.batch if case.batch > 1 else case.batch
+            state["index"] = torch.randint(case.num_data, (size,), generator=generator)
         return state
 
     def check(self, implementation: Implementation, function: str, inputs: Inputs) -> None:
@@ -153,3 +155,23 @@ class RowAdamContract(OpContract):
         expected = moments.index_copy(0, index, reference.to_bfloat16(normal, words >> 16))
         assert_bit_equal({"exp_avg": written}, {"exp_avg": expected})
         assert torch.equal(written[index].isfinite(), grad.isfinite())
+
+    def check_bits_of_the_moments(self, implementation: Implementation) -> None:
+        """Two moments of the same value are rounded apart, in a step and in a catch-up.
+
+        With equal betas a first gradient of 1 gives both the same value, half way between two numbers
+        or not far from it: about half of the elements must differ.
+        """
+        case = RowAdamCase(16, 16, 64, steps=0, bfloat16=True)
+        inputs = self.inputs("row_adam_step", case, torch.float32)
+        inputs |= {"beta1": 0.999, "beta2": 0.999, "grad": torch.ones(16, 64)}
+        missed = self.inputs("row_adam_catch_up", case, torch.float32)
+        missed |= {"beta1": 0.999, "beta2": 0.999, "clock": torch.tensor([1, 0])}
+        missed |= {name: torch.ones_like(missed[name]) for name in ("exp_avg", "exp_avg_sq")}
+        missed["index"] = torch.arange(16)
+        for function, given in (("row_adam_step", inputs), ("row_adam_catch_up", missed)):
+            written = self.call(implementation, function, given)
+            first, second = written["exp_avg"], written["exp_avg_sq"]
+            assert len(torch.cat((first, second)).unique()) == 2, f"{function}: not two neighbours"
+            share = float((first != second).double().mean())
+            assert share > 0.1, f"{function}: {share:.3f} of the moments are rounded apart"

@@ -66,7 +66,8 @@ class CapturedStep:
             return self.step(index, full_size)
         if size not in self._graphs:
             self._graphs[size] = None
-            return self._on_the_side(index, full_size)
+            # a copy, as when it is captured: kernels are compiled for the alignment of their tensors
+            return self._on_the_side(index.clone(), full_size)
         captured = self._graphs[size] or self._capture(index, full_size)
         if captured is None:
             return self.step(index, full_size)

@@ -33,7 +33,16 @@ from torch import Tensor
 
 from rvi_fast._version import __version__
 
-from ..files import StrPath, durable, read_bytes, sealed, sync_directory, unsealed
+from ..files import (
+    CheckpointError,
+    CheckpointWarning,
+    StrPath,
+    durable,
+    read_bytes,
+    sealed,
+    sync_directory,
+    unsealed,
+)
 
 # of a manifest: one process wrote the checkpoint, or each of several its part
 _FORMAT, SHARDED = 1, 2
@@ -62,21 +71,6 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 _WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
-
-
-class CheckpointError(ValueError):
-    """A file of a run directory that cannot be trusted: `path`, and the `reason` in words."""
-
-    def __init__(self, path: StrPath, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class CheckpointWarning(UserWarning):
-    """A damaged checkpoint was passed over, or an old one could not be removed."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ _COLLAPSED = 0.98
 
 
 class CollapseWarning(UserWarning):
-    """A trained model finds entries no better than the means of their columns do."""
+    """A trained model finds entries that were hidden from it no better than their columns' means do.
+
+    Training has collapsed (a smaller `lr` may help), was too short (more epochs), or the columns say
+    nothing about each other. See `held_out_error`.
+    """
 
 
 def held_out_error(

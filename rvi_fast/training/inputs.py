@@ -247,7 +247,8 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         if value.layout != torch.strided:
             raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
         return value.detach()
-    raise TypeError(f"{name}: expected a tensor or a numpy array, got {type(value).__name__}")
+    hint = f"; pass {name}.to_numpy()" if hasattr(value, "to_numpy") else ""
+    raise TypeError(f"{name}: expected a tensor or a numpy array, got {type(value).__name__}{hint}")
 
 
 def _check_finite(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:

@@ -14,23 +14,28 @@ that differs from H is in it, whole, and copying the blocks back gives H (again,
 interrupted: nothing is removed by it). No journal of H, but one of the checkpoint before: the kill came
 between 2 and 3, nothing has been written since 1, and the tables are H as they are. Neither: something
 else has written to the tables since, and the resume is refused. That something is another `fit`, which
-discards the journal before it begins; what a program writes to `rows` by itself is not seen.
+discards the journal before it begins. What a program writes to `rows` by itself, and damage, are
+noticed by the checksums of the tables, which H holds: they are compared block by block as the run goes
+on, with what the journal has taken back. A block in the journal has a checksum of its own.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..files import replacing, sync_directory
+from ..files import read_bytes, replacing, sync_directory
 from ..storage import InsufficientMemory, free_disk
 from .checkpoints import CheckpointError, latest_epoch, load_checkpoint, remove_directory
 
 _PREFIX = "undo-"
+_END = struct.Struct("<QI")
 
 
 class Journal:
@@ -81,11 +86,11 @@ class Journal:
         self._kept.zero_()
         discard(self.directory, but=folder)
 
-    def roll_back(self, checkpoint: Path, token: str, previous: str) -> None:
-        """Takes the tables back to a checkpoint, and goes on with its journal.
+    def go_on_from(self, checkpoint: Path, token: str, previous: str) -> None:
+        """Goes on with the journal of a checkpoint; `roll_back` is to follow.
 
         Raises:
-            CheckpointError: the tables have been changed by something else, or a file is damaged.
+            CheckpointError: the tables have been changed by something else.
         """
         self.token = previous
         between = self._folder().is_dir()
@@ -97,13 +102,29 @@ class Journal:
                 )
                 raise CheckpointError(checkpoint, reason)
             self.begin(token)
-            return
+
+    def roll_back(self) -> None:
+        """Takes the tables back to the beginning of the journal.
+
+        Raises:
+            CheckpointError: a file of the journal is damaged; once it is mended, this can be called
+                again.
+        """
         for path in sorted(self._folder().glob("*.bin")):
-            block = int(path.stem)
+            block = int(path.stem) if path.stem.isdecimal() else len(self._kept)
+            if block >= len(self._kept):
+                raise CheckpointError(path, f"is of none of the {len(self._kept)} blocks")
             parts = self._parts(block)
-            content = path.read_bytes()
-            if len(content) != sum(len(part) for part in parts):
+            size = sum(len(part) for part in parts)
+            try:
+                content = memoryview(read_bytes(path, size + _END.size))
+            except OSError as error:
+                raise CheckpointError(path, f"cannot be read: {error}") from error
+            # those of 0.1.0 end with the block
+            if len(content) not in (size, size + _END.size):
                 raise CheckpointError(path, f"has {len(content)} bytes, not those of a block")
+            if len(content) > size and bytes(content[size:]) != _end(block, [content[:size]]):
+                raise CheckpointError(path, "is damaged: it does not match its own checksum")
             start = 0
             for part in parts:
                 part[:] = content[start : start + len(part)]
@@ -128,8 +149,10 @@ class Journal:
             path = self._folder() / f"{block:09d}.bin"
             # what a kill leaves of a block goes with the journal
             with replacing(path, sweep=False) as file:
-                for part in self._parts(block):
+                parts = self._parts(block)
+                for part in parts:
                     file.write(part)
+                file.write(_end(block, parts))
             self._kept[block] = True
 
     def _check_room(self) -> None:
@@ -149,6 +172,14 @@ class Journal:
     def _parts(self, block: int) -> list[memoryview]:
         rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
         return [t[rows].reshape(-1).view(torch.uint8).numpy().data for t in self.tables.values()]
+
+
+def _end(block: int, parts: Iterable[memoryview]) -> bytes:
+    """What follows a block in its file: its number, and the CRC-32 of that and of the block."""
+    crc = zlib.crc32(block.to_bytes(8, "little"))
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return _END.pack(block, crc)
 
 
 def discard(directory: Path, but: Path | None = None) -> None:

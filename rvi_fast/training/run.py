@@ -419,9 +419,10 @@ class Run:
         staging = self.staging
 
         def enter(start: int, stop: int) -> None:
+            tables.prefetch(start, stop)
+            tables.enter(start, stop)
             if self.journal is not None:
                 self.journal.keep(start // order.block_rows)
-            tables.prefetch(start, stop)
             self.inputs.prefetch(start, stop)
             if staging is not None:
                 staging.enter(start, stop)
@@ -434,6 +435,7 @@ class Run:
                 check(rows[start:stop])
             else:
                 staging.leave(start, stop, mark, check)
+            tables.leave(start, stop)
             tables.release(start, stop)
             self.inputs.release(start, stop)
 
@@ -465,7 +467,9 @@ class Run:
         # in blocks the rows are looked at as they are put away
         passed = "posterior.rows" if self.block_rows is not None else None
         parameters = self.model.named_parameters()
-        named = [(n, p.detach()) for n, p in parameters if p.numel() and n != passed]
+        # rows as they are: to bring them up to date within an epoch would change its rounding
+        own = {"posterior.rows": self.rows.table()} if isinstance(self.rows, RowAdam) else {}
+        named = [(n, own.get(n, p).detach()) for n, p in parameters if p.numel() and n != passed]
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
@@ -565,7 +569,10 @@ class Run:
         if self.journal is None:
             self.last_checkpoint = self.ranks.save(self.run_dir, epochs, tensors, metadata)
             return
-        self.model.posterior.tables.sync()
+        tables = self.model.posterior.tables
+        assert isinstance(tables, MappedTables)
+        tensors["checksums"] = tables.checksums.settle()
+        tables.sync()
         token = f"{secrets.token_hex(8)}-{epochs}"
         metadata["journal"] = {"token": token, "previous": self.journal.token}
         self.journal.pending = token

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models import LatentModel
 from ..optim import MAX_STEPS, RowAdam
 from ..posterior import RelayPosterior
+from ..storage import MappedTables, Tables
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal
 from .step import NoRows
@@ -48,7 +49,9 @@ class State:
         Raises:
             CheckpointError: it is that of another model.
         """
-        own, held = self.model.state_dict(), checkpoint.tensors["model"]
+        with getattr(self.model.posterior, "tables", Tables()).unread():
+            own = self.model.state_dict()
+        held = checkpoint.tensors["model"]
         if self.journal is not None:
             del own["posterior.rows"]
         wrong = sorted(own.keys() ^ held.keys()) or [
@@ -121,7 +124,11 @@ def restore_lagging(rows: RowAdam, journal: Journal | None, checkpoint: Checkpoi
     """Tables and row optimiser as they were at a checkpoint between two blocks."""
     raw = _raw(rows, journal, checkpoint)
     if journal is not None:
-        journal.roll_back(checkpoint.path, **checkpoint.metadata["journal"])
+        journal.go_on_from(checkpoint.path, **checkpoint.metadata["journal"])
+        tables = rows.posterior.tables
+        assert isinstance(tables, MappedTables)
+        tables.checksums.adopt(checkpoint.tensors.get("checksums"), checkpoint.path)
+        journal.roll_back()
     for name, table in rows.raw_tables().items():
         if name in raw:
             table.copy_(raw[name])

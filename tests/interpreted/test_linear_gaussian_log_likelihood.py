@@ -61,3 +61,11 @@ def test_wide_and_double_layers_are_left_to_the_reference():
             ),
         ):
             assert function(*call) is NotImplemented
+
+
+@pytest.mark.parametrize("walks", [1, 7, 25, 128, 300])
+@pytest.mark.parametrize("steps", [1, 8, 25, 128, 1000])
+def test_programs_fit_a_large_gpu_at_once(steps, walks):
+    share = kernel._share(steps, walks)
+    programs = -(-steps // share) * walks
+    assert programs <= max(kernel.PROGRAMS, walks)

@@ -25,6 +25,10 @@ def test_bfloat16_moments_have_the_random_bits_of_the_reference(width):
     testing.RowAdamContract().check_rounding(INTERPRETER, width)
 
 
+def test_the_two_moments_are_rounded_by_different_bits():
+    testing.RowAdamContract().check_bits_of_the_moments(INTERPRETER)
+
+
 def test_rows_outside_the_table_are_neither_read_nor_written():
     error = row_error(torch.device("cpu"))
     for function, dtype in (
@@ -75,7 +79,10 @@ def test_closed_form_holds_over_many_steps():
     states = []
     for dtype in (torch.float64, torch.float32, torch.float32):
         tables = [torch.zeros(6, 3, dtype=dtype) for _ in range(3)]
-        clock, history = torch.zeros(2, dtype=torch.int64), torch.zeros(310, 3).double()
+        clock, history = (
+            torch.zeros(2, dtype=torch.int64),
+            torch.zeros(310, reference.HISTORY_COLUMNS).double(),
+        )
         states.append([*tables, torch.zeros(6, dtype=torch.int32), clock, history])
         states[-1][0].fill_(0.5)
     lr = torch.tensor(0.02, dtype=torch.float64)

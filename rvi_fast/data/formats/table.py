@@ -120,7 +120,10 @@ def fill(array: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray
     Args:
         array: any shape and dtype of numbers.
         values: of that shape.
-        where: bool of that shape.
+        where: bool of that shape, True = to be replaced.
+
+    Returns:
+        A new array; `array` itself where nothing is to be replaced.
     """
     taken = values[where]
     if not taken.size:
