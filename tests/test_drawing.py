@@ -281,5 +281,9 @@ def test_small_fits_are_serial_and_leave_the_number_of_threads():
         rvi_fast.fit(model, X, epochs=1, progress=False, callbacks=[note])
         assert seen == [1]
         assert torch.get_num_threads() == 2
+        model.decoder.register_forward_hook(note)
+        rvi_fast.infer(model, X[:5], steps=2)
+        assert seen[-2:] == [1, 1]
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(kept)

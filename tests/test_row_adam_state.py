@@ -198,6 +198,23 @@ def test_visits_beyond_the_steps_taken_are_refused():
             optimizer.load_state_dict(state)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_dict_edited_in_place_is_loaded_like_a_copy(mode):
+    loaded = []
+    for take in (copy.deepcopy, lambda state: state):
+        posterior, optimizer = trained(mode)
+        state = take(optimizer.state_dict())
+        state["state"][0] |= {
+            "step": torch.tensor(2**20),
+            "exp_avg": state["state"][0]["exp_avg"] * 2,
+        }
+        optimizer.load_state_dict(state)
+        training_step(posterior, optimizer, 8)
+        assert optimizer.state_dict()["state"][0]["step"] == 2**20 + 1
+        loaded.append(posterior.rows.detach().clone())
+    assert torch.equal(*loaded)
+
+
 def test_steps_end_before_their_count_wraps():
     posterior, optimizer = trained()
     state = copy.deepcopy(optimizer.state_dict())

@@ -158,13 +158,16 @@ class RowAdam(torch.optim.Optimizer):
         self._forwarded: list[Tensor] = []
         self._present: list[Tensor] = []
         self._hook: Any = None
-        self.state[rows] = {
+        self.state[rows] = self._entries()
+
+    def _entries(self) -> dict[str, Tensor]:
+        """What `state` shows: views of the tables, not what somebody has since put in their places."""
+        entries = {
             "step": self._clock[0],
             "exp_avg": self._exp_avg,
             "exp_avg_sq": self._exp_avg_sq,
         }
-        if self.mode == "row":
-            self.state[rows]["row_step"] = self._row_step
+        return {**entries, "row_step": self._row_step} if self.mode == "row" else entries
 
     def _take_over(self) -> None:
         """The last thing that is done: until then the posterior is as it was."""
@@ -552,13 +555,15 @@ class RowAdam(torch.optim.Optimizer):
         """What `load_state_dict` would take over; raises what it would raise, and changes nothing."""
         self.table()
         options = {name: self.param_groups[0][name] for name in OPTIONS}
-        return check_state_dict(state_dict, self.state[self._rows], options)
+        return check_state_dict(state_dict, self._entries(), options)
 
     def _load(self, loaded: Loaded) -> None:
         self.flush()
         tables = self.posterior.tables
         tables.before_write(torch.arange(len(self._row_step), device=self._row_step.device))
-        for name, value in self.state[self._rows].items():
+        # a state_dict shares its entries with `state`, where a caller may have replaced one
+        self.state[self._rows] = own = self._entries()
+        for name, value in own.items():
             if loaded.entries is None:
                 value.zero_()
             else:

@@ -21,6 +21,7 @@ from .run import device_of
 from .seeds import MODULES, stream
 from .sources import HostInputs
 from .step import decoder_step, drawing_of
+from .threads import one_thread_where_small
 
 # rows optimised together if not told otherwise
 _BATCH = 4096
@@ -82,7 +83,11 @@ def infer(
     def optimise(inputs: Inputs | HostInputs, progress: bool) -> RelayPosterior:
         return _optimise(model, inputs, steps, lr, size, seed, shared_noise, progress)
 
-    with alone(model), drawing_of(model, stream(seed, MODULES)):
+    with (
+        alone(model),
+        drawing_of(model, stream(seed, MODULES)),
+        one_thread_where_small(model.decoder, min(size, inputs.num_data)),
+    ):
         if model.amortized:
             with _frozen(model.posterior):
                 return _encoded(model, inputs)
