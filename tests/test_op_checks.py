@@ -212,7 +212,9 @@ VALID = [
 ]
 
 
-@pytest.mark.parametrize(("contract", "function", "case"), VALID, ids=str)
+@pytest.mark.parametrize(
+    ("contract", "function", "case"), VALID, ids=[f"{f}-{case}" for _, f, case in VALID]
+)
 def test_what_is_no_tensor_is_named(contract, function, case):
     for name, value in contract.inputs(function, case, torch.float32).items():
         if name in _arguments(function) and isinstance(value, torch.Tensor):
