@@ -29,7 +29,7 @@ FAILED = 1
 FORK = multiprocessing.get_context("fork")
 # times of changed files, later than all others and from one another
 CLOCK = itertools.count(2 * 10**18, 10**9)
-LIMIT = 900  # seconds: a fault may make a test hang, which is noticed too
+LIMIT = 3600  # seconds: a fault may make a test hang, which is noticed too
 
 
 def copy_checkout(copy: Path) -> None:
