@@ -38,9 +38,11 @@ def test_every_kernel_is_compiled_for_every_target(compiled):
 
 
 def test_no_kernel_spills_registers(compiled):
-    # a frame that no instruction touches costs nothing: Triton 3.8 leaves some of 8 bytes
-    spilling = {key: row for key, row in compiled.items() if row["spills"]}
-    assert not spilling
+    # from 3.8 on Triton leaves some frames of 8 bytes that no instruction touches
+    framed = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+    assert not {
+        key: row for key, row in compiled.items() if row["spills"] or (row["stack"] and not framed)
+    }
 
 
 def test_shared_memory_fits_every_target(compiled):
