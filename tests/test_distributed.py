@@ -156,8 +156,8 @@ def test_a_step_costs_one_sum_of_what_is_shared(tmp_path):
         steps = -(-worker.N // worker.BATCH)
         padded = sum(-(-size // 32) * 32 for size in shared)
         assert sums[:steps] == [padded] * steps
-        # losses of all steps, elastic error, whether parameters are finite
-        assert sums[steps:] == [3 * steps, 2, 1]
+        # losses of all steps, elastic error, whether parameters are finite, and whether to end
+        assert sums[steps:] == [3 * steps, 2, 1, 1]
 
 
 def stopping(rank, size, run_dir):

@@ -50,7 +50,11 @@ class CapturedStep:
     """
 
     def __init__(
-        self, step: BatchStep, rows: RowAdam, steps_per_epoch: int, drawing: Drawing
+        self,
+        step: BatchStep,
+        rows: RowAdam,
+        steps_per_epoch: int,
+        drawing: Drawing | None = None,
     ) -> None:
         self.step, self.rows, self.drawing = step, rows, drawing
         self.seed, self.kl_weight = step.seed, step.kl_weight
@@ -88,8 +92,8 @@ class CapturedStep:
 
     def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
         graph, own = torch.cuda.CUDAGraph(), index.clone()
-        # each replay draws on from where the last one has stopped
-        graph.register_generator_state(self.drawing.generator(index.device))
+        if self.drawing is not None:  # each replay draws on from where the last one has stopped
+            graph.register_generator_state(self.drawing.generator(index.device))
         try:
             # other threads move blocks meanwhile, and wait for what they have moved
             with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):

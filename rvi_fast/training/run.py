@@ -161,9 +161,8 @@ class Run:
             assert isinstance(self.rows, RowAdam)
             # steps that rows can lag behind: those of an epoch, or of two where nothing is flushed
             epochs = 1 if self.block_rows is None else 2
-            self.step = CapturedStep(
-                self.step, self.rows, epochs * self.steps_per_epoch, self.drawing
-            )
+            drawing = self.drawing if draws(model, training=True) else None
+            self.step = CapturedStep(self.step, self.rows, epochs * self.steps_per_epoch, drawing)
 
     def _make_row_optimizer(self, found: bool) -> None:
         """A new one, or that of the tables in files that the run to go on with has left."""
