@@ -134,6 +134,13 @@ class Checksums:
                 if not self._users[piece]:
                     self._rest(piece)
 
+    def extent(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows that share a checksum with rows [start, stop): first, and where they end."""
+        pieces = self._pieces_of(start, stop)
+        if not pieces:
+            return start, stop
+        return self._rows_of(pieces[0])[0], self._rows_of(pieces[-1])[1]
+
     def release(self, start: int, stop: int) -> None:
         """Rows up to `stop` are not needed for a while: puts to rest the pieces that end there."""
         with self._lock:
@@ -228,7 +235,8 @@ class Checksums:
 
     def _check(self, piece: int) -> None:
         for name, sums in self._sums.items():
-            if sums[piece] not in (_UNKNOWN, zlib.crc32(self._content(name, piece))):
+            held = sums[piece]
+            if held != _UNKNOWN and held != zlib.crc32(self._content(name, piece)):
                 first, stop = self._rows_of(piece)
                 if self._writing:  # it must not be forgotten that there is damage
                     self._store()

@@ -250,9 +250,18 @@ class MappedTables(HostTables):
 
     def enter(self, start: int, stop: int) -> None:
         self.checksums.enter(start, stop)
+        self._forget_around(start, stop)
 
     def leave(self, start: int, stop: int) -> None:
         self.checksums.leave(start, stop)
+        self._forget_around(start, stop)
+
+    def _forget_around(self, start: int, stop: int) -> None:
+        """Lets go of what was read of other blocks, whose rows share a checksum with these."""
+        first, last = self.checksums.extent(start, stop)
+        for table in self._tables.values():
+            for rows in ((first, start), (stop, last)):
+                forget_pages(*_bytes(table, *rows))
 
     def prefetch(self, start: int, stop: int) -> None:
         for table in self._tables.values():
@@ -356,13 +365,17 @@ def _reserve(path: Path, size: int) -> None:
             raise InsufficientMemory(f"{refusal}: {error}") from error
 
 
+def _bytes(table: Tensor, start: int, stop: int) -> tuple[int, int]:
+    """Address and length of some rows."""
+    width = table.stride(0) * table.element_size()
+    return table.data_ptr() + start * width, max(min(stop, len(table)) - start, 0) * width
+
+
 def _pages(table: Tensor, start: int, stop: int) -> tuple[int, int]:
     """Address and length of the whole pages that hold some rows."""
-    width = table.stride(0) * table.element_size()
-    first = table.data_ptr() + start * width
-    last = table.data_ptr() + min(stop, len(table)) * width
+    first, length = _bytes(table, start, stop)
     address = first // _PAGE * _PAGE
-    return address, max(last - address, 0)
+    return address, first + length - address
 
 
 def _start_writing(path: Path, offset: int, length: int) -> None:

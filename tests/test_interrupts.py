@@ -28,6 +28,16 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def signals_as_a_shell_leaves_them():
+    """Whoever runs the tests in the background, or under nohup, has some of them ignored."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in wanted.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def make(place=None, builder=models.rvi):
     torch.manual_seed(0)
     options = {} if builder is models.vae else {"groups": (3, 4)}

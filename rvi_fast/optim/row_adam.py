@@ -31,7 +31,7 @@ from .row_state import (
 _HISTORY = 1024
 # rows brought up to date at once when all are
 _CHUNK = 65536
-# the same where they are copied to the device for it
+# the same where they are copied to the device for it, or mapped: all of their tables are read then
 _STAGED = 8192
 # a learning rate that lies elsewhere is not read back in a step
 _READABLE = ("cpu",)
@@ -227,7 +227,9 @@ class RowAdam(torch.optim.Optimizer):
         """Brings all rows to the state dense Adam has now; nothing to do in the other modes."""
         if self.mode != "dense" or self._flushed_at == self._num_steps:
             return
-        num_data, chunk = len(self._row_step), _STAGED if self.posterior.staged else _CHUNK
+        mapped = isinstance(self.posterior.tables, MappedTables)
+        few = mapped or self.posterior.staged
+        num_data, chunk = len(self._row_step), _STAGED if few else _CHUNK
         for start in range(0, num_data, chunk):
             end = min(start + chunk, num_data)
             self._catch_up(torch.arange(start, end, device=self._row_step.device))
