@@ -90,7 +90,7 @@ def parts(out: Path) -> dict[str, list[Command]]:
             sanitized("racecheck"),
         ],
         "ops": [
-            compiled(150, *OPS, "-k", "not 1000000"),
+            compiled(100, *OPS, "-k", "not 1000000"),
             *(duels(75, name, "-k", "not 1000000") for name in OPS),
         ],
         "step": [
