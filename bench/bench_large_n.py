@@ -84,7 +84,7 @@ class Clock:
 
 def fitted(x: Any, storage: str, device: str, steps: int) -> dict[str, float]:
     """An epoch of `fit`, broken off after some steps."""
-    from rvi_fast.training import capture
+    from rvi_fast.training.loop import capture
 
     with torch.device(device):
         model = rvi_fast.models.rvi(len(x), D, latent_dim=T, groups=GROUPS, storage=storage)
@@ -168,7 +168,7 @@ def room(system: str, num_data: int, folder: Path, device: str) -> bool:
     needed = estimate.tables + estimate.moments + (estimate.data if on_device else 0)
     if system == "files":
         return needed < shutil.disk_usage(folder).free
-    free = rvi_fast.storage.free_memory(torch.device(device))
+    free = rvi_fast.memory.room.free_memory(torch.device(device))
     return free is None or needed * (1 if system == "device" else 4 / 3) < free
 
 

@@ -11,9 +11,9 @@ from peers import EagerPosterior, decoder, eager_log_likelihood
 from torch import Tensor, nn
 
 import rvi_fast
-from rvi_fast.training.capture import BatchStep, CapturedStep
-from rvi_fast.training.shared_adam import shared_adam
-from rvi_fast.training.step import make_step
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.loop.capture import BatchStep, CapturedStep
+from rvi_fast.training.loop.step import make_step
 
 T, D, GROUPS = 64, 784, (25, 50, 100)
 

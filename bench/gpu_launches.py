@@ -23,10 +23,10 @@ import rvi_fast
 from rvi_fast import ops
 from rvi_fast._info import run_every_op
 from rvi_fast.layout import RowLayout
-from rvi_fast.training.capture import BatchStep, CapturedStep
-from rvi_fast.training.inputs import Inputs
-from rvi_fast.training.shared_adam import shared_adam
-from rvi_fast.training.step import make_step
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.loop.capture import BatchStep, CapturedStep
+from rvi_fast.training.loop.step import make_step
 
 T, D, GROUPS = 64, 784, (25, 50, 100)
 LAYOUT = RowLayout.resolve(T, GROUPS)

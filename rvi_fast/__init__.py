@@ -9,7 +9,6 @@ from . import data, models, optim
 from ._info import info
 from ._version import __version__
 from .data import elastic
-from .encoder import EncoderPosterior
 from .functional import (
     RelaySample,
     gaussian_log_likelihood,
@@ -18,8 +17,9 @@ from .functional import (
     relay_sample,
 )
 from .layout import RowLayout
-from .likelihood import GaussianLikelihood
-from .posterior import RelayPosterior
+from .likelihoods.gaussian import GaussianLikelihood
+from .posteriors.encoder import EncoderPosterior
+from .posteriors.relay import RelayPosterior
 from .training import (
     EarlyStopping,
     History,

@@ -56,7 +56,7 @@ def _device(device_type: str, name: str) -> dict[str, Any]:
 def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
     """Runs each op once, forward and backward: (op, "ok" or what went wrong)."""
     from . import functional, optim
-    from .posterior import RelayPosterior
+    from .posteriors.relay import RelayPosterior
 
     layout = RowLayout.resolve(4, (3, 5))
     rows = torch.zeros(6, layout.width, device=device, requires_grad=True)

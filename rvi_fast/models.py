@@ -17,11 +17,12 @@ from torch.utils._pytree import _register_namedtuple
 from . import _checks
 from .data.scaling import Standardizer
 from .drawing import drawing_from
-from .encoder import EncoderPosterior
-from .likelihood import GaussianLikelihood
-from .posterior import RelayPosterior
+from .files import StrPath
+from .likelihoods.gaussian import GaussianLikelihood
+from .memory.room import check_memory
+from .posteriors.encoder import EncoderPosterior
+from .posteriors.relay import RelayPosterior
 from .scaler import Scaler
-from .storage import StrPath, check_memory
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost

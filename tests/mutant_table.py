@@ -197,14 +197,14 @@ MUTANTS = [
     ),
     # posterior
     Mutant(
-        "rvi_fast/posterior.py",
+        "rvi_fast/posteriors/relay.py",
         "rows of a shard draw the noise of the first rows of the table",
         "return index.to(torch.int64) + self.first_row if self.first_row else None",
         "return None",
         "tests/test_posterior.py::test_rows_of_a_part_draw_the_noise_of_the_whole",
     ),
     Mutant(
-        "rvi_fast/posterior.py",
+        "rvi_fast/posteriors/relay.py",
         "std is not clamped as the samples are",
         "return log_std.clamp(-limit, limit).exp()",
         "return log_std.clamp(max=limit).exp()",
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     # likelihood, models, scaling
     Mutant(
-        "rvi_fast/likelihood.py",
+        "rvi_fast/likelihoods/gaussian.py",
         "draws have the variance for a standard deviation",
         "return outputs + self.scale * noise",
         "return outputs + self.scale**2 * noise",
@@ -292,28 +292,28 @@ MUTANTS = [
     ),
     # training
     Mutant(
-        "rvi_fast/training/step.py",
+        "rvi_fast/training/loop/step.py",
         "a short last batch weighs its rows more",
         "-1.0 / full_size)",
         "-1.0 / len(index))",
         "tests/test_fit.py::test_fit_is_adam_on_the_whole_table",
     ),
     Mutant(
-        "rvi_fast/training/run.py",
+        "rvi_fast/training/loop/run.py",
         "generators of an interrupted epoch are not restored",
         "self.drawing.restore(partial.generators)",
         "pass",
         "tests/test_interrupts.py::test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece",
     ),
     Mutant(
-        "rvi_fast/training/run.py",
+        "rvi_fast/training/loop/run.py",
         "that a callback has stopped a run is not restored",
         'self.stopped = checkpoint.metadata["stopped"]',
         "self.stopped = False",
         "tests/test_fit.py::test_early_stopping_outlives_a_resume_and_fewer_epochs_take_nothing_back",
     ),
     Mutant(
-        "rvi_fast/training/run.py",
+        "rvi_fast/training/loop/run.py",
         "a checkpoint does not wait for the tables in files",
         "        tables.sync()\n        token",
         "        token",
@@ -341,28 +341,28 @@ MUTANTS = [
         "tests/test_infer.py::test_a_factor_of_the_scale_is_taken_back_to_the_last_bit",
     ),
     Mutant(
-        "rvi_fast/training/fingerprint.py",
+        "rvi_fast/training/inputs/fingerprint.py",
         "the number of a row does not count in the parts of a table",
         "torch.arange(first_row + 1, first_row + 1 + len(words)",
         "torch.arange(1, 1 + len(words)",
         "tests/test_fingerprint.py::test_parts_add_up_and_pieces_do_not_show",
     ),
     Mutant(
-        "rvi_fast/training/inputs.py",
+        "rvi_fast/training/inputs/prepare.py",
         "NaN beside the masked entries of a masked array counts as observed",
         "observed[part] &= ~np.isnan(values[part])",
         "pass",
         "tests/test_inputs.py::test_nan_beside_the_masked_entries_of_a_masked_array_is_missing_too",
     ),
     Mutant(
-        "rvi_fast/training/sources.py",
+        "rvi_fast/training/inputs/sources.py",
         "infinity under the mask is refused",
         "~torch.isfinite(values) & mask",
         "~torch.isfinite(values)",
         "tests/test_sources.py::test_a_fingerprint_does_not_depend_on_where_the_table_is",
     ),
     Mutant(
-        "rvi_fast/training/shared_adam.py",
+        "rvi_fast/optim/shared_adam.py",
         "a parameter without a gradient keeps the gradient of the step before",
         "own.zero_()",
         "pass",
@@ -370,14 +370,14 @@ MUTANTS = [
     ),
     # files
     Mutant(
-        "rvi_fast/training/journal.py",
+        "rvi_fast/training/runs/journal.py",
         "the directory of a new journal is not on disk when the tables may be written to",
         "sync_directory(self.directory)",
         "",
         "tests/test_files.py::test_a_new_journal_has_its_name_on_disk_before_the_one_before_goes",
     ),
     Mutant(
-        "rvi_fast/training/journal.py",
+        "rvi_fast/training/runs/journal.py",
         "after a checkpoint blocks count as kept that have not been kept since",
         "        self._kept.zero_()\n",
         "",
@@ -391,21 +391,21 @@ MUTANTS = [
         "tests/test_files.py::test_a_saved_table_has_its_name_on_disk_when_the_call_returns",
     ),
     Mutant(
-        "rvi_fast/training/checkpoints.py",
+        "rvi_fast/training/runs/checkpoints.py",
         "the name of a checkpoint is not on disk when older ones go",
         "    sync_directory(folder)\n    sync_directory(folder.parent)\n",
         "    sync_directory(folder.parent)\n",
         "tests/test_checkpoints.py::test_a_disk_that_fills_at_any_sync_leaves_a_whole_checkpoint",
     ),
     Mutant(
-        "rvi_fast/training/directory.py",
+        "rvi_fast/training/runs/directory.py",
         "a forked child keeps the lock of its parent",
         "_held.add(file)",
         "pass",
         "tests/test_checkpoints.py::test_a_forked_child_neither_keeps_nor_frees_the_run_directory",
     ),
     Mutant(
-        "rvi_fast/storage.py",
+        "rvi_fast/posteriors/tables.py",
         "tables are called finished before they are on disk",
         "        self.sync()\n        drawn = {}",
         "        drawn = {}",

@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 import rvi_fast
-from rvi_fast.training.capture import BatchStep, CapturedStep
-from rvi_fast.training.inputs import Inputs
-from rvi_fast.training.shared_adam import shared_adam
-from rvi_fast.training.staging import StagedStep, Staging
-from rvi_fast.training.step import DirectStep, LinearChain, make_step
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.loop.capture import BatchStep, CapturedStep
+from rvi_fast.training.loop.step import DirectStep, LinearChain, make_step
+from rvi_fast.training.places.staging import StagedStep, Staging
 
 N, D, T = 100, 12, 8
 CUDA = torch.device("cuda", 0)
@@ -107,8 +107,8 @@ def test_no_part_of_a_step_waits_for_the_device(mode, pixels):
 @pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
 def test_no_part_of_a_step_on_slots_waits_for_the_device(mode, monkeypatch):
     # streams and pinned memory are there with a CUDA build of torch only, and no part of a step
-    monkeypatch.setattr("rvi_fast.training.staging.Mover", lambda *_: None)
-    monkeypatch.setattr("rvi_fast.training.staging.check_memory", lambda *_: None)
+    monkeypatch.setattr("rvi_fast.training.places.staging.Mover", lambda *_: None)
+    monkeypatch.setattr("rvi_fast.training.places.staging.check_memory", lambda *_: None)
     with step_on_cuda(mode, storage="host") as run:
         assert run.step.step.posterior.rows.shape[0] == 12 * 5
         for size in (16, 16, 7):

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rvi_fast.training.checkpoints import (
+from rvi_fast.training.runs.checkpoints import (
     CheckpointError,
     CheckpointWarning,
     latest_epoch,
     load_checkpoint,
     save_checkpoint,
 )
-from rvi_fast.training.directory import RunDirectory, RunDirectoryInUse
-from rvi_fast.training.metrics import append_metrics, read_metrics, rewrite_metrics
+from rvi_fast.training.runs.directory import RunDirectory, RunDirectoryInUse
+from rvi_fast.training.runs.metrics import append_metrics, read_metrics, rewrite_metrics
 
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "manifest.json")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "complex64", "float8_e4m3fn", "float8_e5m2")

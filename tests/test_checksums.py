@@ -13,9 +13,12 @@ import pytest
 import torch
 
 import rvi_fast
-from rvi_fast import RelayPosterior, checksums, fit, impute, models, storage
+from rvi_fast import RelayPosterior, fit, impute, models
 from rvi_fast.files import unsealed
+from rvi_fast.memory import pages
 from rvi_fast.optim import RowAdam
+from rvi_fast.posteriors import checksums
+from rvi_fast.posteriors import tables as storage
 from rvi_fast.training import CheckpointError, CheckpointWarning
 
 N, D, BLOCK = 61, 4, 3
@@ -225,7 +228,7 @@ def test_what_0_1_0_has_left_is_resumed_with_a_warning(tmp_path, killed, expecte
     (folder / "tables" / "tables.json").write_text(json.dumps(tables))
     for path in folder.glob("tables/undo-*/*.bin"):
         os.truncate(path, path.stat().st_size - 12)
-    load = rvi_fast.training.checkpoints.load_one
+    load = rvi_fast.training.runs.checkpoints.load_one
 
     def old(*arguments):
         checkpoint = load(*arguments)
@@ -233,7 +236,7 @@ def test_what_0_1_0_has_left_is_resumed_with_a_warning(tmp_path, killed, expecte
         return checkpoint
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rvi_fast.training.checkpoints, "load_one", old)
+        patch.setattr(rvi_fast.training.runs.checkpoints, "load_one", old)
         with pytest.warns(CheckpointWarning, match="has no checksums of .* is not noticed"):
             assert not differs(*resumed(folder), *expected)
     assert (folder / "tables" / checksums.NAME).is_file()
@@ -245,7 +248,7 @@ def test_what_0_1_0_has_left_is_resumed_with_a_warning(tmp_path, killed, expecte
 def failures():
     """What the disk may refuse, as (module, name)."""
     calls = [(os, name) for name in ("fsync", "replace", "rename", "posix_fallocate", "mkdir")]
-    return [*calls, (storage, "_call"), (checksums, "sync_directory")]
+    return [*calls, (pages, "call"), (checksums, "sync_directory")]
 
 
 class Disk:
@@ -269,7 +272,7 @@ class Disk:
         return call
 
 
-STORAGE_CALL = storage._call
+STORAGE_CALL = pages.call
 
 
 @pytest.mark.filterwarnings("ignore::rvi_fast.training.CheckpointWarning")

@@ -9,7 +9,7 @@ import pytest
 
 from rvi_fast import cli, data
 from rvi_fast.training import CollapseWarning
-from rvi_fast.training.directory import read_run, write_run
+from rvi_fast.training.runs.directory import read_run, write_run
 
 N = 300
 SMALL = ("--latent-dim", 4, "--hidden", 16, "--groups", 8, "--batch-size", 64, "--quiet")

@@ -12,7 +12,7 @@ import torch
 from rvi_fast import functional, ops, reference, testing
 from rvi_fast.layout import RowLayout
 from rvi_fast.optim import RowAdam
-from rvi_fast.posterior import RelayPosterior
+from rvi_fast.posteriors.relay import RelayPosterior
 
 cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
 

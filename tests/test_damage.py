@@ -13,13 +13,8 @@ from torch import nn
 
 import rvi_fast
 from rvi_fast import data, fit, models
-from rvi_fast.training import (
-    CheckpointError,
-    CheckpointWarning,
-    export,
-    load_checkpoint,
-)
-from rvi_fast.training.directory import RunDirectory, read_run, write_run
+from rvi_fast.training import CheckpointError, CheckpointWarning, export, load_checkpoint
+from rvi_fast.training.runs.directory import RunDirectory, read_run, write_run
 
 N, D = 20, 3
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
@@ -233,7 +228,7 @@ def test_sizes_are_compared_before_anything_is_allocated(tmp_path, name, size, m
     value = [size] if name in ("hidden", "groups") else size
     model.config = model.config | {name: value}
     export(model, tmp_path / "m.safetensors")
-    monkeypatch.setattr("rvi_fast.training.described.build", lambda config: 1 / 0)
+    monkeypatch.setattr("rvi_fast.training.runs.described.build", lambda config: 1 / 0)
     with pytest.raises(CheckpointError, match="does not fit its own description"):
         rvi_fast.load(tmp_path / "m.safetensors")
 

@@ -16,9 +16,9 @@ from distributed_worker import TOLERANCE, alone, assert_close, assert_equal, tog
 
 import rvi_fast
 from rvi_fast import cli
-from rvi_fast import posterior as posterior_module
+from rvi_fast.posteriors import relay as posterior_module
 from rvi_fast.training import distributed, export
-from rvi_fast.training.metrics import read_metrics
+from rvi_fast.training.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

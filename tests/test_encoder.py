@@ -11,7 +11,7 @@ import rvi_fast
 from rvi_fast import EncoderPosterior, elastic, fit, impute, infer, models, reference
 from rvi_fast.testing import assert_close
 from rvi_fast.training import load_checkpoint
-from rvi_fast.training.seeds import NOISE, ORDER, stream
+from rvi_fast.training.loop.seeds import NOISE, ORDER, stream
 
 N, D, T = 60, 6, 3  # T is no multiple of 4: the rows are padded
 GENERATOR = torch.Generator().manual_seed(0)

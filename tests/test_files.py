@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rvi_fast import data, files, models
-from rvi_fast.training.journal import Journal
+from rvi_fast.training.runs.journal import Journal
 
 # the name in the package is that of the function
 infer_module = sys.modules["rvi_fast.training.infer"]

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 import rvi_fast
 from rvi_fast import fit, impute, infer, models
 from rvi_fast.training import export
-from rvi_fast.training.fingerprint import added, fingerprint, same
+from rvi_fast.training.inputs.fingerprint import added, fingerprint, same
 
 N, D = 300, 5
 FULL = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
@@ -128,7 +128,7 @@ def test_parts_add_up_and_pieces_do_not_show(monkeypatch):
         if stop > first
     ]
     assert added(parts) == whole
-    monkeypatch.setattr("rvi_fast.training.fingerprint._CHUNK", 23)
+    monkeypatch.setattr("rvi_fast.training.inputs.fingerprint._CHUNK", 23)
     assert fingerprint(X.double(), None, D) == whole
 
 

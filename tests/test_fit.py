@@ -24,8 +24,8 @@ from rvi_fast.training import (
     infer,
     load_checkpoint,
 )
-from rvi_fast.training.metrics import read_metrics
-from rvi_fast.training.seeds import NOISE, ORDER, stream
+from rvi_fast.training.loop.seeds import NOISE, ORDER, stream
+from rvi_fast.training.runs.metrics import read_metrics
 
 N, D = 60, 6
 # numbers that float16 holds, so that every dtype holds the same

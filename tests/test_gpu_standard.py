@@ -11,7 +11,7 @@ import torch
 import rvi_fast
 from rvi_fast import ops, reference, testing
 from rvi_fast.layout import RowLayout
-from rvi_fast.training.capture import CapturedStep
+from rvi_fast.training.loop.capture import CapturedStep
 
 pytestmark = pytest.mark.gpu
 

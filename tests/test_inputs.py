@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rvi_fast import fit, impute, infer, models
-from rvi_fast.training import inputs
-from rvi_fast.training.inputs import prepare
+from rvi_fast.training.inputs import prepare as inputs
+from rvi_fast.training.inputs.prepare import prepare
 
 N, D = 20, 3
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))

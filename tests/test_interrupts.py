@@ -14,7 +14,7 @@ from torch import nn
 import rvi_fast
 from rvi_fast import fit, models
 from rvi_fast.training import load_checkpoint
-from rvi_fast.training.interrupts import Interrupted
+from rvi_fast.training.loop.interrupts import Interrupted
 
 N, D = 300, 5
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))

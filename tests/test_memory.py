@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import rvi_fast
-from rvi_fast import estimate_memory, fit, models, storage
-from rvi_fast.training import journal
-from rvi_fast.training.inputs import prepare
-from rvi_fast.training.staging import Staging
+from rvi_fast import estimate_memory, fit, models
+from rvi_fast.memory import room
+from rvi_fast.training.inputs.prepare import prepare
+from rvi_fast.training.places.staging import Staging
+from rvi_fast.training.runs import journal
 
 MEASURE = """
 import sys, numpy as np, torch, rvi_fast, torch._dynamo
@@ -120,10 +121,10 @@ def test_a_gpu_holds_the_blocks_at_work_and_the_host_the_tables():
 
 
 def test_a_copy_of_the_data_that_cannot_fit_is_refused(monkeypatch):
-    from rvi_fast.training import inputs
+    from rvi_fast.training.inputs import prepare as inputs
 
     def refuse(device, table, size, advice):
-        raise storage.InsufficientMemory(f"{table} {size} {advice}")
+        raise room.InsufficientMemory(f"{table} {size} {advice}")
 
     monkeypatch.setattr(inputs, "check_memory", refuse)
     model = models.rvi(10, 3, latent_dim=2)
@@ -145,10 +146,10 @@ def test_a_journal_that_cannot_fit_is_refused_before_the_first_step(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "inactive", "room"),
+    ("limit", "used", "inactive", "free"),
     [("1000", "400", 100, 700), ("max", "400", 0, None), ("300", "400", 0, 0)],
 )
-def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, limit, used, inactive, room):
+def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, limit, used, inactive, free):
     group = tmp_path / "a" / "b"
     group.mkdir(parents=True)
     (group / "memory.max").write_text(limit + "\n")
@@ -156,4 +157,4 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, limit, used,
     (group / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
     listing = tmp_path / "cgroup"
     listing.write_text("0::/a/b\n")
-    assert storage.cgroup_room(listing, tmp_path) == room
+    assert room.cgroup_room(listing, tmp_path) == free

@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 import rvi_fast
 from rvi_fast import RelayPosterior, models
+from rvi_fast.memory.room import InsufficientMemory
 from rvi_fast.optim import MODES, RowAdam
-from rvi_fast.storage import InsufficientMemory
+from rvi_fast.optim.shared_adam import SharedAdam
 from rvi_fast.testing import assert_bit_equal, training_step
-from rvi_fast.training.run import Run
-from rvi_fast.training.shared_adam import SharedAdam
+from rvi_fast.training.loop.run import Run
 
 NUM_DATA = 40
 

@@ -13,7 +13,7 @@ from distributed_worker import alone, assert_close, assert_equal, trained
 
 import rvi_fast
 from rvi_fast.training import CheckpointError
-from rvi_fast.training.checkpoints import CheckpointWarning, load_checkpoint
+from rvi_fast.training.runs.checkpoints import CheckpointWarning, load_checkpoint
 
 
 def test_a_checkpoint_of_four_opens_with_one_two_and_three(tmp_path):
@@ -140,7 +140,7 @@ def test_a_sealed_manifest_that_misplaces_rows_falls_back(run_dir, parts):
 
 
 def on_a_full_disk(rank, size, run_dir):
-    from rvi_fast.training import sharded_checkpoints
+    from rvi_fast.training.runs import sharded as sharded_checkpoints
 
     write = sharded_checkpoints.write_tensors
 

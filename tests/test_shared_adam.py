@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rvi_fast.training.shared_adam import SharedAdam, shared_adam
+from rvi_fast.optim.shared_adam import SharedAdam, shared_adam
 
 SHAPES = [(5, 3), (), (7,), (0, 4), (33,)]
 

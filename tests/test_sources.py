@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from rvi_fast import fit, impute, infer, models
-from rvi_fast.training import sources
-from rvi_fast.training.inputs import prepare
+from rvi_fast.training.inputs import sources
+from rvi_fast.training.inputs.prepare import prepare
 
 N, D = 53, 5
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))

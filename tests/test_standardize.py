@@ -14,7 +14,7 @@ from rvi_fast import GaussianLikelihood, fit, impute, infer, load, models
 from rvi_fast.data.scaling import FarEntriesWarning, Standardizer
 from rvi_fast.scaler import Scaler
 from rvi_fast.training import CheckpointError, export, load_checkpoint
-from rvi_fast.training import run as runs
+from rvi_fast.training.loop import run as runs
 
 N, D = 60, 5
 CENTRE = np.array([2e5, 1.7e9, 0.3, 0.0, -40.0])

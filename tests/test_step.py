@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import rvi_fast
-from rvi_fast.training import step as steps
-from rvi_fast.training.capture import BatchStep
-from rvi_fast.training.inputs import prepare
-from rvi_fast.training.shared_adam import shared_adam
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.prepare import prepare
+from rvi_fast.training.loop import step as steps
+from rvi_fast.training.loop.capture import BatchStep
 
 N, D, T = 50, 7, 6
 MASK = torch.rand(N, D, generator=torch.Generator().manual_seed(0)) < 0.6

@@ -14,11 +14,16 @@ import pytest
 import torch
 
 import rvi_fast
-from rvi_fast import RelayPosterior, checksums, fit, impute, models, storage
+from rvi_fast import RelayPosterior, fit, impute, models
+from rvi_fast.memory import pages
+from rvi_fast.memory.room import InsufficientMemory
 from rvi_fast.optim import RowAdam
-from rvi_fast.training import CheckpointError, RunDirectoryInUse, journal
-from rvi_fast.training import run as training_run
-from rvi_fast.training.blocks import EpochOrder
+from rvi_fast.posteriors import checksums
+from rvi_fast.posteriors import tables as storage
+from rvi_fast.training import CheckpointError, RunDirectoryInUse
+from rvi_fast.training.loop import run as training_run
+from rvi_fast.training.places.blocks import EpochOrder
+from rvi_fast.training.runs import journal
 
 N, D, BLOCK = 61, 4, 7
 # bytes of checksummed pieces of five rows, three of which lie in two blocks of four
@@ -219,7 +224,7 @@ def test_what_cannot_fit_in_memory_is_refused_before_it_is_made(monkeypatch, dev
 
 
 def test_what_cannot_fit_on_the_disk_is_refused_before_it_is_made(tmp_path, monkeypatch):
-    with pytest.raises(storage.InsufficientMemory, match=r"rows\.bin needs .* its disk has"):
+    with pytest.raises(InsufficientMemory, match=r"rows\.bin needs .* its disk has"):
         RelayPosterior(10**12, 12, storage=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -227,7 +232,7 @@ def test_what_cannot_fit_on_the_disk_is_refused_before_it_is_made(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(storage.InsufficientMemory, match=r"rows\.bin .* No space left"):
+    with pytest.raises(InsufficientMemory, match=r"rows\.bin .* No space left"):
         RelayPosterior(20, 3, storage=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -326,14 +331,14 @@ def test_a_model_broken_off_by_an_exception_is_taken_back(tmp_path):
 
 
 def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monkeypatch):
-    events, call, write = [], storage._call, storage.write_bytes
+    events, call, write = [], pages.call, storage.write_bytes
     save = training_run.save_checkpoint
 
     def look(name, *arguments):
         events.extend([name] * (name == "msync"))
         return call(name, *arguments)
 
-    monkeypatch.setattr(storage, "_call", look)
+    monkeypatch.setattr(pages, "call", look)
     monkeypatch.setattr(storage, "write_bytes", lambda *a: (events.append("json"), write(*a)))
     monkeypatch.setattr(
         training_run, "save_checkpoint", lambda *a: (events.append("save"), save(*a))[1]

@@ -21,8 +21,8 @@ from rvi_fast.experiments import experiment
 from rvi_fast.experiments.experiment import Experiment
 from rvi_fast.experiments.sweep import SweepError, sweep
 from rvi_fast.training import RunDirectoryInUse
-from rvi_fast.training.checkpoints import latest_epoch
-from rvi_fast.training.directory import RunDirectory
+from rvi_fast.training.runs.checkpoints import latest_epoch
+from rvi_fast.training.runs.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 FIRST = Experiment(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..training import distributed
-from ..training.directory import RunDirectoryInUse
-from ..training.interrupts import Interrupted, raised
+from ..training.loop.interrupts import Interrupted, raised
+from ..training.runs.directory import RunDirectoryInUse
 from .parser import make_parser
 
 __all__ = ["main"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..training import directory
-from ..training.checkpoints import latest_epoch
+from ..training.runs import directory
+from ..training.runs.checkpoints import latest_epoch
 
 # what is not an option of its own: it follows from the data
 _OF_DATA = (

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .. import data, models
 from ..drawing import drawing_from
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
 from ..training import History, fit, infer
-from ..training.seeds import stream
+from ..training.loop.seeds import stream
 from . import latents
 
 # share of the rows of a set without a test part that become one

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from .. import _checks
 from .._version import __version__
 from ..files import read_bytes, write_text
-from ..training.directory import RunDirectory
+from ..training.runs.directory import RunDirectory
 
 # a frozen dataclass and the directory of its run -> what JSON can hold
 Run = Callable[[Any, Path], dict[str, Any]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ops
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
 
 _PROPERTIES = str.split("""
     grad _grad grad_fn requires_grad is_leaf retains_grad output_nr _version _backward_hooks

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..memory.room import check_memory
 from ..ops import ops
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
+from ..posteriors.tables import MappedTables
 from ..reference import HISTORY_COLUMNS, widened_history
-from ..storage import MappedTables, check_memory
 from . import live_rows
 from .row_state import (
     MAX_STEPS,

@@ -16,12 +16,12 @@ from .. import _checks
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
 from ..models import LatentModel, rvi
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
 from ..training.fit import fit
 from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_factor, find_held_out
 from ..training.infer import infer
-from ..training.inputs import Inputs, prepare
+from ..training.inputs.prepare import Inputs, prepare
 from .tables import checked_table, is_nan
 
 # what epochs=None asks for: steps in all, and visits of each row

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..layout import RowLayout
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
 
 
 @dataclass(frozen=True)

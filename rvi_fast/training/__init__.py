@@ -1,19 +1,19 @@
 """Training, inference for new data, imputation, checkpoints."""
 
-from .checkpoints import (
+from .collapse import CollapseWarning, held_out_error
+from .fit import EarlyStopping, fit, load
+from .impute import impute
+from .infer import infer
+from .loop.history import History
+from .memory import MemoryEstimate, estimate_memory
+from .runs.checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
     load_checkpoint,
 )
-from .collapse import CollapseWarning, held_out_error
-from .directory import RunDirectoryInUse
-from .export import export
-from .fit import EarlyStopping, fit, load
-from .history import History
-from .impute import impute
-from .infer import infer
-from .memory import MemoryEstimate, estimate_memory
+from .runs.directory import RunDirectoryInUse
+from .runs.export import export
 
 __all__ = [
     "Checkpoint",

@@ -10,7 +10,7 @@ from .. import _checks
 from ..models import LatentModel
 from .held_out import TooFewEntries, find_held_out
 from .infer import infer
-from .inputs import prepare
+from .inputs.prepare import prepare
 
 # of the error of the means: what is gained beyond would not be noticed
 _COLLAPSED = 0.98

@@ -15,26 +15,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import _checks
 from ..data.scaling import Standardizer
 from ..drawing import Drawing
-from ..encoder import EncoderPosterior
 from ..models import LatentModel
 from ..optim import MODES
+from ..posteriors.encoder import EncoderPosterior
+from ..posteriors.tables import MappedTables
 from ..scaler import Scaler
-from ..storage import MappedTables
-from .blocks import default_block_rows, row_bytes
-from .checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
-from .described import build_described
-from .directory import RunDirectory
-from .distributed import Alone, ranks_of
-from .export import load_export
-from .fingerprint import fingerprint
-from .history import Callback, History
-from .inputs import inputs_of, open_source
-from .interrupts import deferred
-from .journal import Journal
-from .run import KLWeight, Run, device_of
-from .sources import Opened, moments_of
-from .state import lags, name_of, restore_lagging, row_adam
-from .threads import one_thread_where_small
+from .distributed.ranks import Alone, ranks_of
+from .inputs.fingerprint import fingerprint
+from .inputs.prepare import inputs_of, open_source
+from .inputs.sources import Opened, moments_of
+from .loop.history import Callback, History
+from .loop.interrupts import deferred
+from .loop.run import KLWeight, Run, device_of
+from .loop.threads import one_thread_where_small
+from .places.blocks import default_block_rows, row_bytes
+from .runs.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
+from .runs.described import build_described
+from .runs.directory import RunDirectory
+from .runs.export import load_export
+from .runs.journal import Journal
+from .runs.state import lags, name_of, restore_lagging, row_adam
 
 
 class EarlyStopping:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..likelihood import GaussianLikelihood
+from ..likelihoods.gaussian import GaussianLikelihood
 from ..models import LatentModel
-from .inputs import Inputs
-from .seeds import stream
-from .sources import HostInputs
+from .inputs.prepare import Inputs
+from .inputs.sources import HostInputs
+from .loop.seeds import stream
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _SHARE = 0.1  # of the observed entries

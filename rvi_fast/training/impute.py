@@ -12,13 +12,13 @@ from .. import _checks
 from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
-from ..posterior import RelayPosterior
-from .fingerprint import fingerprint, same
+from ..posteriors.relay import RelayPosterior
 from .infer import infer
-from .inputs import open_source
-from .seeds import MODULES, NOISE, stream
-from .sources import Opened, convert
-from .step import drawing_of
+from .inputs.fingerprint import fingerprint, same
+from .inputs.prepare import open_source
+from .inputs.sources import Opened, convert
+from .loop.seeds import MODULES, NOISE, stream
+from .loop.step import drawing_of
 
 # rows decoded at once
 _CHUNK = 4096

@@ -14,14 +14,14 @@ from .. import _checks
 from ..models import LatentModel, alone
 from ..ops import ops
 from ..optim import RowAdam
-from ..posterior import RelayPosterior
+from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out, scaled
-from .inputs import Inputs, prepare
-from .run import device_of
-from .seeds import MODULES, stream
-from .sources import HostInputs
-from .step import decoder_step, drawing_of
-from .threads import one_thread_where_small
+from .inputs.prepare import Inputs, prepare
+from .inputs.sources import HostInputs
+from .loop.run import device_of
+from .loop.seeds import MODULES, stream
+from .loop.step import decoder_step, drawing_of
+from .loop.threads import one_thread_where_small
 
 # rows optimised together if not told otherwise
 _BATCH = 4096

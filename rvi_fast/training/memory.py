@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 
 from .. import _checks
+from ..files import StrPath
 from ..layout import RowLayout
-from ..storage import StrPath
-from . import sources
-from .blocks import blocks_resident, default_block_rows, row_bytes
+from .inputs import sources
+from .places.blocks import blocks_resident, default_block_rows, row_bytes
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import _checks
-from ..data.tables import row_chunks
-from ..models import LatentModel
-from ..scaler import Scaler
-from ..storage import check_memory
+from ... import _checks
+from ...data.tables import row_chunks
+from ...memory.room import check_memory
+from ...models import LatentModel
+from ...scaler import Scaler
 from .sources import (
     DatasetRows,
     HostInputs,

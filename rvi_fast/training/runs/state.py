@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import LatentModel
-from ..optim import MAX_STEPS, RowAdam
-from ..posterior import RelayPosterior
-from ..storage import MappedTables, Tables
+from ...models import LatentModel
+from ...optim import MAX_STEPS, RowAdam
+from ...posteriors.relay import RelayPosterior
+from ...posteriors.tables import MappedTables, Tables
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal
-from .step import NoRows
+from ..loop.step import NoRows
 from .structure import difference, structure_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import LatentModel, build
+from ...models import LatentModel, build
 from .checkpoints import CheckpointError
 
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import (
+from ...files import (
     ForeignFile,
     StrPath,
     lock,

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..drawing import Drawing, may_draw
-from ..encoder import EncoderPosterior
-from ..likelihood import GaussianLikelihood
-from ..models import LatentModel, Objective
-from ..ops import ops
-from ..optim import RowAdam
-from ..posterior import RelayPosterior
+from ...drawing import Drawing, may_draw
+from ...likelihoods.gaussian import GaussianLikelihood
+from ...models import LatentModel, Objective
+from ...ops import ops
+from ...optim import RowAdam
+from ...posteriors.encoder import EncoderPosterior
+from ...posteriors.relay import RelayPosterior
 
 # index [B], x, mask, seed of the noise [1], KL weight [], and the number of rows that the summed
 # loss of the batch is divided by

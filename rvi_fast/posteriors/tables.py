@@ -6,7 +6,6 @@ system writes dirty pages back when it likes; what `sync` has returned from is o
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -19,21 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
+from ..memory import pages
+from ..memory.room import InsufficientMemory, free_disk
 from .checksums import Checksums
-from .files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
 
 _FORMAT = 1
-_ADVICE = "lower num_data, groups or latent_dim, or name a directory as storage"
-_PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
 # devices that tables in host memory or in files serve
 HOSTED = ("cpu", "cuda")
-_MS_SYNC = 4 if sys.platform == "linux" else 16
-_WILLNEED, _DONTNEED, _POPULATE_WRITE = 3, 4, 23
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-class InsufficientMemory(ValueError, MemoryError):
-    """What was asked for does not fit in memory or on the disk: nothing was allocated."""
 
 
 class Tables:
@@ -261,27 +253,31 @@ class MappedTables(HostTables):
         first, last = self.checksums.extent(start, stop)
         for table in self._tables.values():
             for rows in ((first, start), (stop, last)):
-                forget_pages(*_bytes(table, *rows))
+                pages.forget_pages(*pages.bytes_of_rows(table, *rows))
 
     def prefetch(self, start: int, stop: int) -> None:
         for table in self._tables.values():
-            address, length = _pages(table, start, stop)
+            address, length = pages.pages_of_rows(table, start, stop)
             # faults in a step cost more than here; systems before Linux 5.14 read ahead only
-            if sys.platform != "linux" or _call("madvise", address, length, _POPULATE_WRITE):
-                _call("madvise", address, length, _WILLNEED)
+            if sys.platform != "linux" or pages.call(
+                "madvise", address, length, pages.POPULATE_WRITE
+            ):
+                pages.call("madvise", address, length, pages.WILLNEED)
 
     def release(self, start: int, stop: int) -> None:
         self.checksums.release(start, stop)
         for name, table in self._tables.items():
-            address, length = _pages(table, start, stop)
+            address, length = pages.pages_of_rows(table, start, stop)
             # the map lets go of pages at once, the system when they are on disk: to wait for that here
             # would hold up the block to come
-            _start_writing(self.directory / f"{name}.bin", address - table.data_ptr(), length)
-            _call("madvise", address, length, _DONTNEED)
+            pages.start_writing(self.directory / f"{name}.bin", address - table.data_ptr(), length)
+            pages.call("madvise", address, length, pages.DONTNEED)
 
     def sync(self) -> None:
         for name, table in self._tables.items():
-            if error := _call("msync", *_pages(table, 0, len(table)), _MS_SYNC):
+            if error := pages.call(
+                "msync", *pages.pages_of_rows(table, 0, len(table)), pages.MS_SYNC
+            ):
                 raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
 
 
@@ -299,50 +295,8 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
     return HostTables() if storage == "host" else MappedTables(storage)
 
 
-def forget_pages(address: int, length: int) -> None:
-    """Lets go of the whole pages of a shared map that lie there: nothing written is lost."""
-    first, last = -(-address // _PAGE) * _PAGE, (address + length) // _PAGE * _PAGE
-    _call("madvise", first, max(last - first, 0), _DONTNEED)
-
-
-def want_pages(address: int, length: int) -> None:
-    """Asks for the pages that lie there to be read ahead."""
-    first = address // _PAGE * _PAGE
-    _call("madvise", first, address + length - first if length else 0, _WILLNEED)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a device, as far as the system says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
-    bounds = [bound for bound in (_available(), cgroup_room()) if bound is not None]
-    return min(bounds) if device.type == "cpu" and bounds else None
-
-
-def check_memory(device: torch.device, table: str, size: int, advice: str = _ADVICE) -> None:
-    """Refuses an allocation that cannot fit.
-
-    Raises:
-        InsufficientMemory: names the table, the bytes and what to do.
-    """
-    free = free_memory(device)
-    if free is not None and size > free:
-        raise InsufficientMemory(
-            f"{table}: needs {size} bytes ({size / 1e9:.1f} GB) on {device}, where {free} "
-            f"({free / 1e9:.1f} GB) are free; {advice}"
-        )
-
-
 def _digest(state: Tensor) -> str:
     return hashlib.sha256(state.numpy().data).hexdigest()
-
-
-def free_disk(directory: Path) -> int | None:
-    """Bytes that can be written there, as far as the system says."""
-    status = os.statvfs(directory) if hasattr(os, "statvfs") else None
-    return None if status is None else status.f_bavail * status.f_frsize
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -363,88 +317,3 @@ def _reserve(path: Path, size: int) -> None:
         except OSError as error:
             path.unlink()
             raise InsufficientMemory(f"{refusal}: {error}") from error
-
-
-def _bytes(table: Tensor, start: int, stop: int) -> tuple[int, int]:
-    """Address and length of some rows."""
-    width = table.stride(0) * table.element_size()
-    return table.data_ptr() + start * width, max(min(stop, len(table)) - start, 0) * width
-
-
-def _pages(table: Tensor, start: int, stop: int) -> tuple[int, int]:
-    """Address and length of the whole pages that hold some rows."""
-    first, length = _bytes(table, start, stop)
-    address = first // _PAGE * _PAGE
-    return address, first + length - address
-
-
-def _start_writing(path: Path, offset: int, length: int) -> None:
-    """Has the system write dirty pages of a file, and does not wait; it would do so by itself later."""
-    if sys.platform != "linux" or not length:
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # only a hint: what fails here is reported by `sync`
-        ctypes.CDLL(None).sync_file_range(
-            ctypes.c_int(descriptor),
-            ctypes.c_int64(offset),
-            ctypes.c_int64(length),
-            ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
-        )
-    finally:
-        os.close(descriptor)
-
-
-def _call(name: str, address: int, length: int, option: int) -> int:
-    """msync or madvise: 0, or the error number."""
-    if sys.platform == "win32" or not length:
-        return 0
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    failed = function(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_int(option))
-    return ctypes.get_errno() if failed else 0
-
-
-def _available() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * _PAGE
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def cgroup_room(
-    listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """What the control groups of this process leave, file pages that can be dropped included."""
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    rooms = []
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        base = root / controllers
-        files = ("memory.max", "memory.current")
-        if controllers:  # version 1
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        group = base / name.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(base):
-                break
-            try:
-                limit, used = ((folder / file).read_text().strip() for file in files)
-                numbers = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
-            except (OSError, ValueError):  # the root has no limit, and a container sees less
-                continue
-            if limit != "max":
-                droppable = int(numbers.get("inactive_file", 0))
-                rooms.append(max(int(limit) - int(used) + droppable, 0))
-    return min(rooms, default=None)

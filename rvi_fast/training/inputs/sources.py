@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from .. import _checks
-from ..data.scaling import Moments
-from ..data.tables import row_chunks
-from ..scaler import Scaler
-from ..storage import forget_pages, want_pages
+from ... import _checks
+from ...data.scaling import Moments
+from ...data.tables import row_chunks
+from ...memory.pages import forget_pages, want_pages
+from ...scaler import Scaler
 
 # rows examined at once
 _CHUNK = 8192

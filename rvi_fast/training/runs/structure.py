@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import LatentModel
+from ...models import LatentModel
 
 # where an object lies is different in every process
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

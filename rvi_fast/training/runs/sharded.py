@@ -45,7 +45,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from ..files import StrPath
+from ...files import StrPath
 from .checkpoints import (
     DTYPES,
     SHARDED,

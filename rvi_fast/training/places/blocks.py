@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sources import Visit
+from ..inputs.sources import Visit
 
 # blocks shuffled together: neighbours in the table then meet others as well
 _TOGETHER = 4

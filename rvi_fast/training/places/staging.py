@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import LatentModel, Objective
-from ..optim import RowAdam
-from ..storage import check_memory
+from ...memory.room import check_memory
+from ...models import LatentModel, Objective
+from ...optim import RowAdam
+from ..loop.step import Step
 from .blocks import EpochOrder, blocks_resident
-from .step import Step
 
 _ADVICE = "lower block_rows, groups or latent_dim"
 

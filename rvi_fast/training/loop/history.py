@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..models import LatentModel
+from ...models import LatentModel
 
 
 class History(dict[str, list[float]]):

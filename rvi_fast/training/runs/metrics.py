@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import StrPath, append_line, read_lines, rewrite_lines
+from ...files import StrPath, append_line, read_lines, rewrite_lines
 from .checkpoints import CheckpointError
 
 

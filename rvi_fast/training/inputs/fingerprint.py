@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .inputs import _as_tensor
+from .prepare import _as_tensor
 from .sources import DatasetRows, MappedArray, is_mapped
 
 _MASK = (1 << 64) - 1

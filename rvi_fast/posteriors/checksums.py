@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import (
+from ..files import (
     CheckpointError,
     CheckpointWarning,
     read_bytes,

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .._version import __version__
-from ..files import replacing
-from ..models import LatentModel
+from ..._version import __version__
+from ...files import replacing
+from ...models import LatentModel
 from .checkpoints import CheckpointError, CheckpointWarning, header_of, reading, write_blocks
 from .described import build_described
 

@@ -18,34 +18,34 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.metrics import elastic
-from ..drawing import Drawing
-from ..models import LatentModel
-from ..optim import RowAdam
-from ..storage import MappedTables
-from .blocks import EpochOrder, Residence
-from .capture import BatchStep, CapturedStep
-from .checkpoints import (
+from ...data.metrics import elastic
+from ...drawing import Drawing
+from ...models import LatentModel
+from ...optim import RowAdam
+from ...optim.shared_adam import SharedAdam, shared_adam
+from ...posteriors.tables import MappedTables
+from ..distributed.ranks import Alone
+from ..inputs.fingerprint import same
+from ..inputs.prepare import Inputs
+from ..inputs.sources import HostInputs
+from ..places.blocks import EpochOrder, Residence
+from ..places.staging import StagedStep, Staging
+from ..runs.checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointWarning,
     latest_epoch,
     save_checkpoint,
 )
-from .distributed import Alone
-from .fingerprint import same
+from ..runs.journal import Journal, discard
+from ..runs.metrics import append_metrics, rewrite_metrics
+from ..runs.state import State, name_of, row_adam
+from ..runs.structure import structure_of
+from .capture import BatchStep, CapturedStep
 from .history import Callback, History
-from .inputs import Inputs
 from .interrupts import Interrupted, Request
-from .journal import Journal, discard
-from .metrics import append_metrics, rewrite_metrics
 from .seeds import MODULES, NOISE, ORDER, stream
-from .shared_adam import SharedAdam, shared_adam
-from .sources import HostInputs
-from .staging import StagedStep, Staging
-from .state import State, name_of, row_adam
 from .step import DirectStep, NoRows, draws, make_step
-from .structure import structure_of
 
 # steps between two looks at the losses: reading one back synchronises a GPU
 _CHECK_EVERY = 64

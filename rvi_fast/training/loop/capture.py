@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..drawing import Drawing
-from ..optim import RowAdam
-from .inputs import Inputs
-from .sources import HostInputs
+from ...drawing import Drawing
+from ...optim import RowAdam
+from ..inputs.prepare import Inputs
+from ..inputs.sources import HostInputs
 from .step import Step
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rvi_fast._version import __version__
 
-from ..files import (
+from ...files import (
     CheckpointError,
     CheckpointWarning,
     StrPath,

@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import read_bytes, replacing, sync_directory
-from ..storage import InsufficientMemory, free_disk
+from ...files import read_bytes, replacing, sync_directory
+from ...memory.room import InsufficientMemory, free_disk
 from .checkpoints import CheckpointError, latest_epoch, load_checkpoint, remove_directory
 
 _PREFIX = "undo-"

@@ -1,0 +1,5 @@
+"""Laws of the data given what a decoder puts out."""
+
+from .gaussian import GaussianLikelihood
+
+__all__ = ["GaussianLikelihood"]

@@ -1,0 +1,1 @@
+"""What memory and disks have room for, and pages of files that are mapped into memory."""

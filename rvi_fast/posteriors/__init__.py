@@ -1,0 +1,6 @@
+"""Posteriors of the latents: owned by each datapoint, or computed by an encoder."""
+
+from .encoder import EncoderPosterior
+from .relay import RelayPosterior
+
+__all__ = ["EncoderPosterior", "RelayPosterior"]

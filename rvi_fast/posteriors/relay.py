@@ -1,0 +1,624 @@
+"""The posterior over latents that each datapoint owns."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from .. import _checks, reference
+from ..files import StrPath
+from ..functional import RelaySample, relay_sample
+from ..layout import FORMS, RowLayout
+from ..memory.room import check_memory
+from ..ops import check_rows_read
+from .tables import HOSTED, HostTables, MappedTables, Tables, open_tables
+
+# rows read at once when a whole table is asked for
+_CHUNK = 8192
+# rows drawn at once
+_DRAWN = 65536
+# within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
+# bring all up to date, as it does for readers of the parameter
+_as_they_are = torch._C.DisableTorchFunctionSubclass
+
+
+class _RowOptimizer(Protocol):
+    def before_read(self, index: Tensor | None) -> None: ...
+    def after_forward(self, index: Tensor) -> None: ...
+
+
+class RelayPosterior(nn.Module):
+    """q(z | x_i) = N(relay_i + e_i, exp(r_i)^2) for every datapoint i, without an encoder.
+
+        relay_i = sum_g sum_{k kept in g} a_ik R_k
+
+    Each datapoint owns one row: coefficients a for the relay vectors, a deviation e and a log
+    standard deviation r. The relay vectors R are shared, so that a gradient step for one datapoint
+    moves the others. Without groups there is no relay: the posterior of VAD.
+
+    Args:
+        num_data: N, datapoints.
+        latent_dim: T.
+        groups: K_g, relay vectors in each group.
+        top: coefficients kept in each group: a share in (0, 1], a count, or one of either per group.
+        form: "linear", "cluster" (one kept coefficient per group) or "mixture" (softmax over the
+            kept coefficients of a group).
+        sparse: the gradient of `rows` is a sparse tensor, as with `nn.Embedding(sparse=True)`: the
+            cost of a step does not grow with N. `optim.RowAdam` and `torch.optim.SparseAdam` take
+            it. Within `torch.compile` the gradient is dense all the same.
+        device: where the tables live.
+        dtype: dtype of the tables.
+        storage: "device": rows and moments in the memory of the device; "host": in that of the host;
+            else a directory, for tables larger than memory: they lie in files that are mapped, and
+            `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
+            (`reset_parameters` draws them anew); copies and pickles of it lie in memory. Damage of the
+            files is a `CheckpointError` of the method that reads it, not of `rows` itself. With "host"
+            or a directory the rows stay in host memory when the module is on a GPU or moved to one:
+            `fit` streams them through the GPU, other reads copy the rows they need.
+        shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
+            hold the rest; all if not given. What a row starts with does not depend on it.
+        generator: what first values are drawn from, on its own device; torch's default generator if
+            not given, so that `torch.manual_seed` holds. Nothing is drawn on the device "meta". Where
+            `storage` is a directory that holds the rows already, a generator that stands where it
+            stood when they were drawn is moved to where it stood afterwards; torch's own is not
+            set, so that as many numbers are drawn from it and thrown away, which takes as long as
+            filling the rows.
+
+    Attributes:
+        num_data: rows held here.
+        table_size: rows of the whole table; more than `num_data` in a shard.
+        rows: parameter [N, W], the packed rows (`layout` says where each part lies).
+        relays: parameter [K, T].
+        layout: the `RowLayout`.
+        first_row: number of the first row, 0 unless the rows are a part of a larger table, whose noise
+            they then draw: row i draws that of row `first_row + i`.
+        row_numbers: int64 [N] or None: the same for rows that lie in any order.
+
+    Note:
+        While a `RowAdam` in its dense mode drives the rows, rows that were not in recent batches
+        are brought up to date when they are read: by a method of this module, those that it names,
+        by any torch function on `rows`, all of them. Code that reads memory behind torch's back, and
+        functions compiled around `rows` itself, need `RowAdam.flush()` first.
+        Under `DistributedDataParallel`, which sums dense gradients alone here, the gradient of `rows`
+        is dense.
+
+    Source:
+        Paper sections 3 and 4; `rvi_fast.reference.relay_sample`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> posterior = rvi_fast.RelayPosterior(1000, 8, groups=(4, 6), top=0.5)
+        >>> z, kl = posterior(torch.tensor([3, 1, 4]))
+        >>> z.shape, kl.shape
+        (torch.Size([3, 8]), torch.Size([3]))
+        >>> (kl.mean() + z.square().mean()).backward()
+        >>> posterior.relays.grad.shape
+        torch.Size([10, 8])
+    """
+
+    rows: nn.Parameter
+    relays: nn.Parameter
+    first_row: int = 0
+    row_numbers: Tensor | None = None
+
+    def __init__(
+        self,
+        num_data: int,
+        latent_dim: int,
+        *,
+        groups: Sequence[int] = (25, 50, 100),
+        top: float | int | Sequence[float | int] = 0.5,
+        form: str = "linear",
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        storage: StrPath = "device",
+        shard: range | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.table_size = _checks.check_positive_int("num_data", num_data)
+        own = _check_shard(shard, num_data, storage)
+        self.sharded = shard is not None
+        self.first_row, self.num_data = own.start, len(own)
+        self.layout = RowLayout.resolve(latent_dim, groups, top, form)
+        self.sparse = sparse
+        self._row_optimizer: _RowOptimizer | None = None
+        # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
+        # for a place of every key of a state_dict
+        self.register_buffer("_extra_state", self.get_extra_state(), persistent=False)
+        entries = self.layout.num_relays * latent_dim
+        size = torch.empty(0, dtype=dtype, device="meta").element_size()
+        wanted = torch.get_default_device() if device is None else torch.device(device)
+        check_memory(wanted, "posterior.relays", entries * size, "lower groups or latent_dim")
+        self.relays = nn.Parameter(
+            torch.empty((self.layout.num_relays, latent_dim), device=device, dtype=dtype)
+        )
+        if not self.relays.is_floating_point():
+            raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
+        self.tables = tables = open_tables(storage, device)
+        shape, like = (self.num_data, self.layout.width), self.relays
+        place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
+        if isinstance(tables, MappedTables):
+            opened = tables.holds(self._description())
+            with tables.kept() if opened else contextlib.nullcontext():
+                self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, place))
+            before = None if generator is None else generator.get_state()
+            if not opened:
+                self._draw_rows(generator)
+                tables.finish(self._description(), before, generator)
+            elif generator is None:
+                # other threads draw from torch's as well: it can be drawn from, but not be set
+                self._draw_rows(None, keep=False)
+            else:
+                tables.skip_drawing(generator)
+            self._draw_relays(generator)
+        else:
+            check_memory(place, "posterior.rows", math.prod(shape) * like.element_size())
+            self.rows = nn.Parameter(torch.empty(shape, device=place, dtype=like.dtype))
+            self.reset_parameters(generator)
+
+    @property
+    def latent_dim(self) -> int:
+        """T."""
+        return self.layout.latent_dim
+
+    @property
+    def staged(self) -> bool:
+        """Whether the rows lie in host memory while all else is on a GPU."""
+        return self.tables.staged(self.relays.device)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2.
+
+        Args:
+            generator: what they are drawn from, torch's default generator if not given.
+        """
+        self._draw_rows(generator)
+        self._draw_relays(generator)
+
+    @torch.no_grad()
+    def _draw_rows(self, generator: torch.Generator | None, *, keep: bool = True) -> None:
+        """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
+        if self.rows.is_meta:  # holds no numbers
+            return
+        if keep:
+            self.tables.before_rewrite()
+        first, end = self.first_row, self.first_row + self.num_data
+        for start in range(0, self.table_size, _DRAWN):
+            stop = min(start + _DRAWN, self.table_size)
+            inside = keep and first <= start and stop <= end
+            # rows that others hold are drawn as well, or those here would depend on who holds them
+            shape = (stop - start, self.layout.width)
+            part = self.rows[start - first : stop - first] if inside else self.rows.new_empty(shape)
+            part.zero_()
+            for columns in (*self.layout.group_slices, self.layout.deviation_slice):
+                _draw_normal(part[:, columns], 0.01, generator)
+            part[:, self.layout.log_std_slice].fill_(-2.0)
+            begin, finish = max(start, first), min(stop, end)
+            if keep and begin < finish:
+                if not inside:
+                    self.rows[begin - first : finish - first] = part[begin - start : finish - start]
+                self.tables.release(begin - first, finish - first)
+
+    @torch.no_grad()
+    def _draw_relays(self, generator: torch.Generator | None) -> None:
+        _draw_normal(self.relays, 1.0, generator)
+
+    def _description(self) -> dict[str, Any]:
+        """What the files of a table must have been made for."""
+        layout = [int(number) for number in self.get_extra_state()]
+        return {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+
+    def forward(
+        self,
+        index: Tensor,
+        *,
+        num_samples: int | None = None,
+        noise: Tensor | None = None,
+        noise_index: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> RelaySample:
+        """Samples z and computes the KL divergence for the rows of a batch.
+
+        Args:
+            index: rows [B], int32 or int64.
+            num_samples: S; z is then [S, B, T].
+            noise: standard normal draws of z's shape, instead of drawn ones.
+            noise_index: row numbers [B] that key the noise, int32 or int64; those that `first_row` or
+                `row_numbers` say if not given.
+            seed: int64 [1] or an int, key of the noise: the same seed gives a row the same noise in
+                whatever batch. Drawn from `generator` if not given.
+            generator: source of the seed; torch's default generator if not given, as for torch's own
+                functions, so that `torch.manual_seed` holds.
+
+        Returns:
+            `RelaySample`: z [B, T] or [S, B, T], kl [B] in nats.
+
+        Raises:
+            IndexError: a row number outside [0, N).
+        """
+        _checks.check_index(index, self.relays.device)
+        self._before_read(index)
+        if noise_index is None:
+            noise_index = self.noise_index(index)
+        if noise_index is None and self.staged:
+            noise_index = index
+        if noise is not None:
+            seed = 0
+        elif seed is None:
+            seed = torch.randint(
+                2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
+            )
+        with _as_they_are():
+            rows, place = self._lent(index)
+            sample = relay_sample(
+                rows,
+                self.relays,
+                place,
+                seed,
+                layout=self.layout,
+                num_samples=num_samples,
+                noise=noise,
+                noise_index=noise_index,
+                sparse=self.sparse and not self.staged and not self._summed_by_ddp(),
+            )
+        if self._row_optimizer is not None:
+            self._row_optimizer.after_forward(index)
+        return sample
+
+    def noise_index(self, index: Tensor) -> Tensor | None:
+        """The row numbers that key the noise of rows `index`; None where they are `index` itself."""
+        if self.row_numbers is not None:
+            # what is out of range is for the op to report
+            return self.row_numbers[index.clamp(0, self.num_data - 1)]
+        return index.to(torch.int64) + self.first_row if self.first_row else None
+
+    def mean(
+        self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
+    ) -> Tensor:
+        """Posterior means [B, T] of rows `index`, or of all rows.
+
+        Args:
+            index: rows [B].
+            groups: use the first `groups` relay groups only (paper Figure 7).
+            deviation: false leaves e out.
+        """
+        num_groups = len(self.layout.groups)
+        if groups is not None and not 0 <= groups <= num_groups:
+            raise ValueError(f"groups: expected 0 to {num_groups}, got {groups!r}")
+        used = num_groups if groups is None else groups
+        relays: Tensor = self.relays
+        if used < num_groups:
+            first_unused = self.layout.relay_offsets[used]
+            relays = torch.cat((relays[:first_unused], torch.zeros_like(relays[first_unused:])))
+        return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
+
+    def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
+        with _as_they_are():
+            rows, index = self._lent(index)
+            if not deviation:
+                keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
+                keep[self.layout.deviation_slice] = False
+                rows = torch.where(keep, rows[index], 0.0)
+                index = torch.arange(len(index), device=rows.device)
+            zeros = rows.new_zeros((len(index), self.latent_dim))
+            sparse = self.sparse and deviation and not self.staged
+            sample = relay_sample(
+                rows, relays, index, layout=self.layout, noise=zeros, sparse=sparse
+            )
+        return sample.z
+
+    def std(self, index: Tensor | None = None) -> Tensor:
+        """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
+        limit = reference.LOG_STD_LIMIT
+        log_std = self._read(index, self.layout.log_std_slice)
+        return log_std.clamp(-limit, limit).exp()
+
+    def distribution(self, index: Tensor | None = None) -> Independent:
+        """The posteriors of rows `index`, or of all rows: batch shape [B], event shape [T]."""
+        return Independent(Normal(self.mean(index), self.std(index)), 1)
+
+    def coefficients(self, index: Tensor | None = None) -> Tensor:
+        """All relay coefficients [B, K] of rows `index`, or of all rows; kept or not."""
+        rows = self._read(index, slice(self.layout.deviation_offset))
+        parts = [rows[:, columns] for columns in self.layout.group_slices]
+        return torch.cat([*parts, rows[:, :0]], dim=-1)
+
+    def selected(self, index: Tensor | None = None) -> list[Tensor]:
+        """Which coefficients are kept: for each group int64 [B, m_g], ascending within the group."""
+        rows = self._read(index, slice(self.layout.deviation_offset)).detach()
+        return [
+            marks.nonzero()[:, 1].reshape(len(rows), kept)
+            for marks, kept in zip(
+                reference.selected(rows, self.layout), self.layout.kept, strict=True
+            )
+        ]
+
+    def mean_row(self) -> Tensor:
+        """The average of all packed rows [W]: where rows of new datapoints can start."""
+        self._bring_up_to_date(None)
+        rows, device = self.rows.detach(), self.relays.device
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+        for start in range(0, len(rows), _DRAWN):
+            self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
+            part = rows[start : start + _DRAWN].to(device)
+            total += part.sum(0, dtype=torch.float64)
+            self.tables.release(start, start + len(part))
+        return (total / len(rows)).to(rows.dtype)
+
+    def for_new_data(
+        self, num_data: int, *, generator: torch.Generator | None = None
+    ) -> RelayPosterior:
+        """A posterior for new datapoints: fresh rows and a frozen copy of the relays.
+
+        Args:
+            num_data: their number.
+            generator: what the rows are drawn from, torch's default generator if not given.
+
+        Source: paper section 4.
+        """
+        _checks.check_positive_int("num_data", num_data)
+        layout, relays = self.layout, self.relays
+        place = torch.device("cpu") if self.staged else relays.device
+        size = num_data * layout.width * self.rows.element_size()
+        check_memory(place, "posterior.rows", size)
+        rows = torch.empty((num_data, layout.width), dtype=self.rows.dtype, device=place)
+        posterior = RelayPosterior.from_rows(
+            rows, relays.detach().clone(), layout, sparse=self.sparse
+        )
+        if self.staged:  # there as here
+            posterior.tables = HostTables()
+        posterior._draw_rows(generator)
+        return posterior
+
+    @classmethod
+    def from_rows(
+        cls, rows: Tensor, relays: Tensor, layout: RowLayout, *, sparse: bool = False
+    ) -> RelayPosterior:
+        """A posterior around packed rows that are there: nothing is drawn, nothing is copied.
+
+        Args:
+            rows: [N, W], laid out by `layout`: the whole of a table, whose memory is used as it is. A
+                parameter stays the same parameter, a tensor becomes one. They may lie in host memory
+                where the relays are on a GPU, as with `storage="host"`.
+            relays: [K, T] in the dtype of `rows`. A parameter stays the same parameter; a tensor becomes
+                one that is frozen.
+            layout: where the parts of a row lie.
+            sparse: as in `RelayPosterior`.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or devices that do not fit.
+
+        Example:
+            >>> import torch, rvi_fast
+            >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=())
+            >>> rows = torch.zeros(5, layout.width)
+            >>> posterior = rvi_fast.RelayPosterior.from_rows(rows, torch.zeros(0, 2), layout)
+            >>> posterior.num_data, posterior.std().shape
+            (5, torch.Size([5, 2]))
+        """
+        _check_rows_and_relays(rows, relays, layout)
+        posterior = cls.__new__(cls)
+        nn.Module.__init__(posterior)
+        posterior.layout, posterior.sparse = layout, sparse
+        posterior._hold(rows, relays)
+        return posterior
+
+    def over(self, rows: Tensor) -> RelayPosterior:
+        """This posterior, hooks and all, over other packed rows [n, W] where the relays are.
+
+        The relays are the same parameter, and the memory of `rows` is used as it is. Who writes to
+        `rows` itself says that no backward to come needs what was there.
+        """
+        # `copy.copy` would bring all rows up to date
+        posterior = object.__new__(type(self))
+        posterior.__dict__.update(self.__dict__)
+        # .data: what is written to `rows` itself between a forward and its backward are other rows
+        own = nn.Parameter(rows.data, requires_grad=self.rows.requires_grad)
+        posterior._hold(own, self.relays)
+        return posterior
+
+    def _hold(self, rows: Tensor, relays: Tensor) -> None:
+        """Takes these rows for all of a table of this posterior's own."""
+        if not isinstance(relays, nn.Parameter):
+            relays = nn.Parameter(relays, requires_grad=False)
+        if not isinstance(rows, nn.Parameter):
+            rows = nn.Parameter(rows)
+        self._parameters = {**self._parameters, "relays": relays, "rows": rows}
+        self.num_data = self.table_size = len(rows)
+        self.tables = Tables() if rows.device == relays.device else HostTables()
+        self.sharded = False
+        self.first_row, self.row_numbers = 0, None
+        self._row_optimizer = None
+
+    def extra_repr(self) -> str:
+        layout = self.layout
+        text = f"num_data={self.num_data}, latent_dim={layout.latent_dim}, groups={layout.groups}"
+        if layout.groups:
+            text += f", kept={layout.kept}, form={layout.form!r}"
+        if self.num_data < self.table_size:
+            text += f", first_row={self.first_row}, table_size={self.table_size}"
+        return text + (", sparse=True" if self.sparse else "")
+
+    def _read(self, index: Tensor | None, columns: slice) -> Tensor:
+        """Some columns of rows `index`, or of all rows, where the relays are."""
+        if index is not None:
+            self._check_rows(index)
+        self._before_read(index)
+        with _as_they_are():
+            rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
+            return rows[:, columns].to(self.relays.device)
+
+    def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """A table where the relays are, and where in it rows `index` lie."""
+        if not self.staged:
+            return self.rows, index
+        _checks.check_row_numbers(index, self.num_data)
+        rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
+        return rows.to(index.device), torch.arange(len(index), device=index.device)
+
+    def _summed_by_ddp(self) -> bool:
+        """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
+        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
+
+    def _check_rows(self, index: Tensor) -> None:
+        _checks.check_index(index, self.relays.device)
+        if not torch.compiler.is_compiling():
+            _checks.check_row_numbers(index, self.num_data)
+
+    def _parts(self, index: Tensor | None) -> Iterator[Tensor]:
+        if index is not None:
+            self._check_rows(index)
+            self._before_read(index)
+            yield index
+            return
+        self._bring_up_to_date(None)
+        for start in range(0, self.num_data, _CHUNK):
+            end = min(start + _CHUNK, self.num_data)
+            self.tables.before_rows(start, end)
+            yield torch.arange(start, end, device=self.relays.device)
+            self.tables.release(start, end)
+
+    def _before_read(self, index: Tensor | None) -> None:
+        self._bring_up_to_date(index)
+        self.tables.before_read(index)
+
+    def _bring_up_to_date(self, index: Tensor | None) -> None:
+        if self._row_optimizer is not None:
+            self._row_optimizer.before_read(index)
+        else:
+            self.tables.notice_writes()
+        if index is None:
+            check_rows_read(self.relays.device)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
+        # moved or converted rows can no longer be caught up: the moments stay where they are
+        self._bring_up_to_date(None)
+        if not isinstance(self.tables, HostTables):
+            return super()._apply(*args, **kwargs)
+        rows, moved = self.rows, args[0](self.rows.detach()[:0])
+        mapped = isinstance(self.tables, MappedTables)
+        if (mapped and moved.dtype != rows.dtype) or moved.device.type not in HOSTED:
+            raise ValueError(
+                f"storage: the rows stay {rows.dtype} on {rows.device}"
+                f"{', where their files are' if mapped else ''}; asked for {moved.dtype} on "
+                f"{moved.device}"
+            )
+        del self._parameters["rows"]
+        try:
+            super()._apply(*args, **kwargs)
+        finally:
+            self._parameters["rows"] = rows
+        if moved.dtype != rows.dtype:
+            rows.data = rows.data.to(moved.dtype)
+        return self
+
+    # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._before_read(None)
+        # a copy has its rows in memory
+        tables = HostTables() if isinstance(self.tables, HostTables) else self.tables
+        return {**self.__dict__, "_row_optimizer": None, "tables": tables}
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._before_read(None)
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def get_extra_state(self) -> Tensor:
+        """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
+        layout = self.layout
+        return torch.tensor(
+            [layout.latent_dim, FORMS.index(layout.form), *layout.groups, *layout.kept]
+        )
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compared with the layout before anything is loaded, see `_load_from_state_dict`."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._bring_up_to_date(None)
+        rows = state_dict.get(prefix + "rows")
+        layout = state_dict.get(prefix + "_extra_state")
+        errors = []
+        if layout is not None and layout.tolist() != self.get_extra_state().tolist():
+            errors.append(
+                f"{prefix}layout: the checkpoint's [T, form, K_g..., m_g...] is "
+                f"{layout.tolist()}, the module's is {self.get_extra_state().tolist()}"
+            )
+        if rows is not None and len(rows) != self.num_data:
+            errors.append(
+                f"{prefix}rows: the checkpoint has {len(rows)} rows, the module has {self.num_data}"
+            )
+        if errors:
+            error_msgs += errors
+            return
+        if rows is not None:
+            self.tables.before_rewrite()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:
+    """Fills a tensor from N(0, std^2), drawn on the generator's device."""
+    if values.is_meta:
+        return
+    if generator is None or generator.device.type == values.device.type:
+        values.normal_(std=std, generator=generator)
+        return
+    drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
+    values.copy_(drawn.normal_(std=std, generator=generator))
+
+
+def _check_rows_and_relays(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
+    if not isinstance(layout, RowLayout):
+        raise TypeError(f"layout: expected a RowLayout, got {type(layout).__name__}")
+    if not _checks.check_tensor("rows", rows).is_floating_point():
+        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] != layout.width:
+        raise ValueError(
+            f"rows: expected shape [N, {layout.width}] with N >= 1, got {_checks.shape_of(rows)}"
+        )
+    shape = (layout.num_relays, layout.latent_dim)
+    _checks.check_shape("relays", _checks.check_tensor("relays", relays), shape)
+    if relays.dtype != rows.dtype:
+        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
+    hosted = rows.device.type == "cpu" and relays.device.type in HOSTED
+    if rows.device != relays.device and not hosted:
+        raise ValueError(
+            f"rows: expected a tensor on {relays.device} or cpu, got one on {rows.device}"
+        )
+
+
+def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
+    if shard is None:
+        return range(num_data)
+    if not isinstance(shard, range):
+        raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
+    if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
+        raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
+    if storage not in ("device", "host"):
+        raise ValueError(
+            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
+        )
+    return shard

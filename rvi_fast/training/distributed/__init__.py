@@ -1,0 +1,36 @@
+"""Training by several processes, on one machine or many: `torchrun --nproc-per-node=8 train.py`.
+
+    device = distributed.init()
+    x = np.load("table.npy", mmap_mode="r")
+    model = rvi_fast.models.rvi(*x.shape, shard=distributed.rows_of_rank(len(x)))
+    rvi_fast.fit(model, x, run_dir="runs/table", device=device, resume=True)
+    distributed.leave()
+
+Every process owns some rows: their posteriors, their moments, their data. Rows are never sent
+anywhere. Relays, decoder and scale are the same in all processes, and in each step one sum over all
+processes, of one buffer, makes their gradients the same. An epoch's order is that of a single process,
+so that W processes do what one does with the same batch size, to rounding: each takes the rows of a
+batch that it owns, be they none. Only a decoder that looks at its batch as a whole, or draws random
+numbers of its own, sees the difference; and bfloat16 moments are rounded with other random bits. Steps
+are not captured in CUDA graphs.
+
+The first process shows progress, writes metrics and calls callbacks. A process that dies or hangs ends
+all others within the timeout of `init`; started again with `resume=True` they go on from the last
+checkpoint, in whatever number. `infer` and `impute` work on the rows that each process passes them.
+
+In a loop of your own the rows must stay out of what synchronises gradients: wrap the decoder in
+`DistributedDataParallel`, or tell it of the rows with `leave_rows`.
+"""
+
+from .launch import RankError, first, init, launched, leave, leave_rows, rows_of_rank, total
+
+__all__ = [
+    "RankError",
+    "first",
+    "init",
+    "launched",
+    "leave",
+    "leave_rows",
+    "rows_of_rank",
+    "total",
+]

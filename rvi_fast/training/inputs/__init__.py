@@ -1,0 +1,1 @@
+"""Data on their way to a step: checked, read where they lie, known again."""

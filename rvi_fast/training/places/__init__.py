@@ -1,0 +1,1 @@
+"""Where the rows of a posterior lie while an epoch runs."""
