@@ -12,6 +12,7 @@ from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from ..optim import MODES
+from ..training.settings import Settings
 from . import apply, pages
 from .train import train_model
 
@@ -53,27 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
         default="rvi",
         help="rvi: relays shared by all rows; vad: none; vae: an encoder (default: rvi)",
     )
-    train.add_argument(
-        "--epochs", type=int, default=250, help="passes over the data (default: 250)"
-    )
-    train.add_argument("--batch-size", type=int, default=256, help="rows per step (default: 256)")
-    train.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
-    train.add_argument(
-        "--posterior-lr",
-        type=float,
-        help="learning rate of the posteriors and relays (default: that of --lr)",
-    )
-    train.add_argument(
-        "--kl-weight", type=float, default=1.0, help="factor of the KL divergence (default: 1)"
-    )
-    train.add_argument(
-        "--optimizer",
-        choices=MODES,
-        default="dense",
-        help="what happens to rows "
-        "outside the batch: dense equals torch's Adam on all rows, lazy leaves them "
-        "alone, row corrects by each row's own visits (default: dense)",
-    )
+    for name in ("epochs", "batch_size", "lr", "posterior_lr", "kl_weight", "optimizer"):
+        _add_setting(train, name)
     train.add_argument(
         "--moments",
         choices=("float32", "bfloat16"),
@@ -127,13 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
         "its last checkpoint; the other options must be as before",
     )
 
-    train.add_argument(
-        "--checkpoint-every",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="time between checkpoints, which follow an epoch; 0: after each (default: 30)",
-    )
+    _add_setting(train, "checkpoint_every", metavar="SECONDS")
     train.add_argument(
         "--timeout",
         type=float,
@@ -330,7 +306,22 @@ def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         metavar="COUNT",
         help="hide this many boxes of 4x4 pixels from each image, beside --missing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    _add_setting(parser, "seed")
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """An option that is an argument of `fit`: type, default and help are those of `Settings`."""
+    kind, default, text = Settings.option(name)
+    if name == "optimizer":
+        options["choices"] = MODES
+    shown = "that of --lr" if default is None else default if kind is str else f"{default:g}"
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        help=f"{text} (default: {shown})",
+        **options,
+    )
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

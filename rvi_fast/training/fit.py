@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from .. import _checks
 from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..models import LatentModel
-from ..optim import MODES
 from ..posteriors.encoder import EncoderPosterior
 from ..posteriors.tables import MappedTables
 from ..scaler import Scaler
@@ -26,7 +26,7 @@ from .inputs.prepare import inputs_of, open_source
 from .inputs.sources import Opened, moments_of
 from .loop.history import Callback, History
 from .loop.interrupts import deferred
-from .loop.run import KLWeight, Run, device_of
+from .loop.run import Run, device_of
 from .loop.threads import one_thread_where_small
 from .places.blocks import default_block_rows, row_bytes
 from .runs.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
@@ -34,7 +34,8 @@ from .runs.described import build_described
 from .runs.directory import RunDirectory
 from .runs.export import load_export
 from .runs.journal import Journal
-from .runs.state import lags, name_of, restore_lagging, row_adam
+from .runs.state import lags, restore_lagging, row_adam
+from .settings import KLWeight, Settings
 
 
 class EarlyStopping:
@@ -68,24 +69,24 @@ def fit(
     x: Any,
     *,
     mask: Any = None,
-    standardize: bool = True,
-    epochs: int = 250,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    posterior_lr: float | None = None,
-    optimizer: str = "dense",
-    kl_weight: KLWeight = 1.0,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    eval_every: int = 1,
-    callbacks: Sequence[Callback] = (),
-    run_dir: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 30.0,
-    capture: bool = True,
-    block_rows: int | None = None,
-    moment_dtype: torch.dtype | None = None,
+    standardize: bool = Settings.standardize,
+    epochs: int = Settings.epochs,
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    posterior_lr: float | None = Settings.posterior_lr,
+    optimizer: str = Settings.optimizer,
+    kl_weight: KLWeight = Settings.kl_weight,
+    seed: int = Settings.seed,
+    device: torch.device | str | None = Settings.device,
+    progress: bool = Settings.progress,
+    eval_every: int = Settings.eval_every,
+    callbacks: Sequence[Callback] = Settings.callbacks,
+    run_dir: str | os.PathLike[str] | None = Settings.run_dir,
+    resume: bool = Settings.resume,
+    checkpoint_every: float = Settings.checkpoint_every,
+    capture: bool = Settings.capture,
+    block_rows: int | None = Settings.block_rows,
+    moment_dtype: torch.dtype | None = Settings.moment_dtype,
 ) -> History:
     """Trains a model on all rows of x.
 
@@ -169,31 +170,33 @@ def fit(
             last one cannot be written; the model is trained all the same then.
         KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
     """
-    epochs = _checks.check_positive_int("epochs", epochs)
-    batch_size = _checks.check_positive_int("batch_size", batch_size)
-    lr = _checks.check_positive_float("lr", lr)
-    standardize = _checks.check_bool("standardize", standardize)
-    resume = _checks.check_bool("resume", resume)
-    if optimizer not in MODES:
-        raise ValueError(f"optimizer: expected one of {', '.join(MODES)}, got {optimizer!r}")
-    if not callable(kl_weight):
-        kl_weight = _checks.check_non_negative("kl_weight", kl_weight)
-    eval_every = _checks.check_count("eval_every", eval_every)
-    if eval_every and not callable(getattr(model.likelihood, "mean", None)):
+    settings = Settings(
+        standardize=standardize,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        posterior_lr=posterior_lr,
+        optimizer=optimizer,
+        kl_weight=kl_weight,
+        seed=seed,
+        device=device,
+        progress=progress,
+        eval_every=eval_every,
+        callbacks=callbacks,
+        run_dir=run_dir,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        capture=capture,
+        block_rows=block_rows,
+        moment_dtype=moment_dtype,
+    )
+    if settings.eval_every and not callable(getattr(model.likelihood, "mean", None)):
         raise ValueError(
             f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
-            f"mean(outputs), got {eval_every}"
+            f"mean(outputs), got {settings.eval_every}"
         )
-    checkpoint_every = _checks.check_non_negative("checkpoint_every", checkpoint_every)
-    posterior_lr = lr if posterior_lr is None else posterior_lr
-    posterior_lr = _checks.check_positive_float("posterior_lr", posterior_lr)
-    seed = _checks.check_seed(seed)
-    if resume and run_dir is None:
-        raise ValueError("run_dir: expected a directory to resume from, got None")
-    if block_rows is not None:
-        block_rows = _checks.check_positive_int("block_rows", block_rows)
-        if model.amortized:
-            raise ValueError("block_rows: expected None for an encoder, which has no rows")
+    if settings.block_rows is not None and model.amortized:
+        raise ValueError("block_rows: expected None for an encoder, which has no rows")
     if device is not None:
         model.to(device)
     tables = moments = None
@@ -201,47 +204,42 @@ def fit(
         rows, tables = model.posterior.rows, model.posterior.tables
         moments = _checks.check_moment_dtype(moment_dtype, rows.dtype)
         in_blocks = isinstance(tables, MappedTables) or model.posterior.staged
-        if block_rows is None and in_blocks:
-            block_rows = default_block_rows(row_bytes(rows.shape[1], rows.dtype, moments))
+        if settings.block_rows is None and in_blocks:
+            default = default_block_rows(row_bytes(rows.shape[1], rows.dtype, moments))
+            settings = replace(settings, block_rows=default)
+        settings = replace(settings, moment_dtype=moments)
     elif moment_dtype is not None:
         raise ValueError("moment_dtype: expected None for an encoder, which has no rows")
     ranks = ranks_of(model)
     if not ranks.alone and moments is not None and model.posterior.staged:
         raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
-    if not ranks.alone and block_rows is not None:
-        raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
+    if not ranks.alone and settings.block_rows is not None:
+        raise ValueError(f"block_rows: expected None for a shard, got {settings.block_rows}")
     source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
-    standardize = standardize and not source.pixels()
-    _check_standardize(model, standardize, pixels=source.pixels())
+    settings = replace(settings, standardize=settings.standardize and not source.pixels())
+    _check_standardize(model, settings.standardize, pixels=source.pixels())
+    batch_size = settings.batch_size
     if min(batch_size, ranks.num_data) == 1 or ranks.num_data % batch_size == 1:
         _check_batch_of_one(model, ranks.num_data, batch_size)
-    settings = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "posterior_lr": posterior_lr,
-        "optimizer": optimizer,
-        "kl_weight": "function" if callable(kl_weight) else kl_weight,
-        "seed": seed,
-        "eval_every": eval_every,
-        "block_rows": block_rows,
-        "moment_dtype": None if moments is None else name_of(moments),
-        "standardize": standardize,
-        "data": "",
+    called = {
+        **settings.kept(),
+        "epochs": settings.epochs,
+        "resume": settings.resume,
+        "run_dir given": settings.run_dir is not None,
     }
-    called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
     ranks.begin(model, source.kind(next(model.posterior.parameters()).dtype), called)
-    directory = None if run_dir is None else Path(run_dir)
+    directory = settings.directory
     own = fingerprint(
         *ranks.own(x, mask), model.num_features, getattr(model.posterior, "first_row", 0)
     )
-    settings["data"] = ranks.added(own)
+    data = ranks.added(own)
     with contextlib.ExitStack() as stack:
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())
         unbegun.callback(setattr, model, "scaler", model.scaler)
-        if standardize:
-            _set_scale(model, source, ranks, directory if resume else None)
-        inputs = inputs_of(model, source, checked=standardize)
+        if settings.standardize:
+            _set_scale(model, source, ranks, directory if settings.resume else None)
+        inputs = inputs_of(model, source, checked=settings.standardize)
 
         def hold() -> None:
             if directory is not None:
@@ -255,14 +253,12 @@ def fit(
             directory is None or directory.resolve() != tables.directory.resolve()
         ):  # two runs must not share them
             stack.enter_context(RunDirectory(tables.directory))
-        run = Run(
-            model, inputs, ranks, settings, kl_weight, directory, checkpoint_every, capture, resume
-        )
+        run = Run(model, inputs, ranks, settings, data)
         stack.callback(run.detach)
-        run.start(epochs)
+        run.start()
         model.trained_on = own
         unbegun.pop_all()
-        run.train(epochs, eval_every, callbacks, progress, stack.enter_context(deferred()))
+        run.train(stack.enter_context(deferred()))
         return run.history
 
 
@@ -285,7 +281,7 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     for part in ("model", "optimizer"):
         if part not in checkpoint.tensors:
             raise CheckpointError(checkpoint.path, f"holds no {part}")
-    settings = checkpoint.metadata.get("settings", {})
+    kept = checkpoint.metadata.get("settings", {})
     config = checkpoint.metadata.get("config")
     if config is None:
         raise ValueError(
@@ -305,13 +301,15 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             stack.enter_context(tables.kept())
         model.load_state_dict(tensors, strict=not isinstance(tables, MappedTables))
         if lags(checkpoint):
+            settings = Settings.of_rows(kept)
             rows = row_adam(model.posterior, settings)
             if isinstance(tables, MappedTables):
-                journal = Journal(tables.directory, rows.raw_tables(), settings["block_rows"])
+                assert settings.block_rows is not None
+                journal = Journal(tables.directory, rows.raw_tables(), settings.block_rows)
             restore_lagging(rows, journal, checkpoint)
             rows.before_write = None if journal is None else journal.before_write
             rows.detach()
-    data = settings.get("data")
+    data = kept.get("data")
     # 0.1.0 knew another fingerprint, of the model's numbers
     model.trained_on = data if isinstance(data, dict) else None
     return model.eval()

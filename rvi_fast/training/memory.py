@@ -13,6 +13,7 @@ from ..files import StrPath
 from ..layout import RowLayout
 from .inputs import sources
 from .places.blocks import blocks_resident, default_block_rows, row_bytes
+from .settings import Settings
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
@@ -64,7 +65,7 @@ def estimate_memory(
     latent_dim: int = 64,
     groups: Sequence[int] = (25, 50, 100),
     hidden: Sequence[int] = (64, 64),
-    batch_size: int = 256,
+    batch_size: int = Settings.batch_size,
     storage: StrPath = "device",
     block_rows: int | None = None,
     dtype: torch.dtype = torch.float32,

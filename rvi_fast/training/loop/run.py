@@ -7,7 +7,7 @@ import secrets
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from ...optim import RowAdam
 from ...optim.shared_adam import SharedAdam, shared_adam
 from ...posteriors.tables import MappedTables
 from ..distributed.ranks import Alone
-from ..inputs.fingerprint import same
+from ..inputs.fingerprint import Fingerprint, same
 from ..inputs.prepare import Inputs
 from ..inputs.sources import HostInputs
 from ..places.blocks import EpochOrder, Residence
@@ -39,10 +39,11 @@ from ..runs.checkpoints import (
 )
 from ..runs.journal import Journal, discard
 from ..runs.metrics import append_metrics, rewrite_metrics
-from ..runs.state import State, name_of, row_adam
+from ..runs.state import State, row_adam
 from ..runs.structure import structure_of
+from ..settings import Settings, name_of
 from .capture import BatchStep, CapturedStep
-from .history import Callback, History
+from .history import History
 from .interrupts import Interrupted, Request
 from .seeds import MODULES, NOISE, ORDER, stream
 from .step import DirectStep, NoRows, draws, make_step
@@ -51,8 +52,6 @@ from .step import DirectStep, NoRows, draws, make_step
 _CHECK_EVERY = 64
 # rows reconstructed at once in an evaluation
 _CHUNK = 4096
-
-KLWeight = float | Callable[[int], float]
 
 
 def device_of(model: LatentModel) -> torch.device:
@@ -79,19 +78,16 @@ class Run:
         model: LatentModel,
         inputs: Inputs | HostInputs,
         ranks: Alone,
-        settings: dict[str, Any],
-        kl_weight: KLWeight,
-        run_dir: Path | None,
-        checkpoint_every: float,
-        capture: bool,
-        resume: bool,
+        settings: Settings,
+        data: Fingerprint,
     ) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
+        # of what all those who train have
+        self.data = data
         # those who train the rows, and how many rows they all have
         self.ranks, self.num_data = ranks, ranks.num_data
-        self.steps_per_epoch = -(-self.num_data // settings["batch_size"])
-        self.kl_weight = kl_weight
-        self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
+        self.steps_per_epoch = -(-self.num_data // settings.batch_size)
+        self.run_dir = settings.directory
         self.history = History()
         self.stopped = False
         self.last_checkpoint: Path | None = None
@@ -101,20 +97,20 @@ class Run:
         self.partial: Partial | None = None
         self.metrics_lack = False
         # rows in a block where the epochs go block by block
-        self.block_rows: int | None = settings["block_rows"]
+        self.block_rows: int | None = settings.block_rows
         self.rows: RowAdam | NoRows = NoRows()
         self.journal: Journal | None = None
         # what to go on from; read before the tables of another run are opened
-        self.found = self._found(resume)
+        self.found = self._found()
         # the optimisers let go of the model in it, those made last first
         self._optimizers = contextlib.ExitStack()
         try:
-            self._set_up(capture)
+            self._set_up()
         except BaseException:
             self.detach()
             raise
 
-    def _set_up(self, capture: bool) -> None:
+    def _set_up(self) -> None:
         """Makes the optimisers, and the step they take."""
         model, inputs, settings, ranks = self.model, self.inputs, self.settings, self.ranks
         if not model.amortized:
@@ -129,8 +125,8 @@ class Run:
         ]
         self.shared = shared_adam(
             [
-                {"params": inference, "lr": settings["posterior_lr"]},
-                {"params": others, "lr": settings["lr"]},
+                {"params": inference, "lr": settings.inference_lr},
+                {"params": others, "lr": settings.lr},
             ]
         )
         if isinstance(self.shared, SharedAdam):
@@ -141,9 +137,9 @@ class Run:
         self.staging: Staging | None = None
         if isinstance(self.rows, RowAdam) and model.posterior.staged:
             assert self.block_rows is not None
-            self.staging = Staging(model, self.rows, self.block_rows, settings["batch_size"])
+            self.staging = Staging(model, self.rows, self.block_rows, settings.batch_size)
         stepped = model if self.staging is None else self.staging.model
-        self.drawing = Drawing(settings["seed"])
+        self.drawing = Drawing(settings.seed)
         step = make_step(stepped, self.rows, self.shared, self.drawing)
         self.step: BatchStep | CapturedStep = BatchStep(
             step if self.staging is None else StagedStep(self.staging, step),
@@ -152,7 +148,7 @@ class Run:
             next(model.posterior.parameters()).dtype,
         )
         if (
-            capture
+            settings.capture
             and ranks.alone  # a graph cannot hold the exchange between processes
             and isinstance(inputs, Inputs)
             and device_of(model).type == "cuda"
@@ -181,19 +177,19 @@ class Run:
         """The model is the user's again, up to date and without optimisers."""
         self._optimizers.close()
 
-    def _found(self, resume: bool) -> Checkpoint | None:
+    def _found(self) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
         if (run_dir := self.run_dir) is None:
             return None
         epoch = self.ranks.first(lambda: latest_epoch(run_dir))
         if epoch is None:
-            if resume and self.model.trained_on is not None:
+            if self.settings.resume and self.model.trained_on is not None:
                 raise ValueError(
                     f"resume: expected a checkpoint in {self.run_dir}, or a model as it was made, got "
                     "one that has been trained; make it anew, or train it further with resume=False"
                 )
             return None
-        if not resume:
+        if not self.settings.resume:
             raise ValueError(
                 f"run_dir: {self.run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
             )
@@ -210,11 +206,7 @@ class Run:
         stored: dict[str, Any] = older
         stored |= checkpoint.metadata.get("settings", {})
         self._check_data(checkpoint, stored.get("data"))
-        for name, value in self.settings.items():
-            if name != "data" and stored.get(name) != value:
-                raise ValueError(
-                    f"{name}: expected {stored.get(name)!r} as in {checkpoint.path}, got {value!r}"
-                )
+        self.settings.check_same(stored, checkpoint.path)
         return checkpoint
 
     def _check_data(self, checkpoint: Checkpoint, stored: Any) -> None:
@@ -222,19 +214,20 @@ class Run:
         if isinstance(stored, str):
             alike = stored == self.ranks.fingerprint(self.inputs)
         else:
-            alike = isinstance(stored, dict) and same(stored, self.settings["data"])
+            alike = isinstance(stored, dict) and same(stored, self.data)
         if not alike:
             raise ValueError(
                 f"data: expected those of {checkpoint.path}, row for row in the same order and with the "
                 "same entries observed, got others"
             )
 
-    def start(self, epochs: int) -> None:
+    def start(self) -> None:
         """Goes on from the last checkpoint if there is one."""
         if self.run_dir is None:
             return
-        if callable(self.kl_weight):
-            self.kl_weights = [float(self.kl_weight(epoch)) for epoch in range(epochs)]
+        if callable(self.settings.kl_weight):
+            epochs = range(self.settings.epochs)
+            self.kl_weights = [float(self.settings.kl_weight_in(epoch)) for epoch in epochs]
         if self.found is not None:
             self._restore(self.found)
             self.found = None
@@ -248,20 +241,14 @@ class Run:
         if self.journal is not None and isinstance(self.rows, RowAdam):
             self.rows.before_write = self.journal.before_write
 
-    def train(
-        self,
-        epochs: int,
-        eval_every: int,
-        callbacks: Sequence[Callback],
-        progress: bool,
-        request: Request,
-    ) -> None:
+    def train(self, request: Request) -> None:
         """The epochs that are left, unless a callback or a signal ends them."""
+        epochs, eval_every = self.settings.epochs, self.settings.eval_every
         first, saved_at = self.history.epochs, time.monotonic()
         if self.stopped or first >= epochs:
             return
         steps = self.steps_per_epoch
-        quiet = not (progress and self.ranks.leads)
+        quiet = not (self.settings.progress and self.ranks.leads)
         done = first * steps + (0 if self.partial is None else self.partial.steps)
         bar = tqdm(total=epochs * steps, initial=done, unit="step", disable=quiet)
         with bar:
@@ -280,7 +267,7 @@ class Run:
                 record = self.history.records()[-1]
                 bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
 
-                finish = partial(self._finish_epoch, callbacks, started, saved_at)
+                finish = partial(self._finish_epoch, started, saved_at)
                 self.stopped, due = self.ranks.first(finish)
                 last = self.stopped or epoch + 1 == epochs
                 if self.ranks.any(request.signum is not None):
@@ -309,17 +296,15 @@ class Run:
             signum, f"{text}; resume=True (--resume) goes on from {self.last_checkpoint}"
         )
 
-    def _finish_epoch(
-        self, callbacks: Sequence[Callback], started: float, saved_at: float
-    ) -> tuple[bool, bool]:
+    def _finish_epoch(self, started: float, saved_at: float) -> tuple[bool, bool]:
         """Calls callbacks and writes metrics; whether to stop, and whether a checkpoint is due."""
         stopped = self.stopped
-        for callback in callbacks:
+        for callback in self.settings.callbacks:
             stopped = bool(callback(self.model, self.history)) or stopped
         if self.run_dir is not None:
             seconds = round(time.monotonic() - started, 3)
             self._write_metrics(self.run_dir, {**self.history.records()[-1], "seconds": seconds})
-        return stopped, time.monotonic() - saved_at >= self.checkpoint_every
+        return stopped, time.monotonic() - saved_at >= self.settings.checkpoint_every
 
     def _write_metrics(self, run_dir: Path, record: dict[str, float] | None = None) -> None:
         """Appends a record, or writes them all: none is given, or some are not there."""
@@ -337,16 +322,14 @@ class Run:
 
     def _train_epoch(self, epoch: int, bar: Any, request: Request) -> bool:
         """Trains an epoch to its end, or to where a signal has asked for the end: false then."""
-        device, seed = device_of(self.model), self.settings["seed"]
+        device, seed = device_of(self.model), self.settings.seed
         self.model.train()
         self.drawing.reseed(stream(seed, MODULES, epoch, *self.ranks.counters))
         generator = torch.Generator(device).manual_seed(stream(seed, ORDER, epoch))
-        num_data, size = self.num_data, self.settings["batch_size"]
+        num_data, size = self.num_data, self.settings.batch_size
         order = EpochOrder(num_data, self.block_rows or num_data, generator)
         self.step.seed.fill_(stream(seed, NOISE, epoch))
-        self.step.kl_weight.fill_(
-            self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
-        )
+        self.step.kl_weight.fill_(self.settings.kl_weight_in(epoch))
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         # sums over all processes of steps whose group is not complete
         pending = torch.zeros((0, 3), dtype=torch.float64, device=device)
@@ -545,7 +528,7 @@ class Run:
         assert self.run_dir is not None
         metadata: dict[str, Any] = {
             "config": self.model.config,
-            "settings": self.settings,
+            "settings": {**self.settings.kept(), "data": self.data},
             "history": dict(self.history),
             "stopped": self.stopped,
             "scale": None

@@ -12,6 +12,7 @@ from ...models import LatentModel
 from ...optim import MAX_STEPS, RowAdam
 from ...posteriors.relay import RelayPosterior
 from ...posteriors.tables import MappedTables, Tables
+from ..settings import Settings
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal
 from ..loop.step import NoRows
@@ -104,19 +105,13 @@ def lags(checkpoint: Checkpoint) -> bool:
     return any(name.startswith("raw.") for name in checkpoint.tensors["optimizer"])
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype as settings hold it."""
-    return str(dtype).removeprefix("torch.")
-
-
-def row_adam(posterior: RelayPosterior, settings: dict[str, Any]) -> RowAdam:
-    """The optimiser of the rows that the settings of a run name."""
-    narrow = settings.get("moment_dtype") == name_of(torch.bfloat16)
+def row_adam(posterior: RelayPosterior, settings: Settings) -> RowAdam:
+    """The optimiser of the rows that the settings of a run ask for."""
     return RowAdam(
         posterior,
-        lr=settings["posterior_lr"],
-        mode=settings["optimizer"],
-        moment_dtype=torch.bfloat16 if narrow else None,
+        lr=settings.inference_lr,
+        mode=settings.optimizer,
+        moment_dtype=settings.moment_dtype,
     )
 
 
