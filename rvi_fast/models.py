@@ -20,6 +20,7 @@ from .drawing import drawing_from
 from .files import StrPath
 from .likelihoods.gaussian import GaussianLikelihood
 from .memory.room import check_memory
+from .posteriors.base import as_posterior
 from .posteriors.encoder import EncoderPosterior
 from .posteriors.relay import RelayPosterior
 from .scaler import Scaler
@@ -140,7 +141,7 @@ class LatentModel(nn.Module):
     @property
     def amortized(self) -> bool:
         """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
-        return getattr(self.posterior, "amortized", False)
+        return not as_posterior(self.posterior).owns_rows
 
     def forward(
         self,

@@ -17,7 +17,8 @@ from ..files import StrPath
 from ..functional import RelaySample, relay_sample
 from ..layout import FORMS, RowLayout
 from ..memory.room import check_memory
-from ..ops import check_rows_read
+from ..ops import check_rows_read, ops
+from .base import Drawn, Posterior
 from .tables import HOSTED, HostTables, MappedTables, Tables, open_tables
 
 # rows read at once when a whole table is asked for
@@ -34,7 +35,7 @@ class _RowOptimizer(Protocol):
     def after_forward(self, index: Tensor) -> None: ...
 
 
-class RelayPosterior(nn.Module):
+class RelayPosterior(Posterior):
     """q(z | x_i) = N(relay_i + e_i, exp(r_i)^2) for every datapoint i, without an encoder.
 
         relay_i = sum_g sum_{k kept in g} a_ik R_k
@@ -103,9 +104,9 @@ class RelayPosterior(nn.Module):
         torch.Size([10, 8])
     """
 
+    owns_rows = True
     rows: nn.Parameter
     relays: nn.Parameter
-    first_row: int = 0
     row_numbers: Tensor | None = None
 
     def __init__(
@@ -275,6 +276,56 @@ class RelayPosterior(nn.Module):
         if self._row_optimizer is not None:
             self._row_optimizer.after_forward(index)
         return sample
+
+    @torch.no_grad()
+    def draw(
+        self,
+        index: Tensor,
+        seed: Tensor,
+        keys: Tensor | None = None,
+        *,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: Tensor | None = None,
+        learn: bool = True,
+    ) -> Drawn:
+        """Samples z [B, T] for rows `index` [B] of a step, without autograd; see `Posterior.draw`.
+
+        The rows are brought up to date. Those in files are not compared with their checksums: `fit` does
+        that for a block at a time.
+
+        Returns:
+            `Drawn`, whose `pullback` gives the gradient of the rows [B, W], in the order of `index`.
+        """
+        self._bring_up_to_date(index)
+        with _as_they_are():
+            rows = self.rows.data
+        relays, layout = self.relays, self.layout
+        constants = (layout.groups, layout.kept, layout.form)
+        keys = self.noise_index(index) if keys is None else keys
+        batch = (rows, relays.data, index, seed, noise)
+        z, kl, *saved = ops.relay_sample_fwd(*batch, *constants, 1, keys)
+        learn = learn and relays.requires_grad
+
+        def pullback(grad_z: Tensor, grad_kl: Tensor) -> Tensor:
+            grad_rows, grad_relays = ops.relay_sample_bwd(
+                grad_z[None], grad_kl, *batch, *saved, *constants, True, learn, keys
+            )
+            if learn:
+                relays.grad = grad_relays
+            return grad_rows
+
+        return Drawn(z[0], kl, pullback)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The relays, and whatever a subclass has added."""
+        return [parameter for name, parameter in self.named_parameters() if name != "rows"]
+
+    def rows_of(
+        self, index: Tensor, x: Tensor, mask: Tensor | None
+    ) -> tuple[RelayPosterior, Tensor | None]:
+        """This posterior and `index`: what a row has does not depend on the data at hand."""
+        return self, index
 
     def noise_index(self, index: Tensor) -> Tensor | None:
         """The row numbers that key the noise of rows `index`; None where they are `index` itself."""
