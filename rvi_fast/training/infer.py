@@ -18,7 +18,6 @@ from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out, scaled
 from .inputs.prepare import Inputs, prepare
 from .inputs.sources import HostInputs
-from .loop.run import device_of
 from .loop.seeds import MODULES, stream
 from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small
@@ -113,7 +112,7 @@ def _optimise(
     shared_noise: bool,
     progress: bool,
 ) -> RelayPosterior:
-    device, num_data = device_of(model), inputs.num_data
+    device, num_data = inputs.device, inputs.num_data
     # all rows are found below: no matter what they are drawn from
     own = torch.Generator(device)
     posterior = model.posterior.for_new_data(num_data, generator=own)

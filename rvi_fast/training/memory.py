@@ -12,7 +12,7 @@ from .. import _checks
 from ..files import StrPath
 from ..layout import RowLayout
 from .inputs import sources
-from .places.blocks import blocks_resident, default_block_rows, row_bytes
+from .places.order import blocks_resident, default_block_rows, row_bytes
 from .settings import Settings
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then

@@ -138,6 +138,16 @@ class Settings:
         values["moment_dtype"] = name_of(self.moment_dtype)
         return values
 
+    def called(self) -> dict[str, Any]:
+        """What processes that train together must have in common."""
+        given = self.run_dir is not None
+        return {
+            **self.kept(),
+            "epochs": self.epochs,
+            "resume": self.resume,
+            "run_dir given": given,
+        }
+
     @classmethod
     def of_rows(cls, kept: Mapping[str, Any]) -> Self:
         """Those that the optimiser of rows is made with, from what a checkpoint holds of them.

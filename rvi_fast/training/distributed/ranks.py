@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from ...models import LatentModel
 from ...optim.shared_adam import SharedAdam
+from ...posteriors.base import as_posterior
 from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
 from ..inputs.sources import HostInputs, Visit, fingerprint_of
@@ -29,9 +30,9 @@ T = TypeVar("T")
 
 def ranks_of(model: LatentModel) -> Alone | Ranks:
     """Who trains a model: this process, or all of the process group where it holds a shard."""
-    if not getattr(model.posterior, "sharded", False):
-        return Alone(model.num_data)
-    posterior = model.posterior
+    posterior = as_posterior(model.posterior)
+    if not posterior.sharded:
+        return Alone(posterior.num_data)
     if not joined():
         raise ValueError(
             f"model: expected all {posterior.table_size} rows in a process of its own, got a shard of "
@@ -87,6 +88,15 @@ class Alone:
     def any(self, value: bool) -> bool:
         """Whether it is so in one of the processes at least."""
         return value
+
+    def at_once(self, value: bool) -> bool:
+        """Whether it is so here, where that is enough to act on: several processes have to agree."""
+        return value
+
+    @property
+    def suffix(self) -> str:
+        """What sets apart entries of a checkpoint that each process has of its own."""
+        return "".join(f".{counter}" for counter in self.counters)
 
     def first(self, action: Callable[[], T]) -> T:
         """What the first process finds, which alone acts."""
@@ -193,6 +203,9 @@ class Ranks(Alone):
 
     def any(self, value: bool) -> bool:
         return bool(total(torch.tensor([float(value)])))
+
+    def at_once(self, value: bool) -> bool:
+        return False
 
     def first(self, action: Callable[[], T]) -> T:
         return first(action)

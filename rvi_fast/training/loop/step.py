@@ -22,6 +22,7 @@ from ...ops import ops
 from ...optim import RowAdam
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
+from ..places.base import NoRows
 
 # index [B], x, mask, seed of the noise [1], KL weight [], and the number of rows that the summed
 # loss of the batch is divided by
@@ -31,29 +32,6 @@ Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, int], Objective]
 # z [B, T], x, mask and the gradient of log_prob [1, B] -> log_prob [1, B] and the gradient of z;
 # leaves the gradients of decoder and scale in .grad
 DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-
-
-class NoRows:
-    """Stands where `RowAdam` stands, for a posterior that owns no rows."""
-
-    def zero_grad(self) -> None:
-        """Nothing."""
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def detach(self) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of an optimiser without parameters."""
-        return {"state": {}, "param_groups": []}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def draws(model: nn.Module, *, training: bool) -> bool:
