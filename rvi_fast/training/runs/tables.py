@@ -185,9 +185,7 @@ class JournaledTables(TablesInFiles):
         self.journal.roll_back()
 
 
-def tables_of(
-    posterior: RelayPosterior, settings: Settings, run_dir: Path | None
-) -> RowTables:
+def tables_of(posterior: RelayPosterior, settings: Settings, run_dir: Path | None) -> RowTables:
     """How the tables of a posterior get into the checkpoints of a run, if it leaves any."""
     if not isinstance(posterior.tables, MappedTables):
         return RowTables(posterior, settings)
