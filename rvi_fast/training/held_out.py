@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import _checks
 from ..likelihoods.gaussian import GaussianLikelihood
 from ..models import LatentModel
+from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs
-from .inputs.sources import HostInputs
 from .loop.seeds import stream
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)

@@ -16,8 +16,8 @@ from ..optim import RowAdam
 from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out, scaled
+from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
-from .inputs.sources import HostInputs
 from .loop.seeds import MODULES, stream
 from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small

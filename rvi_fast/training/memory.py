@@ -11,7 +11,7 @@ import torch
 from .. import _checks
 from ..files import StrPath
 from ..layout import RowLayout
-from .inputs import sources
+from .inputs import feed
 from .places.order import blocks_resident, default_block_rows, row_bytes
 from .settings import Settings
 
@@ -124,7 +124,7 @@ def estimate_memory(
     if block_rows is not None:
         held = min(num_data, blocks_resident(num_data, block_rows, batch_size) * block_rows)
     resident = row * held if in_files else 0
-    ahead = 1 if data_in_memory else sources.AHEAD + 2
+    ahead = 1 if data_in_memory else feed.AHEAD + 2
     made = 4 * (layout.width + latent_dim + sum(hidden)) * size
     batch = batch_size * (made + num_features * (data_dtype.itemsize * ahead + 2 * size))
     evaluation = min(num_data, _EVALUATED) * num_features * size * _EVALUATION_TENSORS

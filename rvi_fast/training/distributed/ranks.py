@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, Subset
 from ...models import LatentModel
 from ...optim.shared_adam import SharedAdam
 from ...posteriors.base import as_posterior
+from ..inputs.feed import HostInputs, Visit
 from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs, Visit, fingerprint_of
+from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .launch import exchange, first, joined, total
 

@@ -16,13 +16,12 @@ from ...data.tables import row_chunks
 from ...memory.room import check_memory
 from ...models import LatentModel
 from ...scaler import Scaler
+from .feed import HostInputs, Visit
 from .sources import (
     DatasetRows,
-    HostInputs,
     InMemory,
     MappedArray,
     Opened,
-    Visit,
     chunks,
     convert,
     digest_of,

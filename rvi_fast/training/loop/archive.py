@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...models import LatentModel
 from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint, same
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..places.base import Place
 from ..runs.checkpoints import Checkpoint, CheckpointError, CheckpointWarning, latest_epoch
 from ..runs.metrics import append_metrics, rewrite_metrics

@@ -13,8 +13,8 @@ from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..places.base import Place
 from ..settings import Settings
 from .step import DirectStep, draws, make_step

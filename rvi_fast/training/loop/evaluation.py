@@ -13,8 +13,8 @@ from ...drawing import Drawing
 from ...models import LatentModel
 from ...posteriors.base import as_posterior
 from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..places.base import Place
 from .step import draws
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from ...drawing import Drawing
 from ...models import LatentModel
 from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..places import place_of
 from ..settings import Settings
 from .archive import Archive, NoArchive

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..runs.checkpoints import Checkpoint
 from .order import EpochOrder
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...models import LatentModel
+from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
 from ..settings import Settings
 from .in_memory import InMemory
 from .order import EpochOrder

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..inputs.sources import Visit
+from ..inputs.feed import Visit
 
 # blocks shuffled together: neighbours in the table then meet others as well
 _TOGETHER = 4

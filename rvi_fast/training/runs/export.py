@@ -16,8 +16,9 @@ from ..._version import __version__
 from ...files import replacing
 from ...models import LatentModel
 from ...posteriors.base import as_posterior
-from .checkpoints import CheckpointError, CheckpointWarning, header_of, reading, write_blocks
+from .checkpoints import CheckpointError, CheckpointWarning, reading
 from .described import build_described, dtype_of
+from .tensors import header_of, write_blocks
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
 # of the file with zeros in the place of these 64 digits
