@@ -34,6 +34,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rvi-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    model = (_add_train, _add_infer, _add_impute, _add_export)
+    for add in (*model, _add_info, _add_demo, _add_reproduce, _add_report):
+        add(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
     train = _command(
         commands,
         "train",
@@ -63,37 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="Adam's moments of the rows: bfloat16, rounded at random, takes a third off what "
         "a row needs; a model without rows has none (default: float32)",
     )
-    train.add_argument("--latent-dim", type=int, default=64, help="latent dimensions (default: 64)")
-    train.add_argument(
-        "--hidden",
-        type=int,
-        nargs="*",
-        default=[64, 64],
-        metavar="WIDTH",
-        help="widths of the decoder's hidden layers (default: 64 64)",
-    )
-    train.add_argument(
-        "--groups",
-        type=int,
-        nargs="*",
-        metavar="K",
-        help="relay vectors in each group, rvi only (default: 25 50 100)",
-    )
-    train.add_argument(
-        "--top",
-        type=_share_or_count,
-        help="coefficients each group keeps: a share "
-        "such as 0.5 or a count such as 10, rvi only (default: 0.5)",
-    )
-    train.add_argument(
-        "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
-    )
-    train.add_argument(
-        "--mask-input",
-        action="store_true",
-        default=None,
-        help="the encoder sees which entries are missing, vae only",
-    )
+    _add_model_arguments(train)
     train.add_argument(
         "--transform",
         choices=TRANSFORMS,
@@ -117,7 +94,46 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
+    _add_quiet(train)
 
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--latent-dim", type=int, default=64, help="latent dimensions (default: 64)"
+    )
+    parser.add_argument(
+        "--hidden",
+        type=int,
+        nargs="*",
+        default=[64, 64],
+        metavar="WIDTH",
+        help="widths of the decoder's hidden layers (default: 64 64)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        nargs="*",
+        metavar="K",
+        help="relay vectors in each group, rvi only (default: 25 50 100)",
+    )
+    parser.add_argument(
+        "--top",
+        type=_share_or_count,
+        help="coefficients each group keeps: a share "
+        "such as 0.5 or a count such as 10, rvi only (default: 0.5)",
+    )
+    parser.add_argument(
+        "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
+    )
+    parser.add_argument(
+        "--mask-input",
+        action="store_true",
+        default=None,
+        help="the encoder sees which entries are missing, vae only",
+    )
+
+
+def _add_infer(commands: Any) -> None:
     new = _command(
         commands, "infer", apply.infer_rows, "find the posteriors of new rows with a trained model"
     )
@@ -129,7 +145,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="table of posterior means and standard deviations: .npy, .npz, .csv, .tsv or .parquet",
     )
+    _add_quiet(new)
 
+
+def _add_impute(commands: Any) -> None:
     fill = _command(
         commands,
         "impute",
@@ -159,7 +178,10 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="NUMBER",
             help=f"{extreme} number to fill in, in the units of the data (default: none)",
         )
+    _add_quiet(fill)
 
+
+def _add_export(commands: Any) -> None:
     file = _command(
         commands,
         "export",
@@ -177,6 +199,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, metavar="FILE", help="the file, which load() reads"
     )
 
+
+def _add_info(commands: Any) -> None:
     _command(
         commands,
         "info",
@@ -185,6 +209,8 @@ def make_parser() -> argparse.ArgumentParser:
         "implementation serves which device, after running every op",
     )
 
+
+def _add_demo(commands: Any) -> None:
     demo = _command(
         commands,
         "demo",
@@ -200,7 +226,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="where results go (default: runs/demo)",
     )
     demo.add_argument("--epochs", type=int, help="passes over the data (default: 300)")
+    _add_quiet(demo)
 
+
+def _add_reproduce(commands: Any) -> None:
     figures = _command(
         commands,
         "reproduce",
@@ -237,7 +266,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where figures and runs go (default: results)",
     )
+    _add_quiet(figures)
 
+
+def _add_report(commands: Any) -> None:
     page = _command(
         commands,
         "report",
@@ -258,9 +290,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE.html",
         help="the page; FILE.md goes beside it (default: DIR/report.html)",
     )
-    for command in (train, new, fill, demo, figures):
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -269,6 +298,10 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
     parser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -29,21 +29,7 @@ def train_model(arguments: argparse.Namespace) -> int:
         arguments.transform = transform_of(arguments.run_dir)
     source = Source.of(arguments)
     table = load_table(source)
-    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name, owner in _OPTIONS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            if arguments.model != owner:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option}: expected with --model {owner} only")
-            options[name] = value
-    shape = table.raw.shape
-    if distributed.launched():
-        if arguments.model == "vae":
-            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
-        options["shard"] = distributed.rows_of_rank(shape[0])
-    options["generator"] = torch.Generator().manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*shape, **options)
+    model, shard = _model_of(arguments, table.raw.shape)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
     run = {
@@ -65,8 +51,8 @@ def train_model(arguments: argparse.Namespace) -> int:
     }
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
     say(table.describe(f"{arguments.model} on {device}"))
-    if "shard" in options:
-        table = table.part(options["shard"])
+    if shard is not None:
+        table = table.part(shard)
     fit(
         model,
         table.x,
@@ -95,3 +81,24 @@ def train_model(arguments: argparse.Namespace) -> int:
     if distributed.launched():
         distributed.leave()
     return 0
+
+
+def _model_of(
+    arguments: argparse.Namespace, shape: tuple[int, int]
+) -> tuple[models.LatentModel, range | None]:
+    """The model that is asked for, and its rows where it is one process of several."""
+    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
+    for name, owner in _OPTIONS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            if arguments.model != owner:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: expected with --model {owner} only")
+            options[name] = value
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(shape[0])
+    options["generator"] = torch.Generator().manual_seed(arguments.seed)
+    model = models.BUILDERS[arguments.model](*shape, **options)
+    return model, options.get("shard")

@@ -234,6 +234,20 @@ class Archive(NoArchive):
         raise Interrupted(signum, f"{text}; resume=True (--resume) goes on from {self.last}")
 
 
+def archive_of(
+    model: LatentModel,
+    inputs: Inputs | HostInputs,
+    data: Fingerprint,
+    ranks: Alone,
+    place: Place,
+    settings: Settings,
+) -> NoArchive:
+    """What keeps a run: see `Archive`, if the settings name a run directory."""
+    if settings.directory is None:
+        return NoArchive()
+    return Archive(settings.directory, model, inputs, data, ranks, place, settings)
+
+
 def restore(
     checkpoint: Checkpoint, model: LatentModel, place: Place, shared: torch.optim.Optimizer
 ) -> None:

@@ -20,7 +20,7 @@ from ..inputs.fingerprint import Fingerprint
 from ..inputs.prepare import Inputs
 from ..places import place_of
 from ..settings import Settings
-from .archive import Archive, NoArchive
+from .archive import archive_of
 from .capture import bound_step
 from .checks import Finite
 from .evaluation import observed_elastic
@@ -54,10 +54,8 @@ class Run:
         self.device = next(model.posterior.parameters()).device
         self.steps_per_epoch = -(-ranks.num_data // settings.batch_size)
         self.standing = Standing()
-        self.place, run_dir = place_of(model, settings), settings.directory
-        self.archive = NoArchive()
-        if run_dir is not None:
-            self.archive = Archive(run_dir, model, inputs, data, ranks, self.place, settings)
+        self.place = place_of(model, settings)
+        self.archive = archive_of(model, inputs, data, ranks, self.place, settings)
         self.finite = Finite(ranks, self.place, self.archive.kept)
         # the optimisers let go of the model in it, those made last first
         self._optimizers = contextlib.ExitStack()
