@@ -116,6 +116,7 @@ class LatentModel(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # Any: whoever reads rows or relays of it knows that it owns them
         self.posterior: Any = posterior
         self.decoder = decoder
         self.likelihood = likelihood
