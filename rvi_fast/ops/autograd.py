@@ -6,6 +6,7 @@ differentiate the reference.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,3 +39,10 @@ def first_order(function: type[Function], *args: Any) -> Any:
     if plain() and not torch.is_grad_enabled():
         return function.forward(*args)
     return apply(function, *args)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Within it the reference computes in the dtypes that it says, also where autocast is at work."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import reference
-from .autograd import apply, first_order, forward_mode
+from .autograd import apply, first_order, forward_mode, without_autocast
 from .log_likelihood import GaussianLogLikelihoodBackward
 from .table import defined, ops
 
@@ -62,7 +62,7 @@ class _LinearGaussianLogLikelihood(Function):
             )
         grad_x = None
         if need_x:  # of the size of x: the one gradient that takes the means as a whole
-            with torch.autocast(hidden.device.type, enabled=False):
+            with without_autocast(hidden.device.type):
                 mean = reference.linear_mean(hidden, weight, bias)
             grad_mean, _ = first_order(
                 GaussianLogLikelihoodBackward, grad, x, mean, scale, mask, True, False
@@ -117,6 +117,6 @@ def linear_gaussian_log_likelihood(
 ) -> Tensor:
     """[S, B] from hidden [S, B, H]; arguments checked by the caller."""
     if forward_mode():
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device.type):
             return reference.linear_gaussian_log_likelihood(hidden, weight, bias, x, scale, mask)
     return apply(_LinearGaussianLogLikelihood, hidden, weight, bias, x, scale, mask)

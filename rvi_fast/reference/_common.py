@@ -15,6 +15,11 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def as_factor(state: Tensor, table: Tensor) -> Tensor:
+    """float64 state as what multiplies a table: in its dtype, then on its device."""
+    return state.to(table.dtype).to(table.device)
+
+
 def rows_at(rows: Tensor, index: Tensor) -> Tensor:
     """Rows `index`, each of which must be in the table: torch would count a negative one from its end.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._op_checks import checked
+from ._common import as_factor
 from .moments import flushed
 
 
@@ -33,9 +34,9 @@ def adam_step(
     grad = grads.to(params.dtype).sum(0)
     moment = flushed(exp_avg + (grad - exp_avg) * (1.0 - beta1), exp_avg.dtype)
     square = flushed(exp_avg_sq * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)
-    step_size = (lr / (1.0 - beta1**count)).to(params.dtype)
-    root_correction = (1.0 - beta2**count).sqrt().to(params.dtype)
-    decay = (1.0 - lr * weight_decay).to(params.dtype)
+    step_size = as_factor(lr / (1.0 - beta1**count), params)
+    root_correction = as_factor((1.0 - beta2**count).sqrt(), params)
+    decay = as_factor(1.0 - lr * weight_decay, params)
     denominator = square.sqrt() / root_correction + eps
     params.copy_(params * decay - step_size * moment / denominator)
     exp_avg.copy_(moment)

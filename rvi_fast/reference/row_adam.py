@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import check_each_once
 from .._op_checks import checked
-from ._common import rows_at
+from ._common import as_factor, rows_at
 from .history import check_steps, extend_history
 from .moments import flushed, moment_words, to_bfloat16
 
@@ -38,7 +38,7 @@ def row_adam_catch_up(
         rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps, 0
     )
     _write(rows, exp_avg, exp_avg_sq, index, clock, *values)
-    row_step[index] = clock[0].to(row_step.dtype)
+    row_step[index] = clock[0].to(row_step.device, row_step.dtype)
 
 
 def _caught_up(
@@ -58,14 +58,14 @@ def _caught_up(
 
     The history has room for `more` steps.
     """
-    own, last = rows_at(rows, index), row_step[index].to(torch.int64)
+    own, last = rows_at(rows, index), row_step[index].to(clock.device, torch.int64)
     check_steps(index, last, clock, history, more)
     missed = (clock[0] - last).to(torch.float64)
     weight, inverse, log_decay, middle, *terms = history[last - clock[1]].unbind(-1)
     decay = torch.exp(history[clock[0] - clock[1], 2] - log_decay)
 
     def column(values: Tensor) -> Tensor:
-        return values.to(rows.dtype)[:, None]
+        return as_factor(values, rows)[:, None]
 
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     # what has missed nothing has no middle yet, and does not move
@@ -120,21 +120,21 @@ def row_adam_step(
     clock[0] += 1
     count = clock[0].to(torch.float64)
     if semantics == "dense":
-        row_step[index] = clock[0].to(row_step.dtype)
+        row_step[index] = clock[0].to(row_step.device, row_step.dtype)
         extend_history(history, clock, lr, beta1, beta2, weight_decay)
     elif semantics == "row":
         row_step[index] += 1
-        count = row_step[index].to(torch.float64)[:, None]
+        count = row_step[index].to(clock.device).to(torch.float64)[:, None]
 
     moment = flushed(moment + (grad - moment) * (1.0 - beta1), exp_avg.dtype)
     square = flushed(square * beta2 + grad * grad * (1.0 - beta2), exp_avg.dtype)
-    step_size = (lr / (1.0 - beta1**count)).to(rows.dtype)
-    root_correction = (1.0 - beta2**count).sqrt().to(rows.dtype)
+    step_size = as_factor(lr / (1.0 - beta1**count), rows)
+    root_correction = as_factor((1.0 - beta2**count).sqrt(), rows)
     if semantics == "lazy":  # SparseAdam adds eps before it corrects the bias
         denominator = (square.sqrt() + eps) / root_correction
     else:
         denominator = square.sqrt() / root_correction + eps
-    decay = (1.0 - lr * weight_decay).to(rows.dtype)
+    decay = as_factor(1.0 - lr * weight_decay, rows)
     theta = theta * decay - step_size * moment / denominator
     _write(rows, exp_avg, exp_avg_sq, index, clock, theta, moment, square)
 
@@ -150,7 +150,7 @@ def _write(
     square: Tensor,
 ) -> None:
     if exp_avg.dtype != rows.dtype:
-        words = moment_words(index, clock[0], rows.shape[1])
+        words = moment_words(index, clock[0].to(index.device), rows.shape[1])
         moment = to_bfloat16(moment, words >> 16)
         square = to_bfloat16(square, words & 0xFFFF)
     rows[index], exp_avg[index], exp_avg_sq[index] = theta, moment, square
