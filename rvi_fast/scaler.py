@@ -8,11 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ._devices import beside, to_float64
 from .data.scaling import Standardizer
 
 _NAMES = ("mean", "std", "limit")
-# devices without float64: what is counted in the data's units is counted on the CPU
-_NO_DOUBLE = ("mps",)
 
 
 class Scaler(nn.Module):
@@ -59,7 +58,7 @@ class Scaler(nn.Module):
                 f"x: expected floating point, as the data that gave the model its scale, got {x.dtype}"
             )
         mean, std, limit = self._beside(x)
-        values = (self._double(x) - mean) / torch.where(std == 0, 1.0, std)
+        values = (to_float64(x) - mean) / torch.where(std == 0, 1.0, std)
         if cut:
             values = values.clamp(-limit, limit)
         return values.to(x.device, dtype)
@@ -67,7 +66,7 @@ class Scaler(nn.Module):
     def to_data(self, values: Tensor) -> Tensor:
         """[..., D] in the model's units -> float64 in the data's units; constant features exactly."""
         mean, std, _ = self._beside(values)
-        return torch.where(std == 0, mean, self._double(values) * std + mean)
+        return torch.where(std == 0, mean, to_float64(values) * std + mean)
 
     def log_volume(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B] float64: what log-densities in the model's units exceed those in the data's units by.
@@ -80,26 +79,20 @@ class Scaler(nn.Module):
         return torch.where(observed.to(logs.device), logs, 0.0).sum(-1)
 
     def _beside(self, x: Tensor) -> list[Tensor]:
-        device = torch.device("cpu") if x.device.type in _NO_DOUBLE else x.device
-        return [getattr(self, name).to(device) for name in _NAMES]
-
-    def _double(self, x: Tensor) -> Tensor:
-        return (x.cpu() if x.device.type in _NO_DOUBLE else x).to(torch.float64)
+        return [getattr(self, name).to(beside(x.device)) for name in _NAMES]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # follows the model to another device, not to another dtype
         for name in _NAMES:
             own: Any = getattr(self, name)
             device = fn(torch.empty(0, device=own.device)).device
-            if device.type in _NO_DOUBLE:
-                device = torch.device("cpu")
             if device.type == own.device.type == "cpu":
                 changed = fn(own)  # `share_memory` and its like
                 setattr(self, name, changed if changed.dtype == own.dtype else own)
             elif own.is_meta:  # `to_empty`: there is nothing to copy
-                setattr(self, name, torch.empty_like(own, device=device))
+                setattr(self, name, torch.empty_like(own, device=beside(device)))
             else:
-                setattr(self, name, own.to(device))
+                setattr(self, name, own.to(beside(device)))
         return self
 
     def extra_repr(self) -> str:

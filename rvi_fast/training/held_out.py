@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._devices import to_float64
 from ..likelihoods.gaussian import GaussianLikelihood
 from ..models import LatentModel
 from .inputs.feed import HostInputs
@@ -75,16 +76,17 @@ def find_held_out(
             f"entries in {len(rows)} rows, too few to hold a tenth of them out"
         )
     if x.dtype == torch.uint8:
-        values, shown = x.double() / 255, Inputs(x, known & ~hidden)
+        values, shown = to_float64(x) / 255, Inputs(x, known & ~hidden)
     else:
-        values, shown = x.double(), Inputs(x.masked_fill(hidden, torch.nan), None)
-    truth, wrong = values[hidden], {}
+        values, shown = to_float64(x), Inputs(x.masked_fill(hidden, torch.nan), None)
+    counted, wrong = hidden.to(values.device), {}
+    truth = values[counted]
     for factor in factors:
         with scaled(model, factor):
-            wrong[factor] = decode(shown)[hidden].double() - truth
+            wrong[factor] = to_float64(decode(shown)[hidden]) - truth
     errors = {factor: float(part.square().mean()) for factor, part in wrong.items()}
     best = min(errors, key=errors.__getitem__)
-    return HeldOut(best, _relative(wrong[best], values, hidden, known))
+    return HeldOut(best, _relative(wrong[best], values, counted, known.to(values.device)))
 
 
 def _relative(wrong: Tensor, values: Tensor, hidden: Tensor, known: Tensor) -> float:

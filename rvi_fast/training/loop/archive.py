@@ -160,7 +160,8 @@ class Archive(NoArchive):
         restore(checkpoint, self.model, self.place, self.shared)
         if "partial" in metadata:
             held, suffix = checkpoint.tensors["generators"], self.ranks.suffix
-            generators = {n: held[n + suffix] for n in ("cpu", "cuda") if n + suffix in held}
+            names = {name.partition(".")[0] for name in held}
+            generators = {n: held[n + suffix] for n in names if n + suffix in held}
             standing.partial = Partial(**metadata["partial"], generators=generators)
         standing.history = History(metadata["history"])
         standing.stopped = metadata["stopped"]

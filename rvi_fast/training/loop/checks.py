@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..._devices import to_float64
 from ..distributed.ranks import Alone
 from ..places.base import Place
 
@@ -48,7 +49,7 @@ class Finite:
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(table))).all() for _, table in named]
         )
-        broken = self.ranks.sum(1.0 - finite.all().double())
+        broken = self.ranks.sum(1.0 - to_float64(finite.all()))
         if not bool(finite.all()):
             self.table(*named[int((~finite).to(torch.uint8).argmax())], epoch)
         if bool(broken):

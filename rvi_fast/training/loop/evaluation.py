@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..._devices import beside
 from ...data.metrics import elastic
 from ...drawing import Drawing
 from ...models import LatentModel
@@ -59,7 +60,8 @@ def observed_elastic(
         count += scored
         place.release(int(index[0]), int(index[-1]) + 1, inputs)
     model.train()
-    sums = ranks.sum(torch.tensor([total, count], dtype=torch.float64, device=device))
+    both = torch.tensor([total, count], dtype=torch.float64, device=beside(device))
+    sums = ranks.sum(both)
     total, count = sums.tolist()
     return total / count if count else float("nan")
 

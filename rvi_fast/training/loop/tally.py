@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..._devices import beside, to_float64
 from ..distributed.ranks import Alone
 from .history import Partial
 
@@ -25,16 +26,16 @@ class Tally:
     """
 
     def __init__(self, ranks: Alone, device: torch.device, partial: Partial | None) -> None:
-        self.ranks, self.device = ranks, device
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.ranks, self.device = ranks, beside(device)
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         # sums over all processes of steps whose group is not complete
-        self.pending = torch.zeros((0, 3), dtype=torch.float64, device=device)
+        self.pending = torch.zeros((0, 3), dtype=torch.float64, device=self.device)
         self._unseen: list[Tensor] = []
         self._sizes: list[int] = []
         if partial is not None:
             self.totals += torch.tensor(partial.totals, dtype=torch.float64)
             pending = torch.tensor(partial.pending, dtype=torch.float64)
-            self.pending = pending.reshape(-1, 3).to(device)
+            self.pending = pending.reshape(-1, 3).to(self.device)
 
     def add(self, result: Tensor, size: int) -> bool:
         """Takes what a step on `size` rows gave, means [3]; whether its group is complete."""
@@ -44,7 +45,7 @@ class Tally:
 
     def look(self) -> Tensor:
         """The sums [n, 3] of the steps since the last look, over all processes."""
-        values = torch.stack(self._unseen).to(torch.float64)
+        values = to_float64(torch.stack(self._unseen))
         weights = torch.tensor(self._sizes, dtype=torch.float64, device=self.device)[:, None]
         self._unseen.clear()
         self._sizes.clear()

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rvi_fast._version import __version__
@@ -42,7 +41,7 @@ from ...files import (
     sync_directory,
     unsealed,
 )
-from .tensors import DTYPES, STEM, WIDTHS, header_of, write_tensors
+from .tensors import DTYPES, STEM, WIDTHS, header_of, load_tensors, write_tensors
 
 # of a manifest: one process wrote the checkpoint, or each of several its part
 _FORMAT, SHARDED = 1, 2
@@ -209,7 +208,7 @@ def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
     tensors = {}
     for stem in manifest["files"]:
         with reading(file_of(path, stem)):
-            tensors[stem] = load_file(file_of(path, stem), device=str(device))
+            tensors[stem] = load_tensors(file_of(path, stem), device)
     if manifest["format"] == SHARDED:
         tensors = _joined(path / "manifest.json", manifest["tensors"], tensors)
     return Checkpoint(path, epoch, tensors, manifest["metadata"])

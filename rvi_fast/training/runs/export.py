@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ..._version import __version__
 from ...files import replacing
@@ -18,7 +17,7 @@ from ...models import LatentModel
 from ...posteriors.base import as_posterior
 from .checkpoints import CheckpointError, CheckpointWarning, reading
 from .described import build_described, dtype_of
-from .tensors import header_of, write_blocks
+from .tensors import header_of, load_tensors, write_blocks
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
 # of the file with zeros in the place of these 64 digits
@@ -83,7 +82,7 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
             raise CheckpointError(path, "is damaged: it has lost its SHA-256")
         config = json.loads(metadata.get("config", "null"))
         trained_on = json.loads(metadata.get("trained_on", "null"))
-        tensors = load_file(path, device=str(device))
+        tensors = load_tensors(path, device)
     if not isinstance(config, dict):
         raise ValueError(
             f"path: expected a model made by a builder of rvi_fast.models, {path} holds another; use "

@@ -1,4 +1,4 @@
-"""Named tensors in a safetensors file, written as they are with their SHA-256."""
+"""Named tensors in a safetensors file, written as they are with their SHA-256, and read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..._devices import beside
 from ...files import durable
 
 _BLOCK = 1 << 20
@@ -95,3 +97,14 @@ def write_blocks(file: IO[bytes], header: Mapping[str, Any], named: Mapping[str,
 def _bytes_of(tensor: Tensor) -> memoryview:
     dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return dense.reshape(-1).view(torch.uint8).numpy().data
+
+
+def load_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on a device, or beside it what the device cannot hold."""
+    device = torch.device(device)
+    if device.type in ("cpu", "cuda"):
+        return load_file(path, device=str(device))
+    return {
+        name: value.to(beside(device) if value.dtype == torch.float64 else device)
+        for name, value in load_file(path).items()
+    }
