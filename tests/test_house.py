@@ -71,12 +71,9 @@ ROOMS = {
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
     "rvi_fast/_op_checks.py",
-    "rvi_fast/cpp.py",
     "rvi_fast/data/formats/csv.py",
     "rvi_fast/models.py",
-    "rvi_fast/ops.py",
     "rvi_fast/optim/row_adam.py",
-    "rvi_fast/reference.py",
 }
 # words of a mode of training, which the loop does not know
 MODE = (
