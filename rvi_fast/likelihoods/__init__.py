@@ -1,5 +1,14 @@
 """Laws of the data given what a decoder puts out."""
 
-from .gaussian import GaussianLikelihood
+from .base import LAWS, Elementwise, Likelihood, make
+from .gaussian import Gaussian, GaussianLikelihood
 
-__all__ = ["GaussianLikelihood"]
+__all__ = [
+    "LAWS",
+    "Bernoulli",
+    "Elementwise",
+    "Gaussian",
+    "GaussianLikelihood",
+    "Likelihood",
+    "make",
+]
