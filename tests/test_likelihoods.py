@@ -45,6 +45,12 @@ CASES = {
         lambda law, x, outputs: laws.Normal(outputs, law.scale).log_prob(x),
         spread=2.0,
     ),
+    "bernoulli": Case(
+        lambda: likelihoods.Bernoulli(D),
+        lambda law, x, outputs: laws.Bernoulli(logits=outputs).log_prob(x),
+        ((2.0, "expected 0 or 1"), (0.5, "expected 0 or 1"), (-1.0, "expected 0 or 1")),
+        spread=3.0,
+    ),
 }
 
 
@@ -257,6 +263,23 @@ def test_a_resumed_run_is_one_that_was_not_interrupted(case, tmp_path):
     resumed, _ = trained(case, x, shown, epochs=3, run_dir=tmp_path, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_binarised_images_hold_0_and_255():
+    images = torch.randint(0, 2, (N, D), generator=torch.Generator().manual_seed(0))
+    pixels, numbers = (255 * images).to(torch.uint8), images.float()
+    law, outputs = likelihoods.Bernoulli(D), normal(N, D)
+    assert torch.equal(law(pixels, outputs), law(numbers.double(), outputs))
+    filled, errors = [], []
+    for x in (pixels, numbers):
+        mask = torch.arange(N * D).reshape(N, D) % 3 > 0
+        model, history = trained(CASES["bernoulli"], x, mask, epochs=2)
+        filled.append(rvi_fast.impute(model, x, mask=mask))
+        errors.append(history["elastic"][-1])
+    assert torch.equal(*filled)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+    with pytest.raises(ValueError, match=r"x: expected 0 or 1 as x / 255, .* got 1 at row 0, col"):
+        trained(CASES["bernoulli"], torch.ones(N, D, dtype=torch.uint8), None)
 
 
 def test_widths_that_do_not_fit_are_named(case):
