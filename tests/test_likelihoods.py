@@ -54,6 +54,65 @@ CASES = {
 }
 
 
+def mixed_entries(law, x, outputs):
+    scale = law.parts[0].scale
+    parts = (
+        laws.Normal(outputs[..., 0], scale).log_prob(x[:, 0]),
+        laws.Bernoulli(logits=outputs[..., 1]).log_prob(x[:, 1]),
+        laws.Categorical(logits=outputs[..., 2:5]).log_prob(x[:, 2]),
+        laws.Poisson(outputs[..., 5].exp()).log_prob(x[:, 3]),
+    )
+    return torch.stack(parts, -1)
+
+
+COUNTS = ((-1.0, "expected a count 0, 1, 2, ..."), (2.5, "expected a count"))
+CASES |= {
+    "student_t": Case(
+        lambda: likelihoods.StudentT(D, scale="feature", df="feature", initial_scale=0.3),
+        lambda law, x, outputs: laws.StudentT(law.df, outputs, law.scale).log_prob(x),
+        spread=2.0,
+    ),
+    "categorical": Case(
+        lambda: likelihoods.Categorical(D, num_classes=3),
+        lambda law, x, outputs: laws.Categorical(logits=outputs.unflatten(-1, (D, 3))).log_prob(x),
+        ((3.0, "expected a code 0 to 2"), (-1.0, "a code"), (0.5, "a code")),
+        spread=3.0,
+    ),
+    "classes": Case(
+        lambda: likelihoods.Categorical(D, num_classes=[2, 5, 3, 2]),
+        lambda law, x, outputs: torch.stack(
+            [
+                laws.Categorical(logits=part).log_prob(x[:, column])
+                for column, part in enumerate(outputs.split([2, 5, 3, 2], -1))
+            ],
+            -1,
+        ),
+        ((5.0, "expected a code 0 to "), (-1.0, "a code"), (0.5, "a code")),
+        spread=3.0,
+    ),
+    "poisson": Case(
+        lambda: likelihoods.Poisson(D),
+        lambda law, x, outputs: laws.Poisson(outputs.exp()).log_prob(x),
+        COUNTS,
+    ),
+    "negative_binomial": Case(
+        lambda: likelihoods.NegativeBinomial(
+            D, dispersion="feature", initial_inverse_dispersion=3.0
+        ),
+        lambda law, x, outputs: laws.NegativeBinomial(
+            law.inverse_dispersion, logits=outputs - law.inverse_dispersion.log()
+        ).log_prob(x),
+        COUNTS,
+    ),
+    "mixed": Case(
+        lambda: likelihoods.Mixed(["gaussian", "bernoulli", ("categorical", 3), "poisson"]),
+        mixed_entries,
+        ((-1.0, "expected "), (7.0, "expected ")),
+        spread=2.0,
+    ),
+}
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     return CASES[request.param]

@@ -86,8 +86,8 @@ class Likelihood(nn.Module):
         """Standard normal numbers that `sample` takes for a row."""
         return self.num_features
 
-    def arguments(self) -> dict[str, Any]:
-        """What the class has to be given beside `num_features` to make this law again, for JSON."""
+    def arguments(self) -> dict[str, Any] | None:
+        """What makes this law again, beside `num_features`, for JSON; None where nothing can say it."""
         return {}
 
     @classmethod
@@ -282,7 +282,9 @@ class Likelihood(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(
             f"{name}={value!r}"
-            for name, value in ({"num_features": self.num_features} | self.arguments()).items()
+            for name, value in (
+                {"num_features": self.num_features} | (self.arguments() or {})
+            ).items()
         )
 
 
@@ -419,7 +421,7 @@ def make(spec: Any, num_features: int) -> nn.Module:
         arguments = dict(spec)
         made = _law(arguments.pop("law", None)).made(num_features, arguments)
     elif is_named(spec):
-        made = _law(spec[0])(num_features, spec[1])  # type: ignore[call-arg]
+        made = _law(spec[0]).made(num_features, {"num_classes": spec[1]})
     elif isinstance(spec, list | tuple):
         made = _law("mixed").made(num_features, {"columns": spec})
     else:
@@ -435,13 +437,9 @@ def make(spec: Any, num_features: int) -> nn.Module:
 
 
 def is_named(spec: Any) -> bool:
-    """Whether it is ("categorical", k): a name and what the law is given beside its features."""
-    return (
-        isinstance(spec, list | tuple)
-        and len(spec) == 2
-        and isinstance(spec[0], str)
-        and not isinstance(spec[1], str | list | tuple | dict | nn.Module)
-    )
+    """Whether it is ("categorical", k): the law whose name alone does not say all."""
+    pair = isinstance(spec, list | tuple) and len(spec) == 2 and spec[0] == "categorical"
+    return pair and isinstance(spec[1], int)
 
 
 def described(likelihood: nn.Module) -> dict[str, Any] | None:
@@ -453,7 +451,8 @@ def described(likelihood: nn.Module) -> dict[str, Any] | None:
         or LAWS.get(law) is not type(likelihood)
     ):
         return None
-    return {"law": law, **likelihood.arguments()}
+    arguments = likelihood.arguments()
+    return None if arguments is None else {"law": law, **arguments}
 
 
 def view(module: Likelihood) -> Any:
