@@ -108,7 +108,6 @@ CASES |= {
         lambda: likelihoods.Mixed(["gaussian", "bernoulli", ("categorical", 3), "poisson"]),
         mixed_entries,
         ((-1.0, "expected "), (7.0, "expected ")),
-        spread=2.0,
     ),
 }
 
@@ -268,7 +267,7 @@ def test_held_out_entries_are_likelier_than_under_a_constant(case):
     with torch.no_grad():
         found = own(x, model.decode(model.posterior.mean()), hidden).sum() / hidden.sum()
         constant = law.of_rows(x, shown)(x, outputs, hidden).sum() / hidden.sum()
-    assert found > constant + 0.02
+    assert found > constant + 0.05
     assert history["elastic"][-1] < history["elastic"][0]
 
 

@@ -151,8 +151,8 @@ class NegativeBinomial(Counts, law="negative_binomial"):
 
     Example:
         >>> import torch
-        >>> NegativeBinomial(2)(torch.tensor([[3.0, torch.nan]]), torch.zeros(1, 2))
-        tensor([-2.7726])
+        >>> NegativeBinomial(2)(torch.tensor([[3.0, torch.nan]]), torch.zeros(1, 2)).tolist()
+        [-2.772...]
     """
 
     log_inverse_dispersion: Tensor

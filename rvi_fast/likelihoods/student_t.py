@@ -14,6 +14,9 @@ from .base import Elementwise, wide
 from .parameters import learned, with_wider_scale
 from .quantiles import gamma_quantile
 
+# degrees of freedom: a Gaussian to the last digits of float32, and log Gamma still exact
+_MOST_DF = 1e6
+
 
 class StudentT(Elementwise, law="student_t"):
     """Independent t distributions around the decoder's output: a few far entries do not pull at it.
@@ -23,7 +26,7 @@ class StudentT(Elementwise, law="student_t"):
                  - (v + 1) / 2 log(1 + u^2 / v)
 
     summed over the observed entries. The degrees of freedom v are above 2, so that mean and variance
-    exist: v = 2 + log(1 + exp(`raw_df`)). Large v are a Gaussian. uint8 are pixels, x / 255.
+    exist: v = 2 + log(1 + exp(`raw_df`)), at most 1e6, which is a Gaussian. uint8 are pixels, x / 255.
 
     Shapes and errors are those of `Likelihood.forward`; gradient to outputs, scale and degrees of
     freedom, twice differentiable, 0 where missing. Gives NaN where an observed x is NaN.
@@ -34,7 +37,7 @@ class StudentT(Elementwise, law="student_t"):
             `initial_scale`, not learned.
         df: the same of the degrees of freedom.
         initial_scale: where s starts.
-        initial_df: where v starts, above 2.
+        initial_df: where v starts, above 2 and up to 1e6.
 
     Attributes:
         log_scale: [] or [D], parameter, or a buffer where it is fixed.
@@ -45,8 +48,9 @@ class StudentT(Elementwise, law="student_t"):
 
     Example:
         >>> import torch
-        >>> StudentT(2)(torch.tensor([[0.0, 9.0]]), torch.zeros(1, 2))
-        tensor([-12.3165])
+        >>> law, far = StudentT(2), torch.tensor([[0.0, 9.0]])
+        >>> bool(law(far, torch.zeros(1, 2)) > -13), bool((-0.5 * far**2).sum() < -40)
+        (True, True)
     """
 
     log_scale: Tensor
@@ -66,8 +70,10 @@ class StudentT(Elementwise, law="student_t"):
         super().__init__(num_features)
         self.kind, self.df_kind = scale, df
         excess = _checks.check_positive_float("initial_df", initial_df) - 2
-        if excess <= 0:
-            raise ValueError(f"initial_df: expected a number above 2, got {initial_df!r}")
+        if not 0 < excess <= _MOST_DF:
+            raise ValueError(
+                f"initial_df: expected a number above 2, up to 1e6, got {initial_df!r}"
+            )
         logarithm = math.log(_checks.check_positive_float("initial_scale", initial_scale))
         learned(self, "scale", "log_scale", scale, logarithm)
         # the inverse of log(1 + exp(.))
@@ -81,7 +87,7 @@ class StudentT(Elementwise, law="student_t"):
     @property
     def df(self) -> Tensor:
         """The degrees of freedom v, [] or [D]."""
-        return 2 + softplus(self.raw_df)
+        return (2 + softplus(self.raw_df)).clamp_max(_MOST_DF)
 
     @property
     def num_noise(self) -> int:
