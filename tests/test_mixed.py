@@ -229,7 +229,7 @@ def test_far_counts_are_no_far_entries():
 def test_instances_stand_for_themselves_and_are_read_back(tmp_path):
     own = [
         "gaussian",
-        likelihoods.Categorical(1, num_classes=3),
+        ("categorical", np.int64(3)),
         likelihoods.NegativeBinomial(1, size_factor=True),
         "bernoulli",
         likelihoods.StudentT(1, df="fixed", initial_df=3.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -439,7 +440,7 @@ def make(spec: Any, num_features: int) -> nn.Module:
 def is_named(spec: Any) -> bool:
     """Whether it is ("categorical", k): the law whose name alone does not say all."""
     pair = isinstance(spec, list | tuple) and len(spec) == 2 and spec[0] == "categorical"
-    return pair and isinstance(spec[1], int)
+    return pair and isinstance(spec[1], Integral)
 
 
 def described(likelihood: nn.Module) -> dict[str, Any] | None:

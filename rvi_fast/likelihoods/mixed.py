@@ -284,4 +284,4 @@ def _written(spec: Any) -> Any:
     """One column's law for JSON."""
     if isinstance(spec, nn.Module):
         return described(spec)
-    return list(spec) if is_named(spec) else spec
+    return [spec[0], int(spec[1])] if is_named(spec) else spec
