@@ -19,7 +19,9 @@ from . import _checks
 from .data.scaling import Standardizer
 from .drawing import drawing_from
 from .files import StrPath
-from .likelihoods.base import Likelihood, as_likelihood, described, lacking, lacks, make
+from .likelihoods.base import Likelihood, lacking
+from .likelihoods.foreign import as_likelihood, lacks
+from .likelihoods.named import described, make
 from .memory.room import check_memory
 from .posteriors.encoder import EncoderPosterior
 from .posteriors.relay import RelayPosterior

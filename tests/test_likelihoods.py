@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import rvi_fast
 from rvi_fast import likelihoods
-from rvi_fast.likelihoods.base import described
+from rvi_fast.likelihoods.named import described
 
 N, B, D, S = 300, 6, 4, 3
 

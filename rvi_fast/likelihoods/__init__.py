@@ -14,12 +14,13 @@
 `Elementwise` are what a law of your own starts from.
 """
 
-from .base import LAWS, Elementwise, Likelihood, make
+from .base import LAWS, Elementwise, Likelihood
 from .bernoulli import Bernoulli
 from .categorical import Categorical
 from .counts import NegativeBinomial, Poisson
 from .gaussian import Gaussian, GaussianLikelihood
 from .mixed import Mixed
+from .named import make
 from .student_t import StudentT
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -312,148 +311,12 @@ class Elementwise(Likelihood):
         return outputs
 
 
-class Foreign(Likelihood):
-    """A likelihood of a user's own, any module with `forward`, as this package asks it.
-
-    Args:
-        module: has `num_features`, and may have `num_outputs`, `location_scale`, `mean`, `mode`,
-            `sample` and `check`.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module.num_features)  # type: ignore[arg-type]
-        self.module = module
-        self.location_scale = bool(getattr(module, "location_scale", False))
-
-    @property
-    def num_outputs(self) -> int | None:
-        return getattr(self.module, "num_outputs", None)
-
-    @property
-    def restricted(self) -> bool:
-        return callable(getattr(self.module, "check", None))
-
-    @property
-    def num_noise(self) -> int:
-        # what else a law draws with is not known
-        return self.num_features if self.location_scale else 0
-
-    def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.module(x, outputs, mask)
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        return self._method("mean")(outputs)
-
-    def mode(self, outputs: Tensor) -> Tensor:
-        return self._method("mode")(outputs)
-
-    def sample(
-        self,
-        outputs: Tensor,
-        *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        draw = self._method("sample")
-        return draw(outputs, noise=noise) if self.location_scale else draw(outputs)
-
-    def check(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        rows: Any = None,
-        columns: list[int] | None = None,
-    ) -> None:
-        if self.restricted:
-            self.module.check(x, mask)  # type: ignore[operator]
-
-    def _method(self, name: str) -> Any:
-        method = getattr(self.module, name, None)
-        if not callable(method):
-            raise ValueError(lacking(self.module, name))
-        return method
-
-
-def as_likelihood(module: nn.Module) -> Likelihood:
-    """The module, or what answers for it where it is none of the package's kind."""
-    return module if isinstance(module, Likelihood) else Foreign(module)
-
-
-def lacks(module: nn.Module, name: str) -> bool:
-    """Whether a likelihood has no method "mean", "mode" or "sample" of its own."""
-    if isinstance(module, Foreign):
-        return lacks(module.module, name)
-    method = getattr(type(module), name, None)
-    own = getattr(module, name, None)
-    return not callable(own) or method is getattr(Likelihood, name)
-
-
 def lacking(module: nn.Module, name: str) -> str:
     """The error where a likelihood has no such method."""
     return (
         f"likelihood: expected one with a method {name}(outputs), which turns the decoder's outputs "
         f"into data, got {type(module).__name__}"
     )
-
-
-def make(spec: Any, num_features: int) -> nn.Module:
-    """A likelihood from its name, from what `described` says of one, or as it is.
-
-    Args:
-        spec: a name in `LAWS`; ("categorical", k), a name and what it is given; a list of one of these,
-            or of a likelihood of one feature, for each column, see `Mixed`; a dict from `described`; or
-            a module.
-        num_features: D, which the likelihood must have.
-
-    Raises:
-        ValueError: the name is none, or the likelihood has another number of features.
-
-    Example:
-        >>> from rvi_fast import likelihoods
-        >>> likelihoods.make("gaussian", 3)
-        GaussianLikelihood(num_features=3, scale='scalar')
-    """
-    if isinstance(spec, nn.Module):
-        made: nn.Module = spec
-    elif isinstance(spec, str):
-        made = _law(spec).made(num_features, {})
-    elif isinstance(spec, dict):
-        arguments = dict(spec)
-        made = _law(arguments.pop("law", None)).made(num_features, arguments)
-    elif is_named(spec):
-        made = _law(spec[0]).made(num_features, {"num_classes": spec[1]})
-    elif isinstance(spec, list | tuple):
-        made = _law("mixed").made(num_features, {"columns": spec})
-    else:
-        raise TypeError(
-            f"likelihood: expected a name, a module, or one of them for each column, got {spec!r}"
-        )
-    if getattr(made, "num_features", None) != num_features:
-        raise ValueError(
-            f"likelihood: expected one of {num_features} features, got "
-            f"{getattr(made, 'num_features', None)}"
-        )
-    return made
-
-
-def is_named(spec: Any) -> bool:
-    """Whether it is ("categorical", k): the law whose name alone does not say all."""
-    pair = isinstance(spec, list | tuple) and len(spec) == 2 and spec[0] == "categorical"
-    return pair and isinstance(spec[1], Integral)
-
-
-def described(likelihood: nn.Module) -> dict[str, Any] | None:
-    """What `make` makes the same law of, without its parameters' values; None where it has no name."""
-    law = getattr(type(likelihood), "law", None)
-    if (
-        not isinstance(likelihood, Likelihood)
-        or law is None
-        or LAWS.get(law) is not type(likelihood)
-    ):
-        return None
-    arguments = likelihood.arguments()
-    return None if arguments is None else {"law": law, **arguments}
 
 
 def view(module: Likelihood) -> Any:
@@ -479,9 +342,3 @@ def observed_of(x: Tensor, mask: Tensor | None) -> Tensor:
 def wide(tensor: Tensor) -> Tensor:
     """float64, on a device that has it."""
     return tensor if tensor.device.type == "mps" else tensor.to(torch.float64)
-
-
-def _law(name: Any) -> type[Likelihood]:
-    if not isinstance(name, str) or name not in LAWS:
-        raise ValueError(f"likelihood: expected one of {', '.join(LAWS)}, got {name!r}")
-    return LAWS[name]

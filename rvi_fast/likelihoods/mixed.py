@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .base import LAWS, Likelihood, described, is_named, make, observed_of, view
+from .base import LAWS, Likelihood, observed_of, view
+from .named import described, is_named, make
 
 # columns of one table differ, so that what a law learns of a feature is learned of each
 _EACH: dict[str, dict[str, Any]] = {

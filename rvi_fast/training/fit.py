@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import _checks
 from ..data.scaling import Standardizer
 from ..drawing import Drawing
-from ..likelihoods.base import lacks
+from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..optim import MODES
 from ..posteriors.encoder import EncoderPosterior

@@ -12,7 +12,8 @@ import torch
 from .. import _checks
 from ..files import StrPath
 from ..layout import RowLayout
-from ..likelihoods.base import as_likelihood, make
+from ..likelihoods.foreign import as_likelihood
+from ..likelihoods.named import make
 from .inputs import sources
 from .places.blocks import blocks_resident, default_block_rows, row_bytes
 
