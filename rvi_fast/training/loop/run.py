@@ -508,8 +508,8 @@ class Run:
                     encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
                 rows = index if encoded is None else None
                 with drawing:
-                    reconstruction = self.model.reconstruct_standardized(rows, posterior=encoded)
-                total += elastic(x, reconstruction, mask) * scored
+                    found = self.model.scored(x, mask, rows, posterior=encoded)
+                total += elastic(*found, mask) * scored
             count += scored
             if self.block_rows is not None:
                 ends = int(index[0]), int(index[-1]) + 1
