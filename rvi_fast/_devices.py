@@ -33,6 +33,17 @@ def device_row(device_type: str) -> Device:
     return DEVICES.get(device_type, _ANY)
 
 
+def kinds_of_devices(*, hosts: bool = False) -> str:
+    """The kinds that have a row, for a message; with `hosts` those that rows may lie outside of."""
+    names = [kind for kind, row in DEVICES.items() if row.hosts or not hosts]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def count_devices(device_type: str) -> int:
+    """How many devices of a kind torch sees."""
+    return 1 if device_type == "cpu" else int(torch.get_device_module(device_type).device_count())
+
+
 def beside(device: torch.device) -> torch.device:
     """Where float64 state of what lies on a device is kept: with it, or on the CPU."""
     return device if device_row(device.type).has_float64 else _CPU
