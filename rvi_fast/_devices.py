@@ -23,6 +23,8 @@ class Device(NamedTuple):
 DEVICES = {
     "cpu": Device("cpp", "C++", hosts=True),
     "cuda": Device("kernels", "Triton", hosts=True),
+    "xpu": Device(hosts=True),
+    "mps": Device(has_float64=False, hosts=True),
 }
 _ANY = Device()
 _CPU = torch.device("cpu")
