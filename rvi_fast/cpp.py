@@ -49,6 +49,11 @@ def cpu_path() -> str:
     return path
 
 
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """Contiguous, in that dtype; `Tensor.to` takes microseconds to find that nothing is to be done."""
+    return (tensor if tensor.dtype is dtype else tensor.to(dtype)).contiguous()
+
+
 @lru_cache(maxsize=256)
 def _layout(
     latent_dim: int, groups: tuple[int, ...], kept: tuple[int, ...], form: str
@@ -81,7 +86,7 @@ def relay_sample_fwd(
     native, words, _ = _layout(latent_dim, tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
     if noise is not None:
-        noise = noise.to(dtype).contiguous()
+        noise = _in(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     z = empty((num_samples, batch, latent_dim), dtype=dtype)
@@ -135,10 +140,10 @@ def relay_sample_bwd(
         return NotImplemented
     native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
-    bits, mean = bits.contiguous(), mean.to(dtype).contiguous()
-    grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
+    bits, mean = bits.contiguous(), _in(dtype, mean)
+    grad_z, grad_kl = _in(dtype, grad_z), _in(dtype, grad_kl)
     if noise is not None:
-        noise = noise.to(dtype).contiguous()
+        noise = _in(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
     grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
@@ -180,7 +185,7 @@ def _likelihood_inputs(
         mean = mean.to(dtype)
     if x.dtype is not dtype and (dtype is _FLOAT64 or x.dtype is _FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    x, mean, scale = x.contiguous(), mean.contiguous(), scale.to(dtype).contiguous()
+    x, mean, scale = x.contiguous(), mean.contiguous(), _in(dtype, scale)
     num_samples, batch, num_features = mean.shape
     if mask is not None:
         mask = mask.contiguous()
@@ -227,7 +232,7 @@ def gaussian_log_likelihood_bwd(
     """`reference.gaussian_log_likelihood_bwd`."""
     *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
     dtype = inputs[1].dtype
-    grad = grad_log_prob.to(dtype).contiguous()
+    grad = _in(dtype, grad_log_prob)
     grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
@@ -238,7 +243,7 @@ def gaussian_log_likelihood_bwd(
         need_scale,
         grad_scale.data_ptr(),
     )
-    return grad_mean.to(mean.dtype), grad_scale.to(scale.dtype)
+    return _in(mean.dtype, grad_mean), _in(scale.dtype, grad_scale)
 
 
 def _linear_inputs(
@@ -254,8 +259,8 @@ def _linear_inputs(
     dtype = _FLOAT64 if wide else _FLOAT32
     if x.dtype is not dtype and (wide or x.dtype is _FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    hidden, weight, scale = (tensor.to(dtype).contiguous() for tensor in (hidden, weight, scale))
-    bias = None if bias is None else bias.to(dtype).contiguous()
+    hidden, weight, scale = _in(dtype, hidden), _in(dtype, weight), _in(dtype, scale)
+    bias = None if bias is None else _in(dtype, bias)
     x, mask = x.contiguous(), None if mask is None else mask.contiguous()
     num_samples, batch, hidden_dim = hidden.shape
     log_prob = empty((num_samples, batch), dtype=dtype)
@@ -313,7 +318,7 @@ def linear_gaussian_log_likelihood_bwd(
     """`reference.linear_gaussian_log_likelihood_bwd`."""
     log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
     dtype = log_prob.dtype
-    grad = grad_log_prob.to(dtype).contiguous()
+    grad = _in(dtype, grad_log_prob)
     grad_hidden = empty(hidden.shape if need_hidden else (0,), dtype=dtype)
     grad_weight = empty(weight.shape if need_linear else (0,), dtype=dtype)
     grad_bias = empty(bias.shape if need_linear and bias is not None else (0,), dtype=dtype)
@@ -331,10 +336,10 @@ def linear_gaussian_log_likelihood_bwd(
     )
     return (
         log_prob,
-        grad_hidden.to(hidden.dtype),
-        grad_weight.to(weight.dtype),
-        grad_bias.to(weight.dtype if bias is None else bias.dtype),
-        grad_scale.to(scale.dtype),
+        _in(hidden.dtype, grad_hidden),
+        _in(weight.dtype, grad_weight),
+        _in(weight.dtype if bias is None else bias.dtype, grad_bias),
+        _in(scale.dtype, grad_scale),
     )
 
 
@@ -425,7 +430,7 @@ def row_adam_step(
     arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
     if arguments is None:
         return NotImplemented
-    grad, lr = grad.to(rows.dtype).contiguous(), lr.to(_FLOAT64)
+    grad, lr = _in(rows.dtype, grad), _in(_FLOAT64, lr)
     _C.row_adam_step(
         *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
     )
@@ -452,7 +457,7 @@ def adam_step(
     for table in (params, exp_avg, exp_avg_sq):
         if not table.is_contiguous():
             return NotImplemented
-    grads, lr = grads.to(dtype).contiguous(), lr.to(_FLOAT64)
+    grads, lr = _in(dtype, grads), _in(_FLOAT64, lr)
     num_parts, size = grads.shape
     _C.adam_step(
         dtype is _FLOAT64,
