@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -43,8 +42,6 @@ _SCHEMAS = {
     "adam_step": "(Tensor(a!) params, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor grads, "
     "Tensor(d!) step, Tensor lr, float beta1, float beta2, float eps, float weight_decay) -> ()",
 }
-
-_HERE = nullcontext()
 
 
 class FallbackWarning(UserWarning):
@@ -101,10 +98,12 @@ def _run(device_type: str, name: str, *args: Any) -> Any:
     # arguments are checked by each function of an implementation, see `_op_checks.checked`
     chosen = implementation(device_type)
     if chosen is not reference:
-        # a kernel is launched on the device that is current
-        on_device = torch.cuda.device(args[0].device) if device_type == "cuda" else _HERE
-        with on_device:
-            result = getattr(chosen, name)(*args)
+        function = getattr(chosen, name)
+        if device_type == "cuda":  # a kernel is launched on the device that is current
+            with torch.cuda.device(args[0].device):
+                result = function(*args)
+        else:
+            result = function(*args)
         if result is not NotImplemented:
             return result
     with torch.autocast(device_type, enabled=False):
