@@ -89,10 +89,10 @@ def relay_sample_fwd(
         noise = _in(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
-    z = empty((num_samples, batch, latent_dim), dtype=dtype)
-    kl = empty((batch,), dtype=dtype)
-    bits = empty((batch, words), dtype=_INT32)
-    mean = empty((batch, latent_dim), dtype=dtype)
+    z = relays.new_empty((num_samples, batch, latent_dim))
+    kl = relays.new_empty(batch)
+    bits = relays.new_empty((batch, words), dtype=_INT32)
+    mean = relays.new_empty((batch, latent_dim))
     _C.relay_sample_fwd(
         native,
         dtype is _FLOAT64,
@@ -146,8 +146,8 @@ def relay_sample_bwd(
         noise = _in(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
-    grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
-    grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
+    grad_batch = relays.new_empty((batch, width) if need_rows else 0)
+    grad_relays = relays.new_empty(relays.shape if need_relays else 0)
     _C.relay_sample_bwd(
         native,
         dtype is _FLOAT64,
