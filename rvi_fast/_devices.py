@@ -23,6 +23,8 @@ class Device(NamedTuple):
 DEVICES = {
     "cpu": Device("cpp", "C++", hosts=True),
     "cuda": Device("kernels", "Triton", hosts=True),
+    "xpu": Device(hosts=True),
+    "mps": Device(has_float64=False, hosts=True),
 }
 _ANY = Device()
 _CPU = torch.device("cpu")
@@ -31,6 +33,17 @@ _CPU = torch.device("cpu")
 def device_row(device_type: str) -> Device:
     """What is known of a kind of device, "cuda" for one."""
     return DEVICES.get(device_type, _ANY)
+
+
+def kinds_of_devices(*, hosts: bool = False) -> str:
+    """The kinds that have a row, for a message; with `hosts` those that rows may lie outside of."""
+    names = [kind for kind, row in DEVICES.items() if row.hosts or not hosts]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def count_devices(device_type: str) -> int:
+    """How many devices of a kind torch sees."""
+    return 1 if device_type == "cpu" else int(torch.get_device_module(device_type).device_count())
 
 
 def beside(device: torch.device) -> torch.device:

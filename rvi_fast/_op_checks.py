@@ -178,14 +178,16 @@ def _hold_relay(
     num_samples: int,
 ) -> tuple[RowLayout, int]:
     """What both directions of `relay_sample` take; the layout and the size of the batch."""
-    _hold_dims("rows", rows, _FLOATS, "NW")
-    dtype, device = (rows.dtype,), rows.device
-    _hold_dims("relays", relays, dtype, "KT")
-    latent_dim = int(relays.shape[1])
+    dtype, device, shape, sizes = rows.dtype, rows.device, rows.shape, relays.shape
+    if not (dtype is relays.dtype and dtype in _FLOATS and len(shape) == 2 and len(sizes) == 2):
+        _hold_dims("rows", rows, _FLOATS, "NW")
+        _hold_dims("relays", relays, (dtype,), "KT")
+    latent_dim = int(sizes[1])
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), form)
-    if rows.shape[1] != layout.width:
+    if shape[1] != layout.width:
         raise ValueError(f"rows: expected shape [N, {layout.width}], got {shape_of(rows)}")
-    _hold("relays", relays, device, dtype, (layout.num_relays, latent_dim))
+    if sizes[0] != layout.num_relays or relays.device != device:
+        _hold("relays", relays, device, (dtype,), (layout.num_relays, latent_dim))
     batch = _hold_index(index, device)
     _hold_one("seed", seed, device, _INT64)
     if noise is not None:
@@ -335,6 +337,52 @@ def _row_adam_catch_up(
     beta2: float,
     eps: float,
 ) -> None:
+    dtype, shape, sizes = rows.dtype, rows.shape, history.shape
+    if not (
+        rows.is_cpu
+        and exp_avg.is_cpu
+        and exp_avg_sq.is_cpu
+        and row_step.is_cpu
+        and index.is_cpu
+        and clock.is_cpu
+        and history.is_cpu
+        and dtype is exp_avg.dtype
+        and dtype is exp_avg_sq.dtype
+        and dtype in _FLOATS
+        and row_step.dtype in _INTEGERS
+        and index.dtype in _INTEGERS
+        and clock.dtype in _INT64
+        and history.dtype in _FLOAT64
+        and len(shape) == 2
+        and exp_avg.shape == shape
+        and exp_avg_sq.shape == shape
+        and row_step.shape == (shape[0],)
+        and index.dim() == 1
+        and clock.shape == (2,)
+        and len(sizes) == 2
+        and sizes[1] == HISTORY_COLUMNS
+        and 0.0 <= beta1 < 1.0
+        and 0.0 <= beta2 < 1.0
+        and rows.is_contiguous()
+        and exp_avg.is_contiguous()
+        and exp_avg_sq.is_contiguous()
+        and row_step.is_contiguous()
+    ):
+        _hold_row_adam(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2)
+
+
+def _hold_row_adam(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """One by one: what is not on the CPU, has other moments or is wrong."""
     _hold_dims("rows", rows, _FLOATS, "NW")
     device, dtype, shape = rows.device, rows.dtype, rows.shape
     moments = exp_avg.dtype

@@ -56,9 +56,10 @@ def test_every_op_is_registered_for_every_device(name, key):
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"rvi_fast::{name}", key)
 
 
-def test_devices_without_a_row_have_the_reference_and_say_nothing(recwarn):
-    assert ops.implementation("a device of tomorrow") is reference
-    assert ops.unused("a device of tomorrow") == {}
+@pytest.mark.parametrize("kind", ["xpu", "mps", "a device of tomorrow"])
+def test_devices_without_kernels_have_the_reference_and_say_nothing(kind, recwarn):
+    assert ops.implementation(kind) is reference
+    assert ops.unused(kind) == {}
     assert not recwarn.list
 
 
@@ -90,7 +91,8 @@ def test_sparse_tensors_are_refused_by_name():
 
 
 def test_float64_state_lies_where_the_device_has_float64():
-    for kind in ("cpu", "cuda:1"):
+    for kind in ("cpu", "cuda:1", "xpu:0"):
         assert _devices.beside(torch.device(kind)) == torch.device(kind)
+    assert _devices.beside(torch.device("mps")) == torch.device("cpu")
     values = torch.tensor([1.5, torch.nan])
     assert _devices.to_float64(values).dtype == torch.float64

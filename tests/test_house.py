@@ -180,6 +180,21 @@ def test_the_loop_of_a_run_asks_for_no_mode():
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_law_is_asked_and_not_recognised(path):
+    laws = {cls.__name__ for cls in rvi_fast.likelihoods.LAWS.values()} | {"Gaussian"}
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        known = isinstance(node, ast.Name | ast.Attribute | ast.alias)
+        named = known and {
+            getattr(node, "id", ""),
+            getattr(node, "attr", ""),
+            getattr(node, "name", ""),
+        }
+        doors = ("rvi_fast/__init__.py", "rvi_fast/likelihood.py")
+        inside = path.parts[1] == "likelihoods" or path.as_posix() in doors
+        assert inside or not (named and named & laws), f"{path}: {named & laws}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_files_py_says_how_a_file_is_written(path):
     allowed = path.as_posix() == "rvi_fast/files.py"
     for node in ast.walk(ast.parse((ROOT / path).read_text())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, BOTH, FLOAT64
+from .extension import _C, BOTH, FLOAT64, converted
 
 
 @checked
@@ -28,7 +28,7 @@ def adam_step(
     for table in (params, exp_avg, exp_avg_sq):
         if not table.is_contiguous():
             return NotImplemented
-    grads, lr = grads.to(dtype).contiguous(), lr.to(FLOAT64)
+    grads, lr = converted(dtype, grads), converted(FLOAT64, lr)
     num_parts, size = grads.shape
     _C.adam_step(
         dtype is FLOAT64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .. import _C  # type: ignore[attr-defined]
 
@@ -25,6 +26,11 @@ DATA_TYPES = {
     torch.bfloat16: 3,
     torch.uint8: 4,
 }
+
+
+def converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """Contiguous, in that dtype; `Tensor.to` takes microseconds to find that nothing is to be done."""
+    return (tensor if tensor.dtype is dtype else tensor.to(dtype)).contiguous()
 
 
 def cpu_path() -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, empty, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, DATA_TYPES, FLOAT32, FLOAT64
+from .extension import _C, DATA_TYPES, FLOAT32, FLOAT64, converted
 
 
 def _linear_inputs(
@@ -24,8 +24,12 @@ def _linear_inputs(
     dtype = FLOAT64 if wide else FLOAT32
     if x.dtype is not dtype and (wide or x.dtype is FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    hidden, weight, scale = (tensor.to(dtype).contiguous() for tensor in (hidden, weight, scale))
-    bias = None if bias is None else bias.to(dtype).contiguous()
+    hidden, weight, scale = (
+        converted(dtype, hidden),
+        converted(dtype, weight),
+        converted(dtype, scale),
+    )
+    bias = None if bias is None else converted(dtype, bias)
     x, mask = x.contiguous(), None if mask is None else mask.contiguous()
     num_samples, batch, hidden_dim = hidden.shape
     log_prob = empty((num_samples, batch), dtype=dtype)
@@ -83,7 +87,7 @@ def linear_gaussian_log_likelihood_bwd(
     """`reference.linear_gaussian_log_likelihood_bwd`."""
     log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
     dtype = log_prob.dtype
-    grad = grad_log_prob.to(dtype).contiguous()
+    grad = converted(dtype, grad_log_prob)
     grad_hidden = empty(hidden.shape if need_hidden else (0,), dtype=dtype)
     grad_weight = empty(weight.shape if need_linear else (0,), dtype=dtype)
     grad_bias = empty(bias.shape if need_linear and bias is not None else (0,), dtype=dtype)
@@ -101,8 +105,8 @@ def linear_gaussian_log_likelihood_bwd(
     )
     return (
         log_prob,
-        grad_hidden.to(hidden.dtype),
-        grad_weight.to(weight.dtype),
-        grad_bias.to(weight.dtype if bias is None else bias.dtype),
-        grad_scale.to(scale.dtype),
+        converted(hidden.dtype, grad_hidden),
+        converted(weight.dtype, grad_weight),
+        converted(weight.dtype if bias is None else bias.dtype, grad_bias),
+        converted(scale.dtype, grad_scale),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, empty, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, BOTH, DATA_TYPES, FLOAT32, FLOAT64
+from .extension import _C, BOTH, DATA_TYPES, FLOAT32, FLOAT64, converted
 
 
 def _likelihood_inputs(
@@ -21,7 +21,7 @@ def _likelihood_inputs(
         mean = mean.to(dtype)
     if x.dtype is not dtype and (dtype is FLOAT64 or x.dtype is FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    x, mean, scale = x.contiguous(), mean.contiguous(), scale.to(dtype).contiguous()
+    x, mean, scale = x.contiguous(), mean.contiguous(), converted(dtype, scale)
     num_samples, batch, num_features = mean.shape
     if mask is not None:
         mask = mask.contiguous()
@@ -68,7 +68,7 @@ def gaussian_log_likelihood_bwd(
     """`reference.gaussian_log_likelihood_bwd`."""
     *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
     dtype = inputs[1].dtype
-    grad = grad_log_prob.to(dtype).contiguous()
+    grad = converted(dtype, grad_log_prob)
     grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
@@ -79,4 +79,4 @@ def gaussian_log_likelihood_bwd(
         need_scale,
         grad_scale.data_ptr(),
     )
-    return grad_mean.to(mean.dtype), grad_scale.to(scale.dtype)
+    return converted(mean.dtype, grad_mean), converted(scale.dtype, grad_scale)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from torch import Tensor, empty, get_num_threads
+from torch import Tensor, get_num_threads
 
 from .._op_checks import checked, layout_of
-from .extension import _C, BOTH, FLOAT64, INT32, INT64
+from .extension import _C, BOTH, FLOAT64, INT32, INT64, converted
 
 
 @lru_cache(maxsize=256)
@@ -43,13 +43,13 @@ def relay_sample_fwd(
     native, words, _ = _layout(latent_dim, tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
     if noise is not None:
-        noise = noise.to(dtype).contiguous()
+        noise = converted(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
-    z = empty((num_samples, batch, latent_dim), dtype=dtype)
-    kl = empty((batch,), dtype=dtype)
-    bits = empty((batch, words), dtype=INT32)
-    mean = empty((batch, latent_dim), dtype=dtype)
+    z = relays.new_empty((num_samples, batch, latent_dim))
+    kl = relays.new_empty(batch)
+    bits = relays.new_empty((batch, words), dtype=INT32)
+    mean = relays.new_empty((batch, latent_dim))
     _C.relay_sample_fwd(
         native,
         dtype is FLOAT64,
@@ -97,14 +97,14 @@ def relay_sample_bwd(
         return NotImplemented
     native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
     rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
-    bits, mean = bits.contiguous(), mean.to(dtype).contiguous()
-    grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
+    bits, mean = bits.contiguous(), converted(dtype, mean)
+    grad_z, grad_kl = converted(dtype, grad_z), converted(dtype, grad_kl)
     if noise is not None:
-        noise = noise.to(dtype).contiguous()
+        noise = converted(dtype, noise)
     keys = index if noise_index is None else noise_index.contiguous()
     batch = index.shape[0]
-    grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
-    grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
+    grad_batch = relays.new_empty((batch, width) if need_rows else 0)
+    grad_relays = relays.new_empty(relays.shape if need_relays else 0)
     _C.relay_sample_bwd(
         native,
         dtype is FLOAT64,

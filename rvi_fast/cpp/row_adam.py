@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, FLOAT64, INT32, INT64
+from .extension import _C, FLOAT64, INT32, INT64, converted
 
 # dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
 _ADAM_TYPES = {
@@ -105,7 +105,7 @@ def row_adam_step(
     arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
     if arguments is None:
         return NotImplemented
-    grad, lr = grad.to(rows.dtype).contiguous(), lr.to(FLOAT64)
+    grad, lr = converted(rows.dtype, grad), converted(FLOAT64, lr)
     _C.row_adam_step(
         *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
     )

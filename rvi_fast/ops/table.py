@@ -6,7 +6,6 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -21,8 +20,6 @@ from .autograd import without_autocast
 ops = torch.ops.rvi_fast
 # of each op, the signature that all its implementations have
 SCHEMAS: dict[str, str] = {}
-
-_HERE = nullcontext()
 
 
 class FallbackWarning(UserWarning):
@@ -91,8 +88,10 @@ def _run(device_type: str, name: str, *args: Any) -> Any:
     # arguments are checked by each function of an implementation, see `_op_checks.checked`
     function = _kernel(device_type, name)
     if function is not None:
-        # a kernel is launched on the device that is current
-        with torch.cuda.device(args[0].device) if device_type == "cuda" else _HERE:
+        if device_type == "cuda":  # a kernel is launched on the device that is current
+            with torch.cuda.device(args[0].device):
+                result = function(*args)
+        else:
             result = function(*args)
         if result is not NotImplemented:
             return result

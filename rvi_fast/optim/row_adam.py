@@ -37,6 +37,8 @@ _CHUNK = 65536
 _STAGED = 8192
 # a learning rate that lies elsewhere is not read back in a step
 _READABLE = ("cpu",)
+# within it the rows are looked at as they are: their class need not bring all up to date, nor be asked
+_as_they_are = torch._C.DisableTorchFunctionSubclass
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -149,6 +151,8 @@ class RowAdam(torch.optim.Optimizer):
         self._clock = torch.full((2,), num_steps, dtype=torch.int64, device=device)
         self._history = torch.zeros((_HISTORY, HISTORY_COLUMNS), dtype=torch.float64, device=device)
         self._lr = torch.zeros((), dtype=torch.float64, device=device)
+        # the number that is in `_lr`, and the weight decay that it was checked with
+        self._lr_set: tuple[float, float] | None = None
         # whether a learning rate that has not been read back was out of its range
         self._lr_refused: Tensor | None = None
         # asked before rows of these numbers, or all rows, are written to
@@ -243,19 +247,17 @@ class RowAdam(torch.optim.Optimizer):
     def _catch_up(self, index: Tensor) -> None:
         if self.posterior.staged:  # a row that is copied twice would be written back twice
             index = index.unique()
-        with self._at_hand(index) as (tables, index):
-            # rows that a pending backward needs do not change, so autograd need not object
-            ops.row_adam_catch_up(*tables, index, self._clock, self._history, *self._applied)
+        # rows that a pending backward needs do not change, so autograd need not object
+        self._work(ops.row_adam_catch_up, index, self._clock, self._history, *self._applied)
 
-    @contextmanager
-    def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Tables where the relays are, and where in them rows `index` lie; what is written stays."""
+    def _work(self, op: Callable[..., None], index: Tensor, *arguments: Any) -> None:
+        """Calls an op for rows `index`, where the relays are; what it writes stays."""
         own = [self.table(), self._exp_avg, self._exp_avg_sq, self._row_step]
         self.posterior.tables.before_write(index)
         if not self.posterior.staged:
             if self.before_write is not None:
                 self.before_write(index)
-            yield own, index
+            op(*own, index, *arguments)
             return
         _checks.check_row_numbers(index, len(self._row_step))
         index = index.to(own[0].device)
@@ -263,7 +265,7 @@ class RowAdam(torch.optim.Optimizer):
             self.before_write(index)
         device = self._device
         copies = [table[index].to(device) for table in own]
-        yield copies, torch.arange(len(index), device=device)
+        op(*copies, torch.arange(len(index), device=device), *arguments)
         for table, copied in zip(own, copies, strict=True):
             table[index] = copied.to(table.device)
 
@@ -307,7 +309,7 @@ class RowAdam(torch.optim.Optimizer):
     def table(self) -> Tensor:
         """The rows [N, W] as they are, up to date or not, out of autograd's sight."""
         device = self._exp_avg.device
-        with torch._C.DisableTorchFunctionSubclass():
+        with _as_they_are():
             rows = self._rows.data
         if rows.dtype != self._dtype or rows.device != device:
             raise ValueError(
@@ -392,8 +394,10 @@ class RowAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_owner()
-        if self._rows.grad is not None:
-            self.step_batch(*self._touched(self._rows.grad))
+        with _as_they_are():
+            grad = self._rows.grad
+        if grad is not None:
+            self._step(*self._touched(grad))
         return loss
 
     @torch.no_grad()
@@ -405,26 +409,28 @@ class RowAdam(torch.optim.Optimizer):
             grad: gradients [B, W].
         """
         self._check_owner()
+        self._step(index, grad)
+
+    def _step(self, index: Tensor, grad: Tensor) -> None:
         captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
         self._check_count()
         self._follow_options()
         if not captured:  # a graph would keep the learning rate of its capture
             self._set_lr()
         used = self._num_steps - self._flushed_at + 2
-        if self.mode == "dense" and used > len(self._history):
+        if self.mode == "dense" and used > self._history.shape[0]:
             self._history = torch.cat((self._history, torch.zeros_like(self._history)))
-        with self._at_hand(index) as (tables, index):
-            ops.row_adam_step(
-                *tables,
-                index,
-                grad.to(self._device),
-                self._clock,
-                self._history,
-                self._lr,
-                *self._applied,
-                self._checked[3],
-                self.mode,
-            )
+        self._work(
+            ops.row_adam_step,
+            index,
+            grad.to(self._device),
+            self._clock,
+            self._history,
+            self._lr,
+            *self._applied,
+            self._checked[3],
+            self.mode,
+        )
         # what autograd has saved of the rows before is no longer theirs
         torch.autograd.graph.increment_version(self._rows)
         self._num_steps += not captured
@@ -469,11 +475,15 @@ class RowAdam(torch.optim.Optimizer):
                 seen = self._lr_refused
                 self._lr_refused = wrong if seen is None else seen | wrong
                 self._lr.copy_(torch.where(wrong, 0.0, lr))
+                self._lr_set = None
                 return
             lr = lr.item()
+        if (lr, weight_decay) == self._lr_set:
+            return
         if not 0.0 <= lr < math.inf or lr * weight_decay >= 1.0:
             check_lr(lr, weight_decay)
         self._lr.fill_(lr)
+        self._lr_set = lr, weight_decay
 
     def _check_lr_read(self) -> None:
         """Reads back whether a learning rate on a device was out of its range, where one was used."""
@@ -507,7 +517,8 @@ class RowAdam(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As `torch.optim.Optimizer.zero_grad`."""
         self._present.clear()
-        super().zero_grad(set_to_none)
+        with _as_they_are():
+            super().zero_grad(set_to_none)
 
     def detach(self) -> None:
         """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""

@@ -202,7 +202,6 @@ class RelayPosterior(OwnedRows):
             self._row_optimizer.after_forward(index)
         return sample
 
-    @torch.no_grad()
     def draw(
         self,
         index: Tensor,

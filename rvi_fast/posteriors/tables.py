@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._devices import DEVICES, device_row
+from .._devices import device_row, kinds_of_devices
 from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
 from ..memory import pages
 from ..memory.room import InsufficientMemory, free_disk
@@ -285,10 +285,9 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
     if storage != "device":
         wanted = torch.get_default_device() if device is None else torch.device(device)
         if not device_row(wanted.type).hosts:
-            hosting = " and ".join(kind for kind, row in DEVICES.items() if row.hosts)
             raise ValueError(
                 f"storage: expected 'device' for a posterior on {wanted}, got {os.fspath(storage)!r}: "
-                f"tables outside device memory serve {hosting}"
+                f"tables outside device memory serve {kinds_of_devices(hosts=True)}"
             )
     if storage == "device":
         return Tables()

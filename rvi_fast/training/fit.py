@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
 from ..data.scaling import Standardizer
 from ..drawing import Drawing
+from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
 from ..posteriors.encoder import EncoderPosterior
@@ -98,7 +100,8 @@ def fit(
     `model.log_prob` then speak the units of the data. A feature that is always one number comes back as
     that number, one that was never observed as 0. A feature with an entry beyond all others (see
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
-    in training. A model that has a scale keeps it, also when it is fitted again to other data.
+    in training. A model that has a scale keeps it, also when it is fitted again to other data. Columns
+    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are.
 
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
@@ -118,7 +121,8 @@ def fit(
             all rows or, for a shard, of its own. All of it is read once more before the first epoch,
             for the fingerprint that a resume and `impute` compare, and once to standardise.
         mask: bool [N, D], true = observed.
-        standardize: False trains on floating-point data as they are; pixels always are.
+        standardize: False trains on floating-point data as they are; pixels always are, and columns of
+            laws without location and scale.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
         lr: learning rate of decoder and scale.
@@ -132,7 +136,8 @@ def fit(
         device: where to train; where the model is if not given.
         progress: show a progress bar.
         eval_every: epochs between evaluations of the elastic error over observed entries, from the
-            posterior mean; 0 for none.
+            posterior mean; 0 for none. The error of a class is 1 less the probability of the one that
+            was observed.
         callbacks: called with model and history after each epoch; a true result stops training.
         run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
@@ -193,7 +198,8 @@ def fit(
     ranks = ranks_of(model)
     _check_shard(model, ranks, settings)
     source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
-    settings = replace(settings, standardize=settings.standardize and not source.pixels())
+    standardize = settings.standardize and not source.pixels() and _standardizable(model)
+    settings = replace(settings, standardize=standardize)
     _check_standardize(model, settings.standardize, pixels=source.pixels())
     _check_batch_of_one(model, ranks.num_data, settings.batch_size)
     kind = source.kind(next(model.posterior.parameters()).dtype)
@@ -223,7 +229,7 @@ def fit(
 
 def _check_evaluation(model: LatentModel, settings: Settings) -> None:
     """Raises where the data are to be reconstructed by a likelihood that does not say how."""
-    if settings.eval_every and not callable(getattr(model.likelihood, "mean", None)):
+    if settings.eval_every and lacks(model.likelihood, "mean"):
         raise ValueError(
             f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
             f"mean(outputs), got {settings.eval_every}"
@@ -281,13 +287,23 @@ def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> N
             ) from error
 
 
-def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
-    """Raises where data may not be standardised, or must be."""
-    if standardize and not getattr(model.likelihood, "location_scale", False):
+def _standardizable(model: LatentModel) -> bool:
+    """Whether there are columns to standardise.
+
+    Raises:
+        ValueError: the likelihood is one of the user's own that does not say.
+    """
+    found = any(model.law.standardizable)
+    if not found and model.law is not model.likelihood:
         raise ValueError(
             f"standardize: expected False for a {type(model.likelihood).__name__}, whose law need not "
             "hold for shifted and scaled data (it says so with location_scale = True), got True"
         )
+    return found
+
+
+def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
+    """Raises where data must be standardised."""
     if not standardize and model.scaler is not None and not pixels:
         raise ValueError(
             "standardize: expected True for a model that has the scale of its data, got False"
@@ -307,11 +323,11 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Setti
         return
     if stored is None:
         moments, *others = ranks.gather(
-            moments_of(source, model.num_features, ranks.first_row, ranks.num_data)
+            moments_of(source, model.num_features, ranks.first_row, ranks.num_data, model.law)
         )
         for other in others:
             moments.merge(other)
-        scale = moments.standardizer()
+        scale = moments.standardizer(columns=np.array(model.law.standardizable))
         if ranks.leads:
             moments.warn()
     else:

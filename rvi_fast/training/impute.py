@@ -34,6 +34,7 @@ def impute(
     mask: Any = None,
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
+    estimate: str | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Fills in the missing entries of x; observed entries come back as they are, value and dtype.
@@ -47,8 +48,12 @@ def impute(
             given, in the same order, which is checked; `model.posterior` says that the rows are
             those, whatever else has changed.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
-            around the decoded z with the model's scale; for multiple imputation. Without it each
-            missing entry gets the reconstruction from the posterior mean.
+            from the likelihood around the decoded z; for multiple imputation. Without it each missing
+            entry gets an estimate from the posterior mean.
+        estimate: "mean", the expected x, or "mode", the most probable. Without it the mean for numbers
+            and counts, and the mode for yes/no and classes, so that 0, 1 or a code comes back; of a
+            class there is no mean, and "mean" gives its mode too. A row's size, where a likelihood of
+            counts has one, is that of what was observed of the row.
         seed: of the draws: the same seed gives a row the same draws, to rounding, whatever rows stand
             beside it and however many draws are made.
 
@@ -62,6 +67,10 @@ def impute(
             outputs stand for, or how to draw.
     """
     own = posterior is None
+    if estimate not in (None, "mean", "mode"):
+        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
+    if estimate is not None and num_draws is not None:
+        raise ValueError(f"estimate: expected None beside num_draws, got {estimate!r}")
     if num_draws is not None:
         num_draws = _checks.check_positive_int("num_draws", num_draws)
     seed = _checks.check_seed(seed)
@@ -89,7 +98,7 @@ def impute(
         model.eval()
         try:
             parts = [
-                _filled(model, posterior, source, rows, num_draws, seed)
+                _filled(model, posterior, source, rows, num_draws, estimate, seed)
                 for rows in np.split(np.arange(len(source)), range(_CHUNK, len(source), _CHUNK))
             ]
         finally:
@@ -104,23 +113,25 @@ def _filled(
     source: Opened,
     rows: np.ndarray,
     num_draws: int | None,
+    estimate: str | None,
     seed: int,
 ) -> Tensor:
     like = next(model.posterior.parameters())
     x, mask = source.read(rows)
-    convert(x, mask, like.dtype, rows, model.scaler)  # says what should not be there
+    # says what should not be there
+    shown, observed = convert(x, mask, like.dtype, rows, model.scaler, model.law)
+    observed = None if observed is None else observed.to(like.device)
+    law = model.law.of_rows(shown.to(like.device), observed)
     index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:
-        values = model.reconstruct(index, posterior=posterior)
+        outputs = model.decode(posterior.mean(index))
+        values = model.to_data(law.estimate(outputs, estimate))
     else:
         z = posterior(index, num_samples=num_draws, seed=stream(seed, NOISE)).z
         outputs, keys = model.decode(z), posterior.noise_index(index)
-        draw = model.ability("sample")
-        if getattr(model.likelihood, "location_scale", False):  # then noise of its rows will do
-            noise = _noise(outputs, index if keys is None else keys, stream(seed, _AROUND))
-            values = model.to_data(draw(outputs, noise=noise))
-        else:
-            values = model.to_data(draw(outputs))
+        keys = index if keys is None else keys
+        noise = _noise(outputs, law.num_noise, keys, stream(seed, _AROUND))
+        values = model.to_data(law.sample(outputs, noise=noise))
     pixels = x.dtype == torch.uint8
     if mask is None:
         mask = torch.ones_like(x, dtype=torch.bool) if pixels else ~torch.isnan(x)
@@ -130,9 +141,11 @@ def _filled(
     return torch.where(mask, x, values.to(x.dtype))
 
 
-def _noise(values: Tensor, keys: Tensor, seed: int) -> Tensor:
-    """Standard normal draws [S, B, D] like `values`, of rows with these numbers [B]."""
-    samples, _, size = values.shape
+def _noise(values: Tensor, size: int, keys: Tensor, seed: int) -> Tensor | None:
+    """Standard normal draws [S, B, size] like `values`, of rows with these numbers [B]."""
+    if not size:
+        return None
+    samples = len(values)
     layout = RowLayout.resolve(size, (), (), "linear")
     # the posterior of mean 0 and log standard deviation 0, which every row has
     row, relays = values.new_zeros(1, layout.width), values.new_zeros(0, size)

@@ -90,10 +90,6 @@ class Alone:
         """Whether it is so in one of the processes at least."""
         return value
 
-    def at_once(self, value: bool) -> bool:
-        """Whether it is so here, where that is enough to act on: several processes have to agree."""
-        return value
-
     @property
     def suffix(self) -> str:
         """What sets apart entries of a checkpoint that each process has of its own."""
@@ -204,9 +200,6 @@ class Ranks(Alone):
 
     def any(self, value: bool) -> bool:
         return bool(total(torch.tensor([float(value)])))
-
-    def at_once(self, value: bool) -> bool:
-        return False
 
     def first(self, action: Callable[[], T]) -> T:
         return first(action)

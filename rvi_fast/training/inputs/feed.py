@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...likelihoods.base import Likelihood
 from ...scaler import Scaler
 from .sources import Batch, Source, convert, fingerprint_of
 
@@ -39,8 +40,9 @@ class HostInputs:
         device: torch.device,
         dtype: torch.dtype,
         scaler: Scaler | None = None,
+        law: Likelihood | None = None,
     ) -> None:
-        self.source, self.device, self.dtype = source, device, dtype
+        self.source, self.device, self.dtype, self.law = source, device, dtype, law
         # batches are converted where they are read
         self.scaler = None if scaler is None else Scaler(scaler.standardizer())
         self._ready: tuple[Tensor, Batch] | None = None
@@ -116,5 +118,5 @@ class HostInputs:
 
     def _read(self, index: Tensor) -> Batch:
         rows = index.cpu().numpy()
-        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler)
+        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler, self.law)
         return x.to(self.device), None if mask is None else mask.to(self.device)

@@ -55,8 +55,8 @@ def observed_elastic(
             with within:
                 own, rows = posterior.rows_of(index, x, mask)
             with within:
-                reconstruction = model.reconstruct_standardized(rows, posterior=own)
-            total += elastic(x, reconstruction, mask) * scored
+                found = model.scored(x, mask, rows, posterior=own)
+            total += elastic(*found, mask) * scored
         count += scored
         place.release(int(index[0]), int(index[-1]) + 1, inputs)
     model.train()

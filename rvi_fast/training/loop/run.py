@@ -145,7 +145,9 @@ class Run:
                 complete = tally.add(self.step(index, full_size), len(index))
                 windows.after(window)
                 complete |= step == self.steps_per_epoch
-                if not complete and not self.ranks.at_once(request.signum is not None):
+                # several processes agree on where to end, which takes an exchange
+                ends = request.signum is not None and self.ranks.alone
+                if not complete and not ends:
                     continue
                 sums = tally.look()
                 before = epoch * self.steps_per_epoch + step - len(sums)
@@ -154,9 +156,7 @@ class Run:
                 if complete:
                     tally.close_group()
                 if step < self.steps_per_epoch and self.ranks.any(request.signum is not None):
-                    sums_so_far = tally.totals.tolist(), tally.pending.tolist()
-                    drawn = self.drawing.state(self.device)
-                    self.standing.partial = Partial(step, *sums_so_far, drawn)
+                    self.standing.partial = tally.partial(step, self.drawing.state(self.device))
                     return False
         self.place.visited()
         for name, total in zip(("loss", "kl", "log_prob"), tally.totals.tolist(), strict=True):

@@ -58,3 +58,7 @@ class Tally:
         """Adds up the steps that have been looked at."""
         self.totals += self.pending.sum(0)
         self.pending = self.pending[:0]
+
+    def partial(self, steps: int, generators: dict[str, Tensor]) -> Partial:
+        """How far the epoch has come, for `Tally` to go on from: all steps have been looked at."""
+        return Partial(steps, self.totals.tolist(), self.pending.tolist(), generators)
