@@ -486,8 +486,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/experiments/sweep.py",
         "a later field never counts towards the name of a run",
-        "if name not in later or value != later[name]",
-        "if name not in later",
+        "if name in named or value != defaults[name]",
+        "if name in named",
         "tests/test_reproduce.py::test_runs_that_are_done_keep_their_names",
     ),
 ]

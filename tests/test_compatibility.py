@@ -18,7 +18,7 @@ from safetensors import safe_open
 from rvi_fast import fit, impute, infer, load
 from rvi_fast.cli import main
 from rvi_fast.experiments.experiment import Experiment
-from rvi_fast.experiments.imputation import Imputation
+from rvi_fast.experiments.figures.imputation import Imputation
 from rvi_fast.experiments.registry import FIGURES
 from rvi_fast.experiments.scales import SCALES
 from rvi_fast.experiments.sweep import directory_of, read_result, sweep
@@ -74,7 +74,7 @@ def scaled(version):
 def test_a_run_directory_is_loaded_bit_for_bit(version, name):
     expected, model = said(version), load(FIXTURES / version / name)
     assert_parameters(model, expected, name)
-    posterior = infer(model, array(version, "new"), steps=20, seed=3)
+    posterior = infer(model, array(version, "others"), steps=20, seed=3)
     np.testing.assert_allclose(posterior.mean().detach(), expected[f"{name}/infer"], **CLOSE)
     np.testing.assert_allclose(
         model.reconstruct(posterior=posterior), expected[f"{name}/reconstruct"], **CLOSE

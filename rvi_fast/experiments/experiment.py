@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +44,18 @@ class Experiment:
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
 
-    A further field is made by `sweep.added`, or every finished run would lose its name.
+    Further fields need a default, and count towards the name of a run where they differ from it: see
+    `sweep.directory_of`.
     """
+
+    # what 0.1.0 named runs by
+    NAMED: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("data", "rows", "test_rows", "missing", "boxes", "model", "latent_dim", "hidden"),
+            *("groups", "top", "form", "epochs", "batch_size", "lr", "posterior_lr", "infer_steps"),
+            *("infer_lr", "classifier_epochs", "progression", "latents", "seed"),
+        )
+    )
 
     data: str = "digits"
     rows: int | None = None
@@ -68,6 +78,10 @@ class Experiment:
     progression: bool = False
     latents: bool = False
     seed: int = 0
+
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
+        """Trains and scores, see `run`; a figure of other runs has a class with another `result`."""
+        return run(self, directory, data_dir=data_dir)
 
 
 class Part(NamedTuple):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import data
-from ..training import infer
-from .experiment import INFER_LR, Experiment, parts, trained
-from .figure import Figure
-from .scales import Scale
+from ... import data
+from ...training import infer
+from ..experiment import INFER_LR, Experiment, parts, trained
+from ..figure import figure
+from ..scales import Scale
 
 WIDE = (256, 256)
 # how a posterior of test rows is found: model, decoder (None: that of the scale), scale factor
@@ -40,7 +40,13 @@ class Imputation(Experiment):
         method: its name. `model` says nothing here.
     """
 
+    NAMED: ClassVar[frozenset[str]] = Experiment.NAMED | {"method"}
+
     method: str = "RVI"
+
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
+        """Learns from the training rows and fills in the test rows, see `run`."""
+        return run(self, directory, data_dir=data_dir)
 
 
 def run(
@@ -77,7 +83,14 @@ def run(
     return {"test_missing": test.scores("test", filled)["test_missing"]}
 
 
-def _runs(scale: Scale) -> list[Experiment]:
+@figure(
+    "imputation",
+    "Imputation of test rows beside other imputers",
+    ("test_missing",),
+    over="missing",
+    curves=("method",),
+)
+def runs(scale: Scale) -> list[Experiment]:
     found: list[Experiment] = []
     for name in scale.images:
         for method in (*_OTHERS, *_OURS):
@@ -88,14 +101,3 @@ def _runs(scale: Scale) -> list[Experiment]:
                     own = scale.experiment(data=name, missing=missing, seed=seed)
                     found.append(Imputation(**{**vars(own), **chosen}))
     return [experiment for experiment in found if experiment.missing > 0]
-
-
-FIGURES = {
-    "imputation": Figure(
-        "Imputation of test rows beside other imputers",
-        _runs,
-        ("test_missing",),
-        over="missing",
-        curves=("method",),
-    )
-}
