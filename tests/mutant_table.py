@@ -420,7 +420,7 @@ MUTANTS = [
         "tests/test_tables.py::test_whole_numbers_that_float64_rounds_stay_as_they_are",
     ),
     Mutant(
-        "rvi_fast/data/formats/parquet.py",
+        "rvi_fast/data/formats/arrow.py",
         "what is filled into a column of whole numbers may be less than its type holds",
         "min(max(round(float(v)), low), high)",
         "min(round(float(v)), high)",

@@ -12,6 +12,7 @@ import pytest
 
 import rvi_fast
 from rvi_fast import cli, data
+from rvi_fast.data.formats.registry import listed
 from rvi_fast.files import replacing
 
 N = 60
@@ -333,7 +334,7 @@ def trained(tmp_path, capsys):
     ("out", "more", "message"),
     [
         ("absent/f.csv", (), "--out: the directory"),
-        ("f.xlsx", (), "--out: expected .npy, .npz, .csv, .tsv or .parquet"),
+        ("f.xlsx", (), f"--out: expected {listed(data.SUFFIXES)}"),
         ("f.csv", ("--draws", 2), "--out: expected .npy or .npz"),
         ("f.npy", ("--draws", 0), "--draws: expected an integer >= 1"),
         ("folder.csv", (), "is a directory"),

@@ -8,6 +8,8 @@ from typing import Any
 
 from .. import models
 from .._version import __version__
+from ..data import DATASETS, SUFFIXES
+from ..data.formats.registry import listed, readable
 from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
@@ -15,9 +17,10 @@ from ..optim import MODES
 from . import apply, pages
 from .train import train_model
 
+_WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
-    "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
-    "table: .npy, .npz, .csv, .tsv or .parquet with NaN (or an empty cell, NA, NULL, ?) for missing; "
+    f"{', '.join(DATASETS)} (digits and artificial need no file), or the path of a table: "
+    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; "
     "uint8 arrays are pixels; columns without any number are carried along as they are"
 )
 _DEVICE_HELP = "cpu or cuda (default: cuda where there is one)"
@@ -151,7 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="table of posterior means and standard deviations: .npy, .npz, .csv, .tsv or .parquet",
+        help=f"table of posterior means and standard deviations: {_WRITABLE}",
     )
 
     fill = _command(
@@ -166,8 +169,8 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="completed table in the units of the data, observed entries as they were read: .npy, .npz, "
-        ".csv, .tsv or .parquet",
+        help="completed table in the units of the data, observed entries as they were read: "
+        f"{_WRITABLE}",
     )
     fill.add_argument(
         "--draws",
