@@ -473,3 +473,16 @@ def test_a_process_of_its_own_fills_a_file(trained, module):
     assert [line.split(",")[:3] for line in before.split("\n")] == [
         line.split(",")[:3] for line in after.split("\n")
     ]
+
+
+def test_whole_numbers_that_float64_rounds_go_from_text_to_parquet(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.csv"
+    path.write_text(f"n,x\n1,0.5\n{2**53 + 1},\n,2\n")
+    data.write_table(tmp_path / "a.parquet", data.read_table(path))
+    assert pandas.read_parquet(tmp_path / "a.parquet", dtype_backend="pyarrow")["n"][1] == 2**53 + 1
+    path.write_text(f"n\n0.5\n{2**53 + 1}\n")
+    with pytest.raises(ValueError, match=r"path: column 'n': "):
+        data.write_table(tmp_path / "b.parquet", data.read_table(path))
+    assert not (tmp_path / "b.parquet").exists()

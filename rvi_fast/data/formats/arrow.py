@@ -144,7 +144,10 @@ def from_columns(columns: Sequence[Column]) -> Any:
             # a missing number is null, as pandas writes it
             arrays.append(library.array(np.ascontiguousarray(values), from_pandas=True))
         else:
-            arrays.append(library.array(values))
+            try:
+                arrays.append(library.array(values))
+            except library.ArrowInvalid as error:  # whole numbers beyond 2^53 beside fractions
+                raise ValueError(f"path: column {column.name!r}: {error}") from error
         names.append(f"feature_{number}" if column.name is None else column.name)
     return library.table(arrays, names=names)
 

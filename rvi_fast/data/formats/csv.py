@@ -282,7 +282,11 @@ def _exact(values: np.ndarray, cells: Sequence[str]) -> Any:
     large = np.abs(np.nan_to_num(values)) >= 2**53
     if not large.any():
         return values
-    exact: list[Any] = values.tolist()
+    known = values[~np.isnan(values)]
+    whole = bool((known == np.rint(known)).all())
+    exact = [
+        None if value != value else int(value) if whole else value for value in values.tolist()
+    ]
     for row in np.flatnonzero(large).tolist():
         if re.fullmatch(r"[+-]?\d+", content(cells[row])):
             exact[row] = int(content(cells[row]))
