@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
-from .data.scaling import Standardizer
 from .drawing import drawing_from
 from .files import StrPath
 from .likelihoods.gaussian import GaussianLikelihood
@@ -323,9 +322,10 @@ class LatentModel(nn.Module):
         if mean is None and any(key.startswith(f"{prefix}decoder.") for key in state_dict):
             self.scaler = None
         elif mean is not None and self.scaler is None:
-            empty = mean.new_zeros(self.num_features, device="cpu", dtype=torch.float64).numpy()
+            own = f"{prefix}scaler."
+            parts = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
             device = next(self.posterior.parameters()).device
-            self.scaler = Scaler(Standardizer(empty, empty)).to(device)
+            self.scaler = Scaler.like(parts).to(device)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 

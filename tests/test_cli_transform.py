@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import rvi_fast
 from rvi_fast import cli, data
 from rvi_fast.training import CollapseWarning
 from rvi_fast.training.runs.directory import read_run, write_run
@@ -81,7 +82,7 @@ def test_draws_stay_within_what_was_observed(table, tmp_path, capsys):
         capsys=capsys)  # fmt: skip
     draws, read = np.load(tmp_path / "f.npy"), data.read_table(path).values
     assert draws.shape == (3, N, 5)
-    columns = read_run(tmp_path / "r")["column_transform"]["columns"]
+    columns = rvi_fast.load(tmp_path / "r").scaler.transform().to_dict()["columns"]
     heavy = [column for column, bent in enumerate(columns) if bent["kind"] != "none"]
     assert len(heavy) >= 2
     assert (draws >= np.nanmin(read, axis=0))[..., heavy].all()
@@ -122,7 +123,7 @@ def test_a_run_without_a_transform_in_its_file_has_none(table, tmp_path, capsys)
     train = ("train", "--data", path, "--run-dir", run_dir, *BARELY)
     run(*train, "--transform", "none", capsys=capsys)
     stored = read_run(run_dir)
-    del stored["transform"], stored["column_transform"]
+    del stored["transform"], stored["recipe"]
     write_run(run_dir, stored)
     run(*train, "--resume", capsys=capsys)
     text = run(*train, "--resume", "--transform", "auto", status=2, capsys=capsys)

@@ -153,6 +153,16 @@ def test_the_command_line_infers_with_a_model_of_then(version, tmp_path):
     assert (np.abs(once - again) < 0.5 * np.nanstd(x, axis=0)).all()
 
 
+def test_the_command_line_goes_on_with_a_run_of_then(version, tmp_path, capsys):
+    run_dir, table = trained(version, tmp_path)
+    arguments = list(MAKE.TRAIN)
+    arguments[arguments.index("--epochs") + 1] = "5"
+    command = ["train", "--data", str(table), "--run-dir", str(run_dir), *arguments, "--resume"]
+    assert main(command) == 0, capsys.readouterr().err
+    epochs = [json.loads(line)["epoch"] for line in (run_dir / "metrics.jsonl").open()]
+    assert epochs == [1, 2, 3, 4, 5]
+
+
 def refuse(configuration, directory):
     raise AssertionError(f"{directory} was done, and is started again")
 

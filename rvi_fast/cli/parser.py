@@ -334,6 +334,14 @@ def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         help="hide this many boxes of 4x4 pixels from each image, beside --missing",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--recipe",
+        choices=("table", "figure"),
+        default="table" if required else None,
+        help="figure: rows, hidden entries and scale as in the runs of `rvi-fast reproduce`; of a "
+        "table without a test part a quarter of the rows is one (default: "
+        + ("table)" if required else "that of the run)"),
+    )
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..data.pixels import fractions, is_pixels, observed
 from ..likelihoods.gaussian import GaussianLikelihood
 from ..models import LatentModel
 from .inputs.prepare import Inputs
@@ -67,17 +68,18 @@ def find_held_out(
     generator = torch.Generator(device).manual_seed(stream(seed, _HIDE))
     rows = torch.randperm(inputs.num_data, generator=generator, device=device)[:_ROWS]
     x, mask = inputs.batch(rows)
-    known = ~torch.isnan(x.float()) if mask is None else mask
+    known = observed(x) if mask is None else mask
     hidden = known & (torch.rand(x.shape, generator=generator, device=device) < _SHARE)
     if not bool(hidden.any()):
         raise TooFewEntries(
             f"scale_factor: expected a number, got 'held-out' with {int(known.sum())} observed "
             f"entries in {len(rows)} rows, too few to hold a tenth of them out"
         )
-    if x.dtype == torch.uint8:
-        values, shown = x.double() / 255, Inputs(x, known & ~hidden)
+    if is_pixels(x):
+        shown = Inputs(x, known & ~hidden)
     else:
-        values, shown = x.double(), Inputs(x.masked_fill(hidden, torch.nan), None)
+        shown = Inputs(x.masked_fill(hidden, torch.nan), None)
+    values = fractions(x, torch.float64)
     truth, wrong = values[hidden], {}
     for factor in factors:
         with scaled(model, factor):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..data.pixels import fractions, is_pixels, observed
 from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
@@ -121,11 +122,9 @@ def _filled(
             values = model.to_data(draw(outputs, noise=noise))
         else:
             values = model.to_data(draw(outputs))
-    pixels = x.dtype == torch.uint8
-    if mask is None:
-        mask = torch.ones_like(x, dtype=torch.bool) if pixels else ~torch.isnan(x)
+    mask = observed(x) if mask is None else mask
     x, mask = x.to(values.device), mask.to(values.device)
-    x = x.to(values.dtype) / 255 if pixels else x
+    x = fractions(x, values.dtype) if is_pixels(x) else x
     source.release(int(rows[0]), int(rows[-1]) + 1)
     return torch.where(mask, x, values.to(x.dtype))
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ... import data
+from ...data.pixels import fractions, is_pixels
 from ...training import infer
 from ..experiment import INFER_LR, Experiment, parts, trained
 from ..figure import figure
@@ -62,8 +63,7 @@ def run(
     if experiment.method in _OTHERS:
         holed = []
         for part in (test, train):
-            values = part.x / np.float32(255) if part.x.dtype == np.uint8 else part.x
-            holed.append(np.where(part.mask, values, np.float32("nan")))
+            holed.append(np.where(part.mask, fractions(part.x, np.float32), np.float32("nan")))
         filled = _OTHERS[experiment.method](holed[0], train=holed[1])
     else:
         name, _, factor = _OURS[experiment.method]
@@ -78,7 +78,7 @@ def run(
             seed=experiment.seed,
         )
         filled = model.reconstruct(posterior=posterior).numpy()
-    if test.x.dtype == np.uint8:  # every method is told that these are pixels
+    if is_pixels(test.x):  # every method is told that these are pixels
         filled = np.clip(filled, 0.0, 1.0)
     return {"test_missing": test.scores("test", filled)["test_missing"]}
 
