@@ -128,12 +128,12 @@ class LatentModel(nn.Module):
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """Number of datapoints N that the posterior has."""
         return self.posterior.num_data
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D that the likelihood has."""
         return self.likelihood.num_features
 
     @property
@@ -150,7 +150,7 @@ class LatentModel(nn.Module):
         kl_weight: float | Tensor = 1.0,
         seed: Tensor | int | None = None,
     ) -> Objective:
-        """The objective of a batch.
+        """The objective of a batch of rows, and its two parts.
 
         Args:
             index: rows [B].

@@ -51,28 +51,28 @@ class Scaler(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D that the scale has."""
         return len(self.mean)
 
     def standardizer(self) -> Standardizer:
-        """The same numbers as a `data.Standardizer`."""
+        """Centre, spread and limit as a `data.Standardizer`; a copy."""
         return Standardizer(*(getattr(self, name).cpu().numpy().copy() for name in _NAMES))
 
     def transform(self) -> ColumnTransform | None:
-        """What bends the features, None where nothing does."""
+        """What bends features before they are scaled; None where nothing does."""
         if self.knots is None or self.kinds is None:
             return None
         return ColumnTransform.from_knots(self.knots.cpu().numpy(), self.kinds.cpu().numpy())
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists of Python floats, exact through JSON, see `from_dict`."""
+        """Scale and transform as lists of Python floats, exact through JSON, for `from_dict`."""
         transform = self.transform()
         bent = {} if transform is None else {"transform": transform.to_dict()}
         return self.standardizer().to_dict() | bent
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """The `Scaler` that a dict of `to_dict` describes.
 
         Raises:
             ValueError: it is not a dict that `to_dict` has made.
@@ -93,7 +93,7 @@ class Scaler(nn.Module):
         return scaler
 
     def copy(self) -> Scaler:
-        """One of its own buffers, on the CPU."""
+        """A second `Scaler` of the same scale and transform, with buffers of its own on the CPU."""
         return Scaler(self.standardizer(), self.transform())
 
     def to_model(self, x: Tensor, dtype: torch.dtype, *, cut: bool = True) -> Tensor:

@@ -188,3 +188,13 @@ def test_a_training_that_learned_something_says_nothing(table, tmp_path, recwarn
     train = [str(part) for part in ("train", "--data", table[0], *TRAINED)]
     assert cli.main([*train, "--run-dir", str(tmp_path / "a")]) == 0
     assert not [warning for warning in recwarn if warning.category is CollapseWarning]
+
+
+def test_advice_after_a_few_steps_is_more_of_them_and_not_a_smaller_learning_rate(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(400, 8))  # nothing to be learned
+    data.save_table(tmp_path / "t.csv", x)
+    train = ("train", "--data", tmp_path / "t.csv", "--run-dir", tmp_path / "r", *SMALL)
+    with pytest.warns(CollapseWarning, match=r"made 14 steps, and small tables need 2000 or more"):
+        run(*train, "--epochs", 2, capsys=capsys)
+    with pytest.warns(CollapseWarning, match=r"Try a smaller lr, which is 0\.001"):
+        run(*train, "--epochs", 300, "--resume", capsys=capsys)

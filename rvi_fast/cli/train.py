@@ -96,7 +96,8 @@ def train_model(arguments: argparse.Namespace) -> int:
     print_scores(table, model, encoded)
     if not is_pixels(table.raw) and not named and not distributed.launched():
         # as many steps as a few epochs of a small table, and never more rows than 1,024
-        warn_of_collapse(held_out_error(model, table.x, mask=table.mask), arguments.lr)
+        steps = arguments.epochs * -(-len(table.x) // arguments.batch_size)
+        warn_of_collapse(held_out_error(model, table.x, mask=table.mask), arguments.lr, steps)
     say(f"\nwritten to {run_dir}")
     if distributed.launched():
         distributed.leave()

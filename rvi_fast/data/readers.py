@@ -85,8 +85,8 @@ def read_table(
     comes out as it came in. Text among numbers is an error.
 
     Args:
-        path: .npy; .npz (the array `x`, or the only 2-D array); .csv or .tsv; .parquet; .idx?-ubyte,
-            plain or .gz.
+        path: .npy; .npz (the array `x`, or the only 2-D array); .csv or .tsv; .parquet; .feather or
+            .arrow; .idx?-ubyte, plain or .gz.
 
             In text, cells are separated by commas, semicolons, tabs or bars, which is guessed; beside
             another separator than the comma, decimal commas are recognised. An empty cell, NA, N/A,
@@ -94,8 +94,8 @@ def read_table(
             line is, elsewhere it counts for nothing. Cells may be quoted, a line that begins with # is
             a comment. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-            In Parquet, columns of numbers, bools and decimals are taken, and categories of numbers; the
-            index of a DataFrame is carried.
+            In Parquet and Feather, columns of numbers, bools and decimals are taken, and categories of
+            numbers; the index of a DataFrame is carried.
         header: of a text file: whether its first line holds names. None takes it for names where it
             holds some text and no number.
         ignore: columns to carry, by name or, where none has that name, by number from 0.
@@ -155,7 +155,7 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
     their values, .npy and .npz hold the columns of numbers alone.
 
     Args:
-        path: ends in .npy, .npz (stored as `x`), .csv, .tsv or .parquet; its directory exists.
+        path: ends in .npy, .npz (stored as `x`) or another of `SUFFIXES`; its directory exists.
         table: from `read_table`, perhaps `filled`.
 
     Raises:
@@ -180,7 +180,7 @@ def save_table(
     """Writes an array to a file, whole or not at all.
 
     Args:
-        path: ends in .npy, .npz (stored as `x`), .csv, .tsv or .parquet; its directory exists.
+        path: ends in .npy, .npz (stored as `x`) or another of `SUFFIXES`; its directory exists.
         array: numbers, [N, D] for text and .parquet, any shape for the other two.
         features: D names, the header of text (none without them) and the columns of .parquet
             (feature_0, ... without them); the other two formats hold no names.

@@ -19,7 +19,7 @@ _KNOTS = 257
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """A column as it is."""
+    """The function of a column that stays as it is."""
 
     kind = "none"
 
@@ -192,7 +192,7 @@ class ColumnTransform:
 
     @property
     def kinds(self) -> list[str]:
-        """ "none", "log" or "quantile" for each column."""
+        """What bends each column, in their order: "none", "log" or "quantile"."""
         return [column.kind for column in self._columns]
 
     def transform(self, x: np.ndarray) -> np.ndarray:
@@ -230,7 +230,7 @@ class ColumnTransform:
 
     @classmethod
     def from_knots(cls, knots: np.ndarray, kinds: np.ndarray) -> ColumnTransform:
-        """The inverse of `knots`.
+        """The transform that two arrays of `knots` describe.
 
         Raises:
             ValueError: they are not what `knots` gives.
@@ -249,12 +249,12 @@ class ColumnTransform:
         return cls(columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Strings and Python floats, exact through JSON."""
+        """All that defines the transform as strings and Python floats, exact through JSON."""
         return {"columns": [column.to_dict() for column in self._columns]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ColumnTransform:
-        """The inverse of `to_dict`.
+        """The transform that a dict of `to_dict` describes.
 
         Raises:
             ValueError: it is not a dict that `to_dict` has made.
@@ -329,5 +329,5 @@ def _heavy(values: np.ndarray) -> bool:
 
 
 def _interpolated(x: np.ndarray, at: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """As np.interp, NaN for NaN."""
+    """Straight lines between knots as np.interp draws them, and NaN where x is NaN."""
     return np.where(np.isnan(x), np.nan, np.interp(x, at, values))

@@ -110,9 +110,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
             batch_size = min(_BATCH, max(16, len(x) // 4))
+        in_an_epoch = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
         if epochs is None:
-            steps = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
-            epochs = max(_VISITS, -(-_STEPS // steps))
+            epochs = max(_VISITS, -(-_STEPS // in_an_epoch))
         with full_precision():
             self.history_ = fit(
                 model,
@@ -129,7 +129,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             posterior = model.posterior
             self.model_ = _without_rows(model.eval())
             self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, options["lr"])
+        warn_of_collapse(self.held_out_error_, options["lr"], epochs * in_an_epoch)
         return x, missing, posterior
 
     def _options(self) -> dict[str, Any]:

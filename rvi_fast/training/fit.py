@@ -86,7 +86,7 @@ def fit(
     block_rows: int | None = None,
     moment_dtype: torch.dtype | None = None,
 ) -> History:
-    """Trains a model on all rows of x.
+    """Trains a model on all rows of a table, missing entries and all.
 
     Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
     is a sum over its rows divided by the size of a full batch, so that all rows weigh the same; where

@@ -20,7 +20,7 @@ _EVALUATED, _EVALUATION_TENSORS = 4096, 5
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that `fit` needs.
+    """How many bytes `fit` needs, and for what.
 
     Attributes:
         tables: the rows of the posterior.

@@ -46,7 +46,7 @@ class Table(ABC):
 
     @abstractmethod
     def rows(self, index: np.ndarray) -> Table:
-        """The table of some rows, in that order."""
+        """A table of the rows with these numbers, in that order, with everything else as it was read."""
 
     @abstractmethod
     def filled(self, values: np.ndarray, where: np.ndarray) -> Table:
@@ -59,7 +59,7 @@ class Table(ABC):
 
     @abstractmethod
     def columns(self) -> list[Column]:
-        """All columns, for a file of another format."""
+        """All columns with names and values, as a file of another format would hold them."""
 
     @abstractmethod
     def write(self, file: IO[bytes], suffix: str) -> None:

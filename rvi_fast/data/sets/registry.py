@@ -14,7 +14,7 @@ DataDir = str | os.PathLike[str] | None
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory.
+    """A data set in memory: rows to train on, rows to test, labels, and what they are.
 
     Args:
         name: what was asked for.
