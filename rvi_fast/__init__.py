@@ -5,7 +5,7 @@ combination of a few vectors shared by all datapoints. No encoder; missing entri
 the likelihood.
 """
 
-from . import data, models, optim
+from . import data, likelihoods, models, optim
 from ._info import info
 from ._version import __version__
 from .data import elastic
@@ -49,6 +49,7 @@ __all__ = [
     "impute",
     "infer",
     "info",
+    "likelihoods",
     "linear_gaussian_log_likelihood",
     "load",
     "models",

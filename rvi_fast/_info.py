@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from . import ops
+from ._devices import DEVICES, beside, count_devices
 from ._version import __version__
 from .layout import RowLayout
 
@@ -43,8 +44,12 @@ def info() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     devices = {"cpu": _device("cpu", platform.processor() or platform.machine())}
-    for number in range(torch.cuda.device_count()):
-        devices[f"cuda:{number}"] = _device("cuda", torch.cuda.get_device_name(number))
+    for kind in [kind for kind in DEVICES if kind != "cpu"]:
+        module = torch.get_device_module(kind)
+        for number in range(count_devices(kind)):
+            named = hasattr(module, "get_device_name")
+            name = module.get_device_name(number) if named else platform.machine()
+            devices[f"{kind}:{number}"] = _device(kind, name)
     return {"versions": versions, "threads": torch.get_num_threads(), "devices": devices}
 
 
@@ -87,8 +92,9 @@ def run_every_op(device: torch.device | str) -> list[tuple[str, str]]:
 
     def adam_step() -> None:
         params, exp_avg, exp_avg_sq = torch.zeros(3, 5, device=device)
-        step = torch.zeros(1, dtype=torch.int64, device=device)
-        lr = torch.ones((), dtype=torch.float64, device=device)
+        kept = beside(params.device)
+        step = torch.zeros(1, dtype=torch.int64, device=kept)
+        lr = torch.ones((), dtype=torch.float64, device=kept)
         constants = (0.9, 0.999, 1e-8, 0.0)
         grads = torch.ones(2, 5, device=device)
         ops.ops.adam_step(params, exp_avg, exp_avg_sq, grads, step, lr, *constants)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._checks import DATA_DTYPES, check_tensor, moment_dtypes, shape_of
+from ._devices import beside
 from .layout import BITS_PER_WORD, RowLayout
 
 SEMANTICS = ("dense", "lazy", "row")
@@ -80,6 +81,19 @@ def _hold(
     _refuse(name, tensor, device, dtypes, shape)
 
 
+def _hold_state(
+    name: str,
+    tensor: Tensor,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    shape: tuple[int, ...],
+) -> None:
+    """A tensor that lies where float64 state of what is on the device is kept."""
+    if tensor.dtype in dtypes and tensor.shape == shape and tensor.device == device:
+        return
+    _hold(name, tensor, beside(device), dtypes, shape)
+
+
 def _refuse(
     name: str,
     tensor: Tensor,
@@ -119,6 +133,15 @@ def _hold_one(
             f"{name}: expected one element of {wanted}, got {tensor.dtype} {shape_of(tensor)}"
         )
     raise ValueError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
+
+
+def _hold_one_of_state(
+    name: str, tensor: Tensor, device: torch.device, dtypes: Sequence[torch.dtype]
+) -> None:
+    """The same of a tensor that lies where float64 state of what is on the device is kept."""
+    if tensor.dtype in dtypes and tensor.numel() == 1 and tensor.device == device:
+        return
+    _hold_one(name, tensor, beside(device), dtypes)
 
 
 def _hold_index(index: Tensor, device: torch.device) -> int:
@@ -321,11 +344,11 @@ def _row_adam_catch_up(
     _hold("exp_avg_sq", exp_avg_sq, device, (moments,), shape)
     _hold("row_step", row_step, device, _INTEGERS, shape[:1])
     _hold_index(index, device)
-    _hold("clock", clock, device, _INT64, (2,))
+    _hold_state("clock", clock, device, _INT64, (2,))
     sizes = history.shape
     if len(sizes) != 2 or sizes[1] != HISTORY_COLUMNS:
         _hold_dims("history", history, _FLOAT64, "MC")
-    _hold("history", history, device, _FLOAT64, (sizes[0], HISTORY_COLUMNS))
+    _hold_state("history", history, device, _FLOAT64, (sizes[0], HISTORY_COLUMNS))
     if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
         _refuse_betas(beta1, beta2)
     if not rows.is_contiguous():
@@ -371,7 +394,7 @@ def _row_adam_step(
         raise ValueError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
     device = rows.device
     _hold("grad", grad, device, _FLOATS, (index.shape[0], rows.shape[1]))
-    _hold_one("lr", lr, device, _FLOATS)
+    _hold_one_of_state("lr", lr, device, _FLOATS)
     if not clock.is_contiguous():
         _hold_own_memory("clock", clock)
     if not history.is_contiguous():
@@ -398,8 +421,8 @@ def _adam_step(
     if len(sizes) != 2:
         _hold_dims("grads", grads, _FLOATS, "nP")
     _hold("grads", grads, device, _FLOATS, (sizes[0], shape[0]))
-    _hold_one("step", step, device, _INT64)
-    _hold_one("lr", lr, device, _FLOATS)
+    _hold_one_of_state("step", step, device, _INT64)
+    _hold_one_of_state("lr", lr, device, _FLOATS)
     if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
         _refuse_betas(beta1, beta2)
     if not params.is_contiguous():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import threading
@@ -17,7 +18,9 @@ from torch.utils._pytree import _register_namedtuple
 from . import _checks
 from .drawing import drawing_from
 from .files import StrPath
-from .likelihoods.gaussian import GaussianLikelihood
+from .likelihoods.base import Likelihood, lacking
+from .likelihoods.foreign import as_likelihood, lacks
+from .likelihoods.named import described, make
 from .memory.room import check_memory
 from .posteriors.encoder import EncoderPosterior
 from .posteriors.relay import RelayPosterior
@@ -75,10 +78,12 @@ class LatentModel(nn.Module):
     Args:
         posterior: gives z and kl for row numbers, a `RelayPosterior`; or for row numbers and data, an
             `EncoderPosterior`.
-        decoder: any module from z [..., T] to means [..., D].
-        likelihood: gives log p(x | z) from x and the decoder's output. `reconstruct` and `impute` need
-            its `mean(outputs)`, the expected x, and draws its `sample(outputs)`, see
-            `GaussianLikelihood`.
+        decoder: any module from z [..., T] to the likelihood's outputs [..., K]: means [..., D] for a
+            Gaussian one, see `likelihoods`.
+        likelihood: gives log p(x | z) from x and the decoder's output, see `likelihoods.Likelihood`. A
+            module of your own that has `num_features` and `forward(x, outputs, mask)` will do;
+            `reconstruct` and `impute` then need its `mean(outputs)`, the expected x, and draws its
+            `sample(outputs)`.
         config: what `rvi_fast.load` needs to build the model again: {"builder": name, ...
             arguments}. The builders set it; None for a model of your own.
 
@@ -87,7 +92,7 @@ class LatentModel(nn.Module):
             pixels.
 
     Raises:
-        ValueError: the decoder's layers say that it does not take T latents, or does not give D means.
+        ValueError: the decoder's layers say that it does not take T latents, or does not give K outputs.
             Those of another decoder are counted where they are first made.
 
     Example:
@@ -109,14 +114,14 @@ class LatentModel(nn.Module):
         self,
         posterior: RelayPosterior | EncoderPosterior,
         decoder: nn.Module,
-        likelihood: GaussianLikelihood,
+        likelihood: nn.Module,
         *,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.posterior: Any = posterior
         self.decoder = decoder
-        self.likelihood = likelihood
+        self.likelihood: Any = likelihood
         self.config = config
         self.register_module("scaler", None)
         self._check_width(_width_after(decoder, getattr(posterior, "latent_dim", None)))
@@ -135,6 +140,11 @@ class LatentModel(nn.Module):
     def num_features(self) -> int:
         """Number of features D that the likelihood has."""
         return self.likelihood.num_features
+
+    @property
+    def law(self) -> Likelihood:
+        """The likelihood as `likelihoods.Likelihood`, whatever module it is."""
+        return as_likelihood(self.likelihood)
 
     @property
     def amortized(self) -> bool:
@@ -192,12 +202,13 @@ class LatentModel(nn.Module):
                 log_prob = LatentModel.log_prob(self, own, z, mask)
             return log_prob - volume.to(log_prob.device, log_prob.dtype)
         before, last = _split(self.decoder)
-        alone = x.device.type not in _ONE_OP or not _plain(self.likelihood, GaussianLikelihood)
-        if last is None or alone:
-            return self.likelihood(x, self.decode(z), mask)
+        law = self.likelihood
+        one = x.device.type in _ONE_OP and isinstance(law, Likelihood) and law.fused
+        if last is None or not one or not _plain(law, type(law)):
+            return law(x, self.decode(z), mask)
         for layer in before:
             z = layer(z)
-        return self.likelihood.of_linear(x, z, last, mask)
+        return law.of_linear(x, z, last, mask)
 
     def decode(self, z: Tensor) -> Tensor:
         """The decoder's output [..., D] for latents [..., T].
@@ -210,17 +221,16 @@ class LatentModel(nn.Module):
         return outputs
 
     def _check_width(self, width: int | None) -> None:
-        # what the outputs of another likelihood mean is not known here
-        known = width is not None and isinstance(self.likelihood, GaussianLikelihood)
-        if known and width != self.num_features:
+        expected = self.law.num_outputs
+        # a likelihood of the user's own need not say
+        if None not in (width, expected) and width != expected:
             raise ValueError(
-                f"decoder: expected {self.num_features} outputs, the features of the likelihood, "
-                f"got {width}"
+                f"decoder: expected {expected} outputs, which the likelihood takes, got {width}"
             )
 
     @torch.no_grad()
     def check_decoder(self) -> None:
-        """Refuses a decoder that does not take latents [B, T], or does not give means [B, D].
+        """Refuses a decoder that does not take latents [B, T], or does not give outputs [B, K].
 
         Where its layers do not say so, it is called with two rows of zeros, in eval mode.
 
@@ -276,27 +286,60 @@ class LatentModel(nn.Module):
             raise ValueError(
                 "posterior: expected infer(model, x), got None: an encoder keeps no datapoints"
             )
-        mean = self.ability("mean")
+        return self.ability("mean")(self._outputs(index, posterior))
+
+    @torch.no_grad()
+    def scored(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        index: Tensor | None = None,
+        *,
+        posterior: RelayPosterior | None = None,
+        shown: tuple[Tensor, Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What an error of the reconstruction compares, both [B, D], in the units of the model.
+
+        Args:
+            x, mask: the data of these rows, in the units of the model.
+            index, posterior: as in `reconstruct`.
+            shown: x and mask as the posterior has seen them, if others.
+        """
+        law = self.law.of_rows(*((x, mask) if shown is None else shown))
+        return law.scored(x, self._outputs(index, posterior))
+
+    def _outputs(self, index: Tensor | None, posterior: RelayPosterior | None) -> Tensor:
+        """The decoder's, of posterior means."""
         means = (self.posterior if posterior is None else posterior).mean(index)
-        return torch.cat([mean(self.decode(part)) for part in means.split(_CHUNK)])
+        return torch.cat([self.decode(part) for part in means.split(_CHUNK)])
 
     def to_data(self, values: Tensor) -> Tensor:
         """[..., D] in the units of the model -> the data's units, float64 where there is a scale."""
         return values if self.scaler is None else self.scaler.to_data(values)
 
     def ability(self, name: str) -> Callable[..., Tensor]:
-        """A method that a likelihood need not have: "mean" or "sample", of the decoder's outputs.
+        """A method that a likelihood need not have: "mean", "mode" or "sample", of the outputs.
 
         Raises:
             ValueError: the likelihood has none.
         """
-        method = getattr(self.likelihood, name, None)
-        if not callable(method):
-            raise ValueError(
-                f"likelihood: expected one with a method {name}(outputs), which turns the decoder's "
-                f"outputs into data, got {type(self.likelihood).__name__}"
-            )
-        return method
+        if lacks(self.likelihood, name):
+            raise ValueError(lacking(self.likelihood, name))
+        return getattr(self.law, name)
+
+    def widened(self, factor: float) -> LatentModel:
+        """A view of the model whose likelihood has a scale `factor` times as large.
+
+        Parameters and modules are the model's; the model itself is not changed.
+
+        Raises:
+            ValueError: the likelihood has no scale.
+        """
+        if factor == 1.0:
+            return self
+        other = copy.copy(self)
+        other.__dict__["_modules"] = {**self._modules, "likelihood": self.law.widened(factor)}
+        return other
 
     @contextmanager
     def own_units(self) -> Iterator[None]:
@@ -383,11 +426,12 @@ def rvi(
     groups: Sequence[int] = (25, 50, 100),
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
+    likelihood: Any = "gaussian",
     storage: StrPath = "device",
     shard: range | None = None,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
-    """Relay Variational Inference with a ReLU decoder and one learned observation scale.
+    """Relay Variational Inference with a ReLU decoder and, if not told otherwise, one learned scale.
 
     Args:
         num_data: N.
@@ -397,6 +441,9 @@ def rvi(
         groups: relay vectors in each group.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+        likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
+            "negative_binomial", ("categorical", k); a list of these, one for each column, see
+            `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
         storage: where the rows lie, see `RelayPosterior`.
         shard: the rows that this process holds, see `training.distributed`.
         generator: what all first values are drawn from, `torch.Generator().manual_seed(0)` for
@@ -423,7 +470,7 @@ def rvi(
         shard=shard,
         generator=generator,
     )
-    return _gaussian_model(posterior, num_features, hidden, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
 
 
 def vad(
@@ -432,6 +479,7 @@ def vad(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
+    likelihood: Any = "gaussian",
     storage: StrPath = "device",
     shard: range | None = None,
     generator: torch.Generator | None = None,
@@ -448,7 +496,7 @@ def vad(
     posterior = RelayPosterior(
         num_data, latent_dim, groups=(), storage=storage, shard=shard, generator=generator
     )
-    return _gaussian_model(posterior, num_features, hidden, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
 
 
 def vae(
@@ -457,6 +505,7 @@ def vae(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
+    likelihood: Any = "gaussian",
     mask_input: bool = False,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
@@ -467,6 +516,7 @@ def vae(
         num_features: D.
         latent_dim: T.
         hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
+        likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
         mask_input: the encoder sees the mask as well, as D more inputs.
         generator: what all first values are drawn from, see `rvi`.
     """
@@ -483,7 +533,7 @@ def vae(
     inputs = num_features * (2 if mask_input else 1)
     encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
     posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
-    return _gaussian_model(posterior, num_features, hidden, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
 
 
 BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
@@ -503,17 +553,25 @@ def _stored(storage: StrPath) -> dict[str, str]:
     return {} if storage == "device" else {"storage": os.fspath(storage)}
 
 
-def _gaussian_model(
+def _model(
     posterior: RelayPosterior | EncoderPosterior,
     num_features: int,
     hidden: Sequence[int],
+    likelihood: Any,
     config: dict[str, Any],
     generator: torch.Generator | None,
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
-    decoder = _layers(posterior.latent_dim, hidden, num_features, generator)
+    law = make(likelihood, num_features)
+    # what takes another number of outputs than it has features, and does not say so, is found below
+    outputs = as_likelihood(law).num_outputs or num_features
+    decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
     config = {name: _checks.plain(value) for name, value in config.items()}
-    return LatentModel(posterior, decoder, GaussianLikelihood(num_features), config=config)
+    said = described(law)
+    if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0
+        config["likelihood"] = said
+    # a law without a name cannot be made again from a file
+    return LatentModel(posterior, decoder, law, config=None if said is None else config)
 
 
 def _layers(

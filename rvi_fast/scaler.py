@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._devices import beside, to_float64
 from .data.pixels import observed
 from .data.scaling import Standardizer
 from .data.transforms import ColumnTransform
@@ -16,8 +17,6 @@ from .data.transforms import ColumnTransform
 _NAMES = ("mean", "std", "limit")
 # what bends columns, where something does, see `ColumnTransform.knots`
 _BENT = ("knots", "kinds")
-# devices without float64: what is counted in the data's units is counted on the CPU
-_NO_DOUBLE = ("mps",)
 
 
 class Scaler(nn.Module):
@@ -112,7 +111,7 @@ class Scaler(nn.Module):
                 f"x: expected floating point, as the data that gave the model its scale, got {x.dtype}"
             )
         mean, std, limit = self._beside(x)
-        values = self._bent(self._double(x), ColumnTransform.transform)
+        values = self._bent(to_float64(x), ColumnTransform.transform)
         values = (values - mean) / torch.where(std == 0, 1.0, std)
         if cut:
             values = values.clamp(-limit, limit)
@@ -121,7 +120,7 @@ class Scaler(nn.Module):
     def to_data(self, values: Tensor) -> Tensor:
         """[..., D] in the model's units -> float64 in the data's units; constant features exactly."""
         mean, std, _ = self._beside(values)
-        bent = torch.where(std == 0, mean, self._double(values) * std + mean)
+        bent = torch.where(std == 0, mean, to_float64(values) * std + mean)
         return self._bent(bent, ColumnTransform.inverse)
 
     def log_volume(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -134,7 +133,7 @@ class Scaler(nn.Module):
         known = observed(x) if mask is None else mask
         logs = torch.where(std == 0, 0.0, std.log()).expand(x.shape)
         if self.knots is not None:
-            slopes = self._bent(self._double(x), ColumnTransform.slope)
+            slopes = self._bent(to_float64(x), ColumnTransform.slope)
             logs = logs - slopes.log()
         return torch.where(known.to(logs.device), logs, 0.0).sum(-1)
 
@@ -149,11 +148,7 @@ class Scaler(nn.Module):
         return torch.from_numpy(values).reshape(x.shape).to(x.device)
 
     def _beside(self, x: Tensor) -> list[Tensor]:
-        device = torch.device("cpu") if x.device.type in _NO_DOUBLE else x.device
-        return [getattr(self, name).to(device) for name in _NAMES]
-
-    def _double(self, x: Tensor) -> Tensor:
-        return (x.cpu() if x.device.type in _NO_DOUBLE else x).to(torch.float64)
+        return [getattr(self, name).to(beside(x.device)) for name in _NAMES]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # follows the model to another device, not to another dtype
@@ -162,15 +157,13 @@ class Scaler(nn.Module):
             if own is None:
                 continue
             device = fn(torch.empty(0, device=own.device)).device
-            if device.type in _NO_DOUBLE:
-                device = torch.device("cpu")
             if device.type == own.device.type == "cpu":
                 changed = fn(own)  # `share_memory` and its like
                 setattr(self, name, changed if changed.dtype == own.dtype else own)
             elif own.is_meta:  # `to_empty`: there is nothing to copy
-                setattr(self, name, torch.empty_like(own, device=device))
+                setattr(self, name, torch.empty_like(own, device=beside(device)))
             else:
-                setattr(self, name, own.to(device))
+                setattr(self, name, own.to(beside(device)))
         return self
 
     def extra_repr(self) -> str:

@@ -196,7 +196,7 @@ def test_trained_posteriors_and_imputations_beat_the_mean(mask_input):
 def test_inference_of_many_rows_is_that_of_each(monkeypatch):
     model = make()
     whole = infer(model, PIXELS, mask=MASK)
-    monkeypatch.setattr(rvi_fast.encoder, "_CHUNK", 7)
+    monkeypatch.setattr("rvi_fast.posteriors.encoder._CHUNK", 7)
     parts = infer(model, PIXELS, mask=MASK)
     torch.testing.assert_close(parts.mean(), whole.mean())
     torch.testing.assert_close(parts.std(), whole.std())

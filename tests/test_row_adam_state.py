@@ -349,7 +349,7 @@ def test_a_constructor_that_fails_leaves_the_posterior_to_the_optimiser_before()
 
 def test_after_too_little_memory_a_model_reads_saves_and_trains(monkeypatch):
     posterior, optimizer = trained()
-    monkeypatch.setattr(rvi_fast.storage, "free_memory", lambda device: 8)
+    monkeypatch.setattr(rvi_fast.memory.room, "free_memory", lambda device: 8)
     with pytest.raises(InsufficientMemory):
         RowAdam(posterior)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ import torch
 
 import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, models
-from rvi_fast.memory import pages
+from rvi_fast.memory import pages, room
 from rvi_fast.memory.room import InsufficientMemory
 from rvi_fast.optim import RowAdam
 from rvi_fast.posteriors import checksums
@@ -214,11 +214,11 @@ def test_a_new_optimizer_starts_from_zero_and_the_one_before_keeps_its_own(tmp_p
 
 @pytest.mark.parametrize("device", ["device", "host"])
 def test_what_cannot_fit_in_memory_is_refused_before_it_is_made(monkeypatch, device):
-    monkeypatch.setattr(storage, "free_memory", lambda _: 9_999)
+    monkeypatch.setattr(room, "free_memory", lambda _: 9_999)
     with pytest.raises(MemoryError, match=r"posterior\.rows: needs 11200 bytes .* lower num_data"):
         RelayPosterior(100, 12, groups=(4,), storage=device)
     posterior = RelayPosterior(20, 12, groups=(4,), storage=device)
-    monkeypatch.setattr(storage, "free_memory", lambda _: 999)
+    monkeypatch.setattr(room, "free_memory", lambda _: 999)
     with pytest.raises(ValueError, match=r"moments of posterior\.rows: needs 4560 bytes"):
         RowAdam(posterior)
 

@@ -339,8 +339,8 @@ def trained(tmp_path, capsys):
         ("f.npy", ("--draws", 0), "--draws: expected an integer >= 1"),
         ("folder.csv", (), "is a directory"),
         ("t.csv", (), "--out: expected another file than the data"),
-        ("f.csv", ("--device", "nope"), "--device: expected cpu or cuda, got 'nope'"),
-        ("f.csv", ("--device", "meta"), "--device: expected cpu or cuda, got 'meta'"),
+        ("f.csv", ("--device", "nope"), "--device: expected cpu, cuda, xpu or mps, got 'nope'"),
+        ("f.csv", ("--device", "meta"), "--device: expected cpu, cuda, xpu or mps, got 'meta'"),
         ("f.csv", ("--steps", 0), "--steps: expected"),
         ("f.csv", ("--lr", -1), "--lr: expected"),
         ("f.csv", ("--data", "digits", "--header"), "--header: expected a file"),
@@ -367,7 +367,7 @@ def test_what_cannot_be_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--device", "nope"), "--device: expected cpu or cuda"),
+        (("--device", "mps:7"), "torch sees 0 MPS devices"),
         (("--latent-dim", 10**9), "lower groups or latent_dim"),
         (("--groups", 10**9), "lower groups or latent_dim"),
         (("--hidden", 10**9), "network: needs"),

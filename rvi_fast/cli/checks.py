@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import data
+from .._devices import DEVICES, count_devices, kinds_of_devices
 
 
 def check_out(
@@ -35,17 +36,15 @@ def check_device(name: str | None) -> str:
     """A device that tensors can be made on; the default where none is named."""
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    refusal = f"--device: expected cpu or cuda, got {name!r}"
+    refusal = f"--device: expected {kinds_of_devices()}, got {name!r}"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(refusal) from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in DEVICES:
         raise ValueError(refusal)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ValueError(f"{refusal}; torch sees {count} CUDA devices")
+    if device.type != "cpu" and (device.index or 0) >= (count := count_devices(device.type)):
+        raise ValueError(f"{refusal}; torch sees {count} {device.type.upper()} devices")
     return name
 
 

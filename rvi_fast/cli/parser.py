@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from .._devices import kinds_of_devices
 from .._version import __version__
 from ..data import DATASETS, SUFFIXES
 from ..data.formats.registry import listed, readable
@@ -23,7 +24,7 @@ _DATA_HELP = (
     f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; "
     "uint8 arrays are pixels; columns without any number are carried along as they are"
 )
-_DEVICE_HELP = "cpu or cuda (default: cuda where there is one)"
+_DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
 
 
 def make_parser() -> argparse.ArgumentParser:

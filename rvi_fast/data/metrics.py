@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .._devices import beside
 from .pixels import is_pixels
 from .scaling import Standardizer as Standardizer
 from .tables import Table, check_mask, refuse, row_chunks
@@ -37,7 +38,7 @@ def elastic(x: Table, reconstruction: Table, mask: Table | None = None) -> float
     mask = None if mask is None else _table(mask)
     check_mask(x, mask)
     device = next(
-        (table.device for table in (x, reconstruction) if isinstance(table, torch.Tensor)),
+        (beside(table.device) for table in (x, reconstruction) if isinstance(table, torch.Tensor)),
         torch.device("cpu"),
     )
     total, count = 0.0, 0
@@ -66,5 +67,5 @@ def _tensor(part: Table, dtype: type[np.generic]) -> torch.Tensor:
 
 
 def _float64(part: Table, device: torch.device) -> torch.Tensor:
-    values = _tensor(part, np.float64).detach().to(device, torch.float64)
+    values = _tensor(part, np.float64).detach().to(device).to(torch.float64)
     return values / 255 if is_pixels(part) else values

@@ -253,14 +253,25 @@ class Moments:
         """Some rows [n, D] float64, from which quantiles are taken."""
         return np.concatenate(self._samples) if self._samples else np.empty((0, len(self.count)))
 
-    def standardizer(self, *, robust: bool = True) -> Standardizer:
-        """The scale of the entries that were looked at, robust where some lie far off."""
+    def standardizer(
+        self, *, robust: bool = True, columns: np.ndarray | None = None
+    ) -> Standardizer:
+        """The scale of the entries that were looked at, robust where some lie far off.
+
+        Args:
+            robust: as in `Standardizer.fit`.
+            columns: bool [D]: features to standardise, all if not given. Others that were observed keep
+                their numbers: mean 0, std 1.
+        """
         seen = self.count > 0
         # the mean of equal numbers is off by rounding
         mean = np.where(self.constant, self.low, np.where(seen, self.mean, 0.0))
         still = self.constant | ~seen
         with np.errstate(over="ignore", invalid="ignore"):
             std = np.where(still, 0.0, np.sqrt(self.squares / np.maximum(self.count, 1)))
+        if columns is not None:
+            kept = seen & ~columns
+            mean, std, still = np.where(kept, 0.0, mean), np.where(kept, 1.0, std), still & ~kept
         if not np.isfinite(std).all() or (std[~still] == 0).any():
             wrong = int(np.argmax(~np.isfinite(std) | ((std == 0) & ~still)))
             raise ValueError(
@@ -271,6 +282,8 @@ class Moments:
             return Standardizer(mean, std)
         reach = self._reach(mean, std)
         limit = np.maximum(reach, _LIMIT)
+        if columns is not None:
+            reach, limit = np.where(kept, 0.0, reach), np.where(kept, np.inf, limit)
         self.far = []
         for column in np.flatnonzero(reach > _NEAR).tolist():
             entries = self.sample[:, column]

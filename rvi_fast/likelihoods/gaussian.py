@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import gaussian_log_likelihood, linear_gaussian_log_likelihood
+from ..ops import ops
+from .base import Likelihood
+from .parameters import learned, with_wider_scale
 
 
-class GaussianLikelihood(nn.Module):
+class GaussianLikelihood(Likelihood, law="gaussian"):
     """Independent Gaussians around the decoder's output, missing entries left out.
+
+        log p(x_b) = sum_{d observed} (-1/2 ((x_bd - o_bd) / s)^2 - log s - 1/2 log 2 pi)
+
+    `rvi_fast.likelihoods.Gaussian` is the same class. uint8 are pixels and count as x / 255.
 
     Args:
         num_features: D.
@@ -33,8 +41,8 @@ class GaussianLikelihood(nn.Module):
     """
 
     log_scale: Tensor
-    # data of this law may be shifted and scaled, and have this law again: `fit` may standardise them
     location_scale = True
+    pixels = True
 
     def __init__(
         self,
@@ -46,22 +54,11 @@ class GaussianLikelihood(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if scale not in ("scalar", "feature", "fixed"):
-            raise ValueError(f"scale: expected scalar, feature or fixed, got {scale!r}")
-        self.num_features = _checks.check_positive_int("num_features", num_features)
+        super().__init__(num_features)
         self.kind = scale
         self.checked = checked
-        log_scale = torch.full(
-            (num_features,) if scale == "feature" else (),
-            math.log(_checks.check_positive_float("initial_scale", initial_scale)),
-            device=device,
-            dtype=dtype,
-        )
-        if scale == "fixed":
-            self.register_buffer("log_scale", log_scale)
-        else:
-            self.log_scale = nn.Parameter(log_scale)
+        logarithm = math.log(_checks.check_positive_float("initial_scale", initial_scale))
+        learned(self, "scale", "log_scale", scale, logarithm, device=device, dtype=dtype)
 
     @property
     def scale(self) -> Tensor:
@@ -77,15 +74,34 @@ class GaussianLikelihood(nn.Module):
         """The expected x [..., D], given the decoder's output: that output."""
         return outputs
 
-    def sample(self, outputs: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Draws x [..., D] around the decoder's output.
+    def mode(self, outputs: Tensor) -> Tensor:
+        """The most probable x [..., D], given the decoder's output: that output."""
+        return outputs
 
-        Args:
-            outputs: [..., D].
-            noise: standard normal draws like `outputs`; from torch's default generator if not given.
-        """
-        noise = torch.randn_like(outputs) if noise is None else noise
+    def sample(
+        self,
+        outputs: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws x [..., D] around the decoder's output, see `Likelihood.sample`."""
+        noise = self._noise(outputs, noise, generator)
         return outputs + self.scale * noise
+
+    def widened(self, factor: float) -> GaussianLikelihood:
+        """A view of this law with a scale `factor` times as large, see `Likelihood.widened`."""
+        return with_wider_scale(self, factor)
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Likelihood.arguments`: where the scale starts is a value, not part of the law."""
+        found: dict[str, Any] = {} if self.kind == "scalar" else {"scale": self.kind}
+        return found | ({"checked": True} if self.checked else {})
+
+    @property
+    def fused(self) -> bool:
+        """Whether the last layer and this law are one op: not in a subclass, nor where `checked`."""
+        return type(self) is GaussianLikelihood and not self.checked
 
     def of_linear(
         self, x: Tensor, hidden: Tensor, layer: nn.Linear, mask: Tensor | None = None
@@ -99,6 +115,29 @@ class GaussianLikelihood(nn.Module):
             hidden, layer.weight, layer.bias, x, self.scale, mask, checked=self.checked
         )
 
+    def step_of_linear(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        layer: nn.Linear,
+        x: Tensor,
+        mask: Tensor | None,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
+        log_scale, scale = self.log_scale, self.scale
+        learn_scale = learn and isinstance(log_scale, nn.Parameter)
+        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_gaussian_log_likelihood_bwd(
+            grad, hidden, layer.weight, layer.bias, x, scale, mask, True, learn, learn_scale
+        )
+        if learn:
+            layer.weight.grad = grad_weight
+            if layer.bias is not None:
+                layer.bias.grad = grad_bias
+        if learn_scale:
+            log_scale.grad = grad_scale * scale
+        return log_prob, grad
+
     def _check_width(self, x: Tensor) -> None:
         if isinstance(x, Tensor) and x.shape[-1:] != (self.num_features,):
             raise ValueError(
@@ -107,3 +146,7 @@ class GaussianLikelihood(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}, scale={self.kind!r}"
+
+
+# its short name; pickles and checkpoints know the long one
+Gaussian = GaussianLikelihood

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._devices import beside
 from ..memory.room import check_memory
 from ..ops import ops
 from ..posteriors.relay import RelayPosterior
@@ -143,7 +144,8 @@ class RowAdam(torch.optim.Optimizer):
         self._dtype = rows.dtype
         self.mode: str = self.param_groups[0]["mode"]
         # steps taken, and steps taken when all rows were last up to date: the start of `_history`
-        device = posterior.relays.device
+        self._device = posterior.relays.device
+        device = beside(self._device)
         self._clock = torch.full((2,), num_steps, dtype=torch.int64, device=device)
         self._history = torch.zeros((_HISTORY, HISTORY_COLUMNS), dtype=torch.float64, device=device)
         self._lr = torch.zeros((), dtype=torch.float64, device=device)
@@ -247,7 +249,7 @@ class RowAdam(torch.optim.Optimizer):
 
     @contextmanager
     def _at_hand(self, index: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Tables where the clock is, and where in them rows `index` lie; what is written stays."""
+        """Tables where the relays are, and where in them rows `index` lie; what is written stays."""
         own = [self.table(), self._exp_avg, self._exp_avg_sq, self._row_step]
         self.posterior.tables.before_write(index)
         if not self.posterior.staged:
@@ -259,7 +261,7 @@ class RowAdam(torch.optim.Optimizer):
         index = index.to(own[0].device)
         if self.before_write is not None:
             self.before_write(index)
-        device = self._clock.device
+        device = self._device
         copies = [table[index].to(device) for table in own]
         yield copies, torch.arange(len(index), device=device)
         for table, copied in zip(own, copies, strict=True):
@@ -312,11 +314,11 @@ class RowAdam(torch.optim.Optimizer):
                 f"posterior: expected rows in {self._dtype} on {device}, got {rows.dtype} on "
                 f"{rows.device}; make the RowAdam after moving or converting the posterior"
             )
-        clock, relays = self._clock.device, self.posterior.relays.device
-        if clock != relays:
+        relays = self.posterior.relays.device
+        if self._device != relays:
             raise ValueError(
-                f"posterior: expected relays on {clock}, got {relays}; make the RowAdam after moving "
-                "or converting the posterior"
+                f"posterior: expected relays on {self._device}, got {relays}; make the RowAdam after "
+                "moving or converting the posterior"
             )
         return rows
 
@@ -415,7 +417,7 @@ class RowAdam(torch.optim.Optimizer):
             ops.row_adam_step(
                 *tables,
                 index,
-                grad.to(self._clock.device),
+                grad.to(self._device),
                 self._clock,
                 self._history,
                 self._lr,
@@ -462,7 +464,7 @@ class RowAdam(torch.optim.Optimizer):
     def _set_lr(self) -> None:
         lr, weight_decay = self.param_groups[0]["lr"], self._checked[3]
         if isinstance(lr, Tensor):
-            if lr.device.type not in _READABLE:
+            if beside(lr.device).type not in _READABLE:
                 wrong = refused(lr, weight_decay)
                 seen = self._lr_refused
                 self._lr_refused = wrong if seen is None else seen | wrong

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._devices import beside
 from ..ops import ops
 
 # elements: parameters begin where vectors, and Triton's wide loads, like them to
@@ -139,8 +140,9 @@ class _Buffers:
         self.values, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(grad) for _ in range(3))
         self._values, self._exp_avgs = parts(self.values), parts(self.exp_avg)
         self._exp_avg_sqs = parts(self.exp_avg_sq)
-        self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self.lr = torch.zeros((), dtype=torch.float64, device=like.device)
+        device = beside(like.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.lr = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def take_over(self) -> None:

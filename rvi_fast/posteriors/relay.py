@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from .. import _checks, reference
+from .._devices import beside, device_row
 from ..files import StrPath
 from ..functional import RelaySample, relay_sample
 from ..layout import FORMS, RowLayout
 from ..memory.room import check_memory
 from ..ops import check_rows_read
-from .tables import HOSTED, HostTables, MappedTables, Tables, open_tables
+from .tables import HostTables, MappedTables, Tables, open_tables
 
 # rows read at once when a whole table is asked for
 _CHUNK = 8192
@@ -347,14 +348,14 @@ class RelayPosterior(nn.Module):
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
         self._bring_up_to_date(None)
-        rows, device = self.rows.detach(), self.relays.device
+        rows, device = self.rows.detach(), beside(self.relays.device)
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
         for start in range(0, len(rows), _DRAWN):
             self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
             part = rows[start : start + _DRAWN].to(device)
             total += part.sum(0, dtype=torch.float64)
             self.tables.release(start, start + len(part))
-        return (total / len(rows)).to(rows.dtype)
+        return (total / len(rows)).to(rows.dtype).to(self.relays.device)
 
     def for_new_data(
         self, num_data: int, *, generator: torch.Generator | None = None
@@ -509,7 +510,7 @@ class RelayPosterior(nn.Module):
             return super()._apply(*args, **kwargs)
         rows, moved = self.rows, args[0](self.rows.detach()[:0])
         mapped = isinstance(self.tables, MappedTables)
-        if (mapped and moved.dtype != rows.dtype) or moved.device.type not in HOSTED:
+        if (mapped and moved.dtype != rows.dtype) or not device_row(moved.device.type).hosts:
             raise ValueError(
                 f"storage: the rows stay {rows.dtype} on {rows.device}"
                 f"{', where their files are' if mapped else ''}; asked for {moved.dtype} on "
@@ -603,7 +604,7 @@ def _check_rows_and_relays(rows: Tensor, relays: Tensor, layout: RowLayout) -> N
     _checks.check_shape("relays", _checks.check_tensor("relays", relays), shape)
     if relays.dtype != rows.dtype:
         raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
-    hosted = rows.device.type == "cpu" and relays.device.type in HOSTED
+    hosted = rows.device.type == "cpu" and device_row(relays.device.type).hosts
     if rows.device != relays.device and not hosted:
         raise ValueError(
             f"rows: expected a tensor on {relays.device} or cpu, got one on {rows.device}"

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._devices import device_row, kinds_of_devices
 from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
 from ..memory import pages
 from ..memory.room import InsufficientMemory, free_disk
 from .checksums import Checksums
 
 _FORMAT = 1
-# devices that tables in host memory or in files serve
-HOSTED = ("cpu", "cuda")
 
 
 class Tables:
@@ -285,10 +284,10 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
     """The tables that `RelayPosterior(storage=...)` asks for."""
     if storage != "device":
         wanted = torch.get_default_device() if device is None else torch.device(device)
-        if wanted.type not in HOSTED:
+        if not device_row(wanted.type).hosts:
             raise ValueError(
                 f"storage: expected 'device' for a posterior on {wanted}, got {os.fspath(storage)!r}: "
-                f"tables outside device memory serve {' and '.join(HOSTED)}"
+                f"tables outside device memory serve {kinds_of_devices(hosts=True)}"
             )
     if storage == "device":
         return Tables()

@@ -232,11 +232,11 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         factor = self._options()["scale_factor"]
         factors = FACTORS if isinstance(factor, str) else (float(factor),)
 
-        def decode(shown: Inputs) -> torch.Tensor:
-            return self.model_.reconstruct(posterior=self._infer(shown.x, 1.0))
+        def inferred(shown: Inputs, factor: float) -> RelayPosterior:
+            return self._infer(shown.x, factor)
 
         try:
-            return find_held_out(self.model_, prepare(self.model_, rows), seed, decode, factors)
+            return find_held_out(self.model_, prepare(self.model_, rows), seed, inferred, factors)
         except TooFewEntries:
             return HeldOut(factors[0], math.nan)
 

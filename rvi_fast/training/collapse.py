@@ -8,9 +8,10 @@ from typing import Any
 
 from .. import _checks
 from ..models import LatentModel
+from ..posteriors.relay import RelayPosterior
 from .held_out import TooFewEntries, find_held_out
 from .infer import infer
-from .inputs.prepare import prepare
+from .inputs.prepare import Inputs, prepare
 
 # of the error of the means: what is gained beyond would not be noticed
 _COLLAPSED = 0.98
@@ -53,7 +54,8 @@ def held_out_error(
     Returns:
         Root mean square error over the hidden entries, each divided by the standard deviation of its
         column, relative to that of the columns' means. About 1, or more: the model has learned
-        nothing that helps to fill in entries. NaN where less than 100 entries could be hidden.
+        nothing that helps to fill in entries. NaN where less than 100 entries could be hidden. Codes of
+        classes do not count.
 
     Raises:
         ValueError, TypeError: as `infer`.
@@ -69,13 +71,13 @@ def held_out_error(
     seed = _checks.check_seed(seed)
     inputs = prepare(model, x, mask)
 
-    def decode(shown: Any) -> Any:
+    def inferred(shown: Inputs, factor: float) -> RelayPosterior:
         data = model.to_data(shown.x)
-        posterior = infer(model, data, mask=shown.mask, steps=steps, lr=lr, seed=seed)
-        return model.reconstruct_standardized(posterior=posterior)
+        options: dict[str, Any] = {"steps": steps, "lr": lr, "seed": seed}
+        return infer(model, data, mask=shown.mask, scale_factor=factor, **options)
 
     try:
-        return find_held_out(model, inputs, seed, decode, factors=(1.0,)).error
+        return find_held_out(model, inputs, seed, inferred, factors=(1.0,)).error
     except TooFewEntries:
         return math.nan
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
 from ..drawing import Drawing
+from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..optim import MODES
 from ..posteriors.encoder import EncoderPosterior
@@ -100,7 +102,8 @@ def fit(
     `model.log_prob` then speak the units of the data. A feature that is always one number comes back as
     that number, one that was never observed as 0. A feature with an entry beyond all others (see
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
-    in training. A model that has a scale keeps it, also when it is fitted again to other data.
+    in training. A model that has a scale keeps it, also when it is fitted again to other data. Columns
+    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are.
 
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
@@ -120,7 +123,8 @@ def fit(
             all rows or, for a shard, of its own. All of it is read once more before the first epoch,
             for the fingerprint that a resume and `impute` compare, and once to standardise.
         mask: bool [N, D], true = observed.
-        standardize: False trains on floating-point data as they are; pixels always are.
+        standardize: False trains on floating-point data as they are; pixels always are, and columns of
+            laws without location and scale.
         epochs: epochs in all, those before a resume included.
         batch_size: rows in a batch.
         lr: learning rate of decoder and scale.
@@ -134,7 +138,8 @@ def fit(
         device: where to train; where the model is if not given.
         progress: show a progress bar.
         eval_every: epochs between evaluations of the elastic error over observed entries, from the
-            posterior mean; 0 for none.
+            posterior mean; 0 for none. The error of a class is 1 less the probability of the one that
+            was observed.
         callbacks: called with model and history after each epoch; a true result stops training.
         run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
@@ -178,7 +183,7 @@ def fit(
     if not callable(kl_weight):
         kl_weight = _checks.check_non_negative("kl_weight", kl_weight)
     eval_every = _checks.check_count("eval_every", eval_every)
-    if eval_every and not callable(getattr(model.likelihood, "mean", None)):
+    if eval_every and lacks(model.likelihood, "mean"):
         raise ValueError(
             f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
             f"mean(outputs), got {eval_every}"
@@ -210,7 +215,7 @@ def fit(
     if not ranks.alone and block_rows is not None:
         raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
     source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
-    standardize = standardize and not source.pixels()
+    standardize = standardize and not source.pixels() and _standardizable(model)
     _check_standardize(model, standardize, pixels=source.pixels())
     if min(batch_size, ranks.num_data) == 1 or ranks.num_data % batch_size == 1:
         _check_batch_of_one(model, ranks.num_data, batch_size)
@@ -340,13 +345,23 @@ def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> N
             ) from error
 
 
-def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
-    """Raises where data may not be standardised, or must be."""
-    if standardize and not getattr(model.likelihood, "location_scale", False):
+def _standardizable(model: LatentModel) -> bool:
+    """Whether there are columns to standardise.
+
+    Raises:
+        ValueError: the likelihood is one of the user's own that does not say.
+    """
+    found = any(model.law.standardizable)
+    if not found and model.law is not model.likelihood:
         raise ValueError(
             f"standardize: expected False for a {type(model.likelihood).__name__}, whose law need not "
             "hold for shifted and scaled data (it says so with location_scale = True), got True"
         )
+    return found
+
+
+def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
+    """Raises where data must be standardised."""
     if not standardize and model.scaler is not None and not pixels:
         raise ValueError(
             "standardize: expected True for a model that has the scale of its data, got False"
@@ -365,11 +380,11 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path |
         return
     if stored is None:
         moments, *others = ranks.gather(
-            moments_of(source, model.num_features, ranks.first_row, ranks.num_data)
+            moments_of(source, model.num_features, ranks.first_row, ranks.num_data, model.law)
         )
         for other in others:
             moments.merge(other)
-        scaler = Scaler(moments.standardizer())
+        scaler = Scaler(moments.standardizer(columns=np.array(model.law.standardizable)))
         if ranks.leads:
             moments.warn()
     else:

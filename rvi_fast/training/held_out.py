@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from .._devices import beside, to_float64
 from ..data.pixels import fractions, is_pixels, observed
-from ..likelihoods.gaussian import GaussianLikelihood
 from ..models import LatentModel
+from ..posteriors.relay import RelayPosterior
 from .inputs.prepare import Inputs
 from .inputs.sources import HostInputs
 from .loop.seeds import stream
@@ -35,6 +35,7 @@ class HeldOut(NamedTuple):
 
     `error` is the root mean square error over the entries, each divided by the standard deviation of
     its column, relative to that of the columns' means; NaN where less than 100 entries say nothing.
+    Entries that are codes of classes do not count in it.
     """
 
     factor: float
@@ -45,7 +46,7 @@ def find_held_out(
     model: LatentModel,
     inputs: Inputs | HostInputs,
     seed: int,
-    decode: Callable[[Inputs], Tensor],
+    infer: Callable[[Inputs, float], RelayPosterior],
     factors: Sequence[float] = FACTORS,
 ) -> HeldOut:
     """Hides entries and looks for the factor of the scale with which they are predicted best.
@@ -55,10 +56,10 @@ def find_held_out(
     too small a scale follows its few observed entries too closely.
 
     Args:
-        model: its likelihood is scaled while `decode` runs.
+        model: says what is reconstructed.
         inputs: checked data, in the model's units.
         seed: of the rows and entries.
-        decode: infers the rows given to it and returns their reconstruction [n, D], in those units.
+        infer: gives the posterior of the rows given to it, under a scale so many times as large.
         factors: those to try.
 
     Raises:
@@ -79,46 +80,38 @@ def find_held_out(
         shown = Inputs(x, known & ~hidden)
     else:
         shown = Inputs(x.masked_fill(hidden, torch.nan), None)
-    values = fractions(x, torch.float64)
-    truth, wrong = values[hidden], {}
+    values = _values(x)
+    counted, wrong = hidden.to(values.device), {}
     for factor in factors:
-        with scaled(model, factor):
-            wrong[factor] = decode(shown)[hidden].double() - truth
+        truth, found = model.scored(x, mask, posterior=infer(shown, factor), shown=shown)
+        wrong[factor] = to_float64(found[hidden]) - _values(truth)[counted]
     errors = {factor: float(part.square().mean()) for factor, part in wrong.items()}
     best = min(errors, key=errors.__getitem__)
-    return HeldOut(best, _relative(wrong[best], values, hidden, known))
+    numeric = torch.tensor(model.law.numeric, device=values.device)
+    known = known.to(values.device)
+    return HeldOut(best, _relative(wrong[best], values, counted, known, numeric))
 
 
-def _relative(wrong: Tensor, values: Tensor, hidden: Tensor, known: Tensor) -> float:
+def _values(x: Tensor) -> Tensor:
+    """Entries in float64, pixels as fractions, where the device or else the CPU has float64."""
+    return fractions(x.to(beside(x.device)), torch.float64)
+
+
+def _relative(
+    wrong: Tensor, values: Tensor, hidden: Tensor, known: Tensor, numeric: Tensor
+) -> float:
     """See `HeldOut`: errors [n] at the hidden entries of float64 values [N, D]."""
     shown = values.masked_fill(hidden | ~known, torch.nan)
     mean = shown.nanmean(0)
     variance = (shown - mean).square().nanmean(0)
     columns = hidden.nonzero()[:, 1]
-    judged = variance[columns] > 0
+    judged = (variance[columns] > 0) & numeric[columns]
     if int(judged.sum()) < _JUDGED:
         return math.nan
     columns, wrong = columns[judged], wrong[judged]
     of_means = values[hidden][judged] - mean[columns]
     found, expected = ((part.square() / variance[columns]).sum() for part in (wrong, of_means))
     return math.sqrt(float(found / expected)) if float(expected) > 0 else math.nan
-
-
-@contextmanager
-def scaled(model: LatentModel, factor: float) -> Iterator[None]:
-    """Within it the scale of the likelihood is `factor` times as large."""
-    if factor == 1.0:
-        yield
-        return
-    log_scale = model.likelihood.log_scale
-    kept = log_scale.detach().clone()
-    with torch.no_grad():
-        log_scale += math.log(factor)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            log_scale.copy_(kept)
 
 
 def check_scale_factor(model: LatentModel, factor: float | str) -> None:
@@ -134,8 +127,10 @@ def check_scale_factor(model: LatentModel, factor: float | str) -> None:
             f"scale_factor: expected 1 for a model with an encoder, which computes posteriors "
             f"without a likelihood, got {factor!r}"
         )
-    if not isinstance(model.likelihood, GaussianLikelihood):
+    try:
+        model.law.widened(2.0)
+    except ValueError as error:
         raise ValueError(
-            "scale_factor: expected 1, or a model with a GaussianLikelihood, got "
+            "scale_factor: expected 1, or a model whose likelihood has a scale, got "
             f"{factor!r} with {type(model.likelihood).__name__}"
-        )
+        ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..data.pixels import fractions, is_pixels, observed
+from ..data import pixels as data_pixels
 from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
@@ -35,6 +35,7 @@ def impute(
     mask: Any = None,
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
+    estimate: str | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Fills in the missing entries of x; observed entries come back as they are, value and dtype.
@@ -48,8 +49,12 @@ def impute(
             given, in the same order, which is checked; `model.posterior` says that the rows are
             those, whatever else has changed.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
-            around the decoded z with the model's scale; for multiple imputation. Without it each
-            missing entry gets the reconstruction from the posterior mean.
+            from the likelihood around the decoded z; for multiple imputation. Without it each missing
+            entry gets an estimate from the posterior mean.
+        estimate: "mean", the expected x, or "mode", the most probable. Without it the mean for numbers
+            and counts, and the mode for yes/no and classes, so that 0, 1 or a code comes back; of a
+            class there is no mean, and "mean" gives its mode too. A row's size, where a likelihood of
+            counts has one, is that of what was observed of the row.
         seed: of the draws: the same seed gives a row the same draws, to rounding, whatever rows stand
             beside it and however many draws are made.
 
@@ -63,6 +68,10 @@ def impute(
             outputs stand for, or how to draw.
     """
     own = posterior is None
+    if estimate not in (None, "mean", "mode"):
+        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
+    if estimate is not None and num_draws is not None:
+        raise ValueError(f"estimate: expected None beside num_draws, got {estimate!r}")
     if num_draws is not None:
         num_draws = _checks.check_positive_int("num_draws", num_draws)
     seed = _checks.check_seed(seed)
@@ -90,7 +99,7 @@ def impute(
         model.eval()
         try:
             parts = [
-                _filled(model, posterior, source, rows, num_draws, seed)
+                _filled(model, posterior, source, rows, num_draws, estimate, seed)
                 for rows in np.split(np.arange(len(source)), range(_CHUNK, len(source), _CHUNK))
             ]
         finally:
@@ -105,33 +114,37 @@ def _filled(
     source: Opened,
     rows: np.ndarray,
     num_draws: int | None,
+    estimate: str | None,
     seed: int,
 ) -> Tensor:
     like = next(model.posterior.parameters())
     x, mask = source.read(rows)
-    convert(x, mask, like.dtype, rows, model.scaler)  # says what should not be there
+    # says what should not be there
+    shown, observed = convert(x, mask, like.dtype, rows, model.scaler, model.law)
+    observed = None if observed is None else observed.to(like.device)
+    law = model.law.of_rows(shown.to(like.device), observed)
     index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:
-        values = model.reconstruct(index, posterior=posterior)
+        outputs = model.decode(posterior.mean(index))
+        values = model.to_data(law.estimate(outputs, estimate))
     else:
         z = posterior(index, num_samples=num_draws, seed=stream(seed, NOISE)).z
         outputs, keys = model.decode(z), posterior.noise_index(index)
-        draw = model.ability("sample")
-        if getattr(model.likelihood, "location_scale", False):  # then noise of its rows will do
-            noise = _noise(outputs, index if keys is None else keys, stream(seed, _AROUND))
-            values = model.to_data(draw(outputs, noise=noise))
-        else:
-            values = model.to_data(draw(outputs))
-    mask = observed(x) if mask is None else mask
+        keys = index if keys is None else keys
+        noise = _noise(outputs, law.num_noise, keys, stream(seed, _AROUND))
+        values = model.to_data(law.sample(outputs, noise=noise))
+    mask = data_pixels.observed(x) if mask is None else mask
     x, mask = x.to(values.device), mask.to(values.device)
-    x = fractions(x, values.dtype) if is_pixels(x) else x
+    x = data_pixels.fractions(x, values.dtype) if data_pixels.is_pixels(x) else x
     source.release(int(rows[0]), int(rows[-1]) + 1)
     return torch.where(mask, x, values.to(x.dtype))
 
 
-def _noise(values: Tensor, keys: Tensor, seed: int) -> Tensor:
-    """Standard normal draws [S, B, D] like `values`, of rows with these numbers [B]."""
-    samples, _, size = values.shape
+def _noise(values: Tensor, size: int, keys: Tensor, seed: int) -> Tensor | None:
+    """Standard normal draws [S, B, size] like `values`, of rows with these numbers [B]."""
+    if not size:
+        return None
+    samples = len(values)
     layout = RowLayout.resolve(size, (), (), "linear")
     # the posterior of mean 0 and log standard deviation 0, which every row has
     row, relays = values.new_zeros(1, layout.width), values.new_zeros(0, size)

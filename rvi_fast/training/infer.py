@@ -15,7 +15,7 @@ from ..models import LatentModel, alone
 from ..ops import ops
 from ..optim import RowAdam
 from ..posteriors.relay import RelayPosterior
-from .held_out import check_scale_factor, find_held_out, scaled
+from .held_out import check_scale_factor, find_held_out
 from .inputs.prepare import Inputs, prepare
 from .inputs.sources import HostInputs
 from .loop.run import device_of
@@ -80,8 +80,11 @@ def infer(
     inputs = prepare(model, x_new, mask)
     check_scale_factor(model, scale_factor)
 
-    def optimise(inputs: Inputs | HostInputs, progress: bool) -> RelayPosterior:
-        return _optimise(model, inputs, steps, lr, size, seed, shared_noise, progress)
+    def optimise(
+        inputs: Inputs | HostInputs, factor: float, progress: bool = False
+    ) -> RelayPosterior:
+        wide = model.widened(factor)
+        return _optimise(wide, inputs, steps, lr, size, seed, shared_noise, progress)
 
     with (
         alone(model),
@@ -93,14 +96,8 @@ def infer(
                 return _encoded(model, inputs)
         if scale_factor == "held-out":
             with _frozen(model.decoder, model.likelihood):
-                scale_factor = find_held_out(
-                    model,
-                    inputs,
-                    seed,
-                    lambda x: model.reconstruct_standardized(posterior=optimise(x, False)),
-                ).factor
-        with scaled(model, float(scale_factor)):
-            return optimise(inputs, progress)
+                scale_factor = find_held_out(model, inputs, seed, optimise).factor
+        return optimise(inputs, float(scale_factor), progress)
 
 
 def _optimise(

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from .. import _checks
 from ..files import StrPath
 from ..layout import RowLayout
+from ..likelihoods.foreign import as_likelihood
+from ..likelihoods.named import make
 from .inputs import sources
 from .places.blocks import blocks_resident, default_block_rows, row_bytes
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
+# tensors [batch, outputs] of a step: where the last layer and the likelihood are one op, and where
+# autograd keeps what it needs of a likelihood, some of it in float64
+_FUSED_TENSORS, _AUTOGRAD_TENSORS = 2, 16
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def estimate_memory(
     latent_dim: int = 64,
     groups: Sequence[int] = (25, 50, 100),
     hidden: Sequence[int] = (64, 64),
+    likelihood: Any = "gaussian",
     batch_size: int = 256,
     storage: StrPath = "device",
     block_rows: int | None = None,
@@ -79,7 +86,7 @@ def estimate_memory(
     Args:
         num_data: N.
         num_features: D.
-        latent_dim, groups, hidden, storage: as in `models.rvi`.
+        latent_dim, groups, hidden, likelihood, storage: as in `models.rvi`.
         batch_size, block_rows: as in `fit`.
         dtype: of the model.
         moment_dtype: as in `fit`.
@@ -113,9 +120,12 @@ def estimate_memory(
     entry = dtype.itemsize if copied else 0
     data = num_data * num_features * (data_dtype.itemsize + entry) if data_in_memory else 0
 
-    widths = [latent_dim, *hidden, num_features]
+    law = as_likelihood(make(likelihood, num_features))
+    outputs = law.num_outputs or num_features
+    widths = [latent_dim, *hidden, outputs]
     decoder = sum((a + 1) * b for a, b in pairwise(widths))
-    shared = 4 * size * (layout.num_relays * latent_dim + decoder + 1)
+    learned = sum(parameter.numel() for parameter in law.parameters())
+    shared = 4 * size * (layout.num_relays * latent_dim + decoder + learned)
 
     if (in_files or staged) and block_rows is None:
         block_rows = default_block_rows(row)
@@ -125,8 +135,9 @@ def estimate_memory(
     resident = row * held if in_files else 0
     ahead = 1 if data_in_memory else sources.AHEAD + 2
     made = 4 * (layout.width + latent_dim + sum(hidden)) * size
-    batch = batch_size * (made + num_features * (data_dtype.itemsize * ahead + 2 * size))
-    evaluation = min(num_data, _EVALUATED) * num_features * size * _EVALUATION_TENSORS
+    of_outputs = outputs * size * (_FUSED_TENSORS if law.fused else _AUTOGRAD_TENSORS)
+    batch = batch_size * (made + num_features * data_dtype.itemsize * ahead + of_outputs)
+    evaluation = min(num_data, _EVALUATED) * outputs * size * _EVALUATION_TENSORS
     step = 8 * held + max(batch, evaluation)
 
     lying = resident if in_files else tables + moments

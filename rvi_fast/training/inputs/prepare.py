@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ... import _checks
 from ...data.tables import row_chunks
+from ...likelihoods.base import Likelihood
 from ...memory.room import check_memory
 from ...models import LatentModel
 from ...scaler import Scaler
@@ -107,7 +108,8 @@ def prepare(
 
     Raises:
         TypeError, ValueError: with row and column for infinities, and for NaN where the mask says
-            observed; the model's decoder does not fit posterior and likelihood.
+            observed, and for what is no data of the model's likelihood; the model's decoder does not
+            fit posterior and likelihood.
     """
     return inputs_of(model, open_source(model, x, mask, num_data=num_data), device=device)
 
@@ -155,16 +157,24 @@ def inputs_of(
         device: as there.
         checked: the entries have been looked at, as `moments_of` does.
     """
-    like, scaler = next(model.posterior.parameters()), model.scaler
+    like, scaler, law = next(model.posterior.parameters()), model.scaler, model.law
     device, dtype = like.device if device is None else device, like.dtype
     if isinstance(source, MappedArray) and not source.pixels() and not checked:
         for rows in chunks(len(source)):
-            convert(*source.read(rows), dtype, rows)
+            convert(*source.read(rows), dtype, rows, law=law)
+            source.release(rows[0], rows[-1] + 1)
+    elif (
+        law.restricted
+        and not isinstance(source, DatasetRows)
+        and (scaler is None or source.pixels())  # else they are looked at as they are scaled
+    ):
+        for rows in chunks(len(source)):
+            law.check(*source.read(rows), rows=rows)
             source.release(rows[0], rows[-1] + 1)
     if not isinstance(source, InMemory):
         if scaler is not None and source.pixels():
             convert(*source.read(np.arange(1)), dtype, np.arange(1), scaler)
-        return HostInputs(source, device, dtype, scaler)
+        return HostInputs(source, device, dtype, scaler, law)
     values, observed = source.x, source.mask
     if values.dtype == torch.uint8 and scaler is None:
         return Inputs(values.to(device), None if observed is None else observed.to(device))
@@ -174,19 +184,21 @@ def inputs_of(
         advice = f"pass x as {dtype}, or as a memory map"
         check_memory(device, "x", values.numel() * like.element_size(), advice)
     if scaler is not None:
-        return Inputs(_scaled(source, scaler, device, dtype), None)
+        return Inputs(_scaled(source, scaler, law, device, dtype), None)
     values = values.to(device, dtype)
     if observed is not None:
         values = torch.where(observed.to(device), values, torch.nan)
     return Inputs(values, None)
 
 
-def _scaled(source: InMemory, scaler: Scaler, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _scaled(
+    source: InMemory, scaler: Scaler, law: Likelihood, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """All rows in the model's units, converted some at a time."""
     scaled = torch.empty(source.x.shape, dtype=dtype, device=device)
     for part in row_chunks(tuple(source.x.shape)):
         rows = np.arange(part.start, min(part.stop, len(source)))
-        scaled[part] = convert(*source.read(rows), dtype, rows, scaler)[0].to(device)
+        scaled[part] = convert(*source.read(rows), dtype, rows, scaler, law)[0].to(device)
     return scaled
 
 

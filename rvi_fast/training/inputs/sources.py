@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from ... import _checks
 from ...data.scaling import Moments
 from ...data.tables import row_chunks
+from ...likelihoods.base import Likelihood
 from ...memory.pages import forget_pages, want_pages
 from ...scaler import Scaler
 
@@ -261,8 +262,9 @@ class HostInputs:
         device: torch.device,
         dtype: torch.dtype,
         scaler: Scaler | None = None,
+        law: Likelihood | None = None,
     ) -> None:
-        self.source, self.device, self.dtype = source, device, dtype
+        self.source, self.device, self.dtype, self.law = source, device, dtype, law
         # batches are converted where they are read
         self.scaler = None if scaler is None else scaler.copy()
         self._ready: tuple[Tensor, Batch] | None = None
@@ -338,7 +340,7 @@ class HostInputs:
 
     def _read(self, index: Tensor) -> Batch:
         rows = index.cpu().numpy()
-        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler)
+        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler, self.law)
         return x.to(self.device), None if mask is None else mask.to(self.device)
 
 
@@ -375,14 +377,21 @@ def fingerprint_of(kind: str, num_data: int, digest: int) -> str:
 
 
 def convert(
-    x: Tensor, mask: Tensor | None, dtype: torch.dtype, rows: Any, scaler: Scaler | None = None
+    x: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    rows: Any,
+    scaler: Scaler | None = None,
+    law: Likelihood | None = None,
 ) -> Batch:
     """Some rows as a step takes them: uint8 with a mask, or the model's dtype with NaN for missing.
 
     Raises:
-        ValueError: with row and column for what should not be there.
-        TypeError: pixels for a model whose data have a scale.
+        ValueError: with row and column for what should not be there, or what the law cannot give.
+        TypeError: pixels for a model whose data have a scale, or whose law knows none.
     """
+    if law is not None and law.restricted:
+        law.check(x, mask, rows=rows)
     if x.dtype == torch.uint8:
         if scaler is not None:
             scaler.to_model(x, dtype)  # says that it cannot
@@ -401,7 +410,13 @@ def convert(
     return values if mask is None else torch.where(mask, values, torch.nan), None
 
 
-def moments_of(source: Opened, num_features: int, first_row: int, num_data: int) -> Moments:
+def moments_of(
+    source: Opened,
+    num_features: int,
+    first_row: int,
+    num_data: int,
+    law: Likelihood | None = None,
+) -> Moments:
     """What is to be known of the entries of a source, which is read once.
 
     Args:
@@ -409,15 +424,17 @@ def moments_of(source: Opened, num_features: int, first_row: int, num_data: int)
         num_features: D.
         first_row: which row of the whole table its first one is.
         num_data: N, rows of the whole table.
+        law: whose data they are.
 
     Raises:
-        ValueError: with row and column for infinities, and for NaN where the mask says observed.
+        ValueError: with row and column for infinities, for NaN where the mask says observed, and for
+            what the law cannot give.
     """
     moments = Moments(num_data, num_features)
     for part in row_chunks((len(source), num_features)):
         rows = np.arange(part.start, min(part.stop, len(source)))
         x, mask = source.read(rows)
-        values, _ = convert(x, mask, torch.float64, rows)
+        values, _ = convert(x, mask, torch.float64, rows, law=law)
         moments.add(values, first_row + part.start)
         source.release(part.start, int(rows[-1]) + 1)
     return moments

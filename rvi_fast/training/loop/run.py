@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..._devices import beside, to_float64
 from ...data.metrics import elastic
 from ...drawing import Drawing
 from ...models import LatentModel
@@ -347,16 +348,17 @@ class Run:
         self.step.kl_weight.fill_(
             self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
         )
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        counted = beside(device)
+        totals = torch.zeros(3, dtype=torch.float64, device=counted)
         # sums over all processes of steps whose group is not complete
-        pending = torch.zeros((0, 3), dtype=torch.float64, device=device)
+        pending = torch.zeros((0, 3), dtype=torch.float64, device=counted)
         unchecked: list[Tensor] = []
         sizes: list[int] = []
         done, partial = 0, self.partial
         if partial is not None:
             done, self.partial = partial.steps, None
             totals += torch.tensor(partial.totals, dtype=torch.float64)
-            pending = torch.tensor(partial.pending, dtype=torch.float64).reshape(-1, 3).to(device)
+            pending = torch.tensor(partial.pending, dtype=torch.float64).reshape(-1, 3).to(counted)
             self.drawing.restore(partial.generators)
         first_step = self.rows.num_steps - done if isinstance(self.rows, RowAdam) else 0
         visits = self.ranks.visits(order.visits(size))
@@ -381,8 +383,8 @@ class Run:
                 # several processes agree on where to end, which takes an exchange
                 ends = request.signum is not None and self.ranks.alone
                 if full or last or ends:
-                    values = torch.stack(unchecked).to(torch.float64)
-                    weights = torch.tensor(sizes, dtype=torch.float64, device=device)[:, None]
+                    values = to_float64(torch.stack(unchecked))
+                    weights = torch.tensor(sizes, dtype=torch.float64, device=counted)[:, None]
                     # the mean over no rows is not a number
                     sums = self.ranks.sum(torch.where(weights > 0, values * weights, 0.0))
                     self._check_finite(sums[:, 0], epoch, step + 1 - len(unchecked))
@@ -472,7 +474,7 @@ class Run:
         finite = torch.stack(
             [torch.isfinite(torch.stack(torch.aminmax(p))).all() for _, p in named]
         )
-        broken = self.ranks.sum(1.0 - finite.all().double())
+        broken = self.ranks.sum(1.0 - to_float64(finite.all()))
         if not bool(finite.all()):
             self._check_table(*named[int((~finite).to(torch.uint8).argmax())], epoch)
         if bool(broken):
@@ -506,15 +508,15 @@ class Run:
                     encoded = self.model.posterior.of(x, mask) if self.model.amortized else None
                 rows = index if encoded is None else None
                 with drawing:
-                    reconstruction = self.model.reconstruct_standardized(rows, posterior=encoded)
-                total += elastic(x, reconstruction, mask) * scored
+                    found = self.model.scored(x, mask, rows, posterior=encoded)
+                total += elastic(*found, mask) * scored
             count += scored
             if self.block_rows is not None:
                 ends = int(index[0]), int(index[-1]) + 1
                 self.model.posterior.tables.release(*ends)
                 self.inputs.release(*ends)
         self.model.train()
-        device = device_of(self.model)
+        device = beside(device_of(self.model))
         sums = self.ranks.sum(torch.tensor([total, count], dtype=torch.float64, device=device))
         total, count = sums.tolist()
         return total / count if count else float("nan")
@@ -589,7 +591,7 @@ class Run:
         if "partial" in metadata:
             rank = "".join(f".{counter}" for counter in self.ranks.counters)
             held = checkpoint.tensors["generators"]
-            names = ("cpu", "cuda")
+            names = {name.partition(".")[0] for name in held}
             generators = {name: held[name + rank] for name in names if name + rank in held}
             self.partial = Partial(**metadata["partial"], generators=generators)
         self.history = History(checkpoint.metadata["history"])

@@ -2,8 +2,8 @@
 
 The rows never enter autograd: the relay op's forward and backward are called around the decoder, and
 `RowAdam` takes the gradients of the batch as they come, each row once. A decoder of `Linear` and
-`ReLU` layers under a `GaussianLikelihood` is differentiated by hand as well, its last layer and the
-likelihood in one pass. Nothing in a step waits for the device.
+`ReLU` layers under a likelihood that has its own step for the last layer is differentiated by hand as
+well. Nothing in a step waits for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...drawing import Drawing, may_draw
-from ...likelihoods.gaussian import GaussianLikelihood
+from ...likelihoods.base import LAWS, Likelihood
 from ...models import LatentModel, Objective
 from ...ops import ops
 from ...optim import RowAdam
@@ -58,7 +58,7 @@ class NoRows:
 
 def draws(model: nn.Module, *, training: bool) -> bool:
     """Whether anything in a model could draw random numbers beside the noise of its posterior."""
-    own = (LatentModel, RelayPosterior, EncoderPosterior, GaussianLikelihood)
+    own = (LatentModel, RelayPosterior, EncoderPosterior, *LAWS.values())
     return may_draw(model, training=training, quiet=own)
 
 
@@ -106,8 +106,8 @@ def decoder_step(
     parameters = [*decoder.parameters(), *likelihood.parameters()]
     if (
         [type(layer) for layer in layers] == kinds
-        and type(likelihood) is GaussianLikelihood
-        and not likelihood.checked
+        and isinstance(likelihood, Likelihood)
+        and likelihood.fused
         and all(parameter.requires_grad == learn for parameter in parameters)
         and not _hooked(decoder, likelihood, *layers)
         and not torch.is_autocast_enabled(model.posterior.relays.device.type)
@@ -235,14 +235,11 @@ class DecoderByAutograd:
 
 
 class LinearChain:
-    """Linear layers with ReLU between them, and the Gaussian likelihood of the last one's output."""
+    """Linear layers with ReLU between them, and a likelihood that is fused with the last one."""
 
-    def __init__(
-        self, layers: Sequence[nn.Linear], likelihood: GaussianLikelihood, learn: bool
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], likelihood: Likelihood, learn: bool) -> None:
         self.hidden, self.last = layers[:-1], layers[-1]
         self.likelihood, self.learn = likelihood, learn
-        self.learn_scale = learn and isinstance(likelihood.log_scale, nn.Parameter)
 
     def __call__(
         self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
@@ -250,36 +247,17 @@ class LinearChain:
         inputs = [z]
         for layer in self.hidden:
             inputs.append(torch.nn.functional.linear(inputs[-1], layer.weight, layer.bias).relu_())
-        last, log_scale = self.last, self.likelihood.log_scale
-        scale = log_scale.exp()
-        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_gaussian_log_likelihood_bwd(
-            grad_log_prob,
-            inputs[-1][None],
-            last.weight,
-            last.bias,
-            x,
-            scale,
-            mask,
-            True,
-            self.learn,
-            self.learn_scale,
+        log_prob, grad = self.likelihood.step_of_linear(
+            grad_log_prob, inputs[-1][None], self.last, x, mask, self.learn
         )
-        if self.learn:
-            _set_gradients(last, grad_weight, grad_bias)
-        if self.learn_scale:
-            log_scale.grad = grad_scale * scale
         grad = grad[0]
         for layer, before, after in zip(
             self.hidden[::-1], inputs[-2::-1], inputs[:0:-1], strict=True
         ):
             grad = torch.ops.aten.threshold_backward(grad, after, 0)
             if self.learn:
-                _set_gradients(layer, grad.mT @ before, grad.sum(0))
+                layer.weight.grad = grad.mT @ before
+                if layer.bias is not None:
+                    layer.bias.grad = grad.sum(0)
             grad = grad @ layer.weight
         return log_prob, grad
-
-
-def _set_gradients(layer: nn.Linear, grad_weight: Tensor, grad_bias: Tensor) -> None:
-    layer.weight.grad = grad_weight
-    if layer.bias is not None:
-        layer.bias.grad = grad_bias

@@ -158,7 +158,8 @@ class Mover:
         for number, (source, target) in enumerate(pairs):
             if self._buffers:
                 source = self._buffers[number][: len(source)].copy_(source)
-            target.copy_(source, non_blocking=True)
+            # what is not pinned may change under a copy that is not waited for
+            target.copy_(source, non_blocking=self.stream is not None)
 
     def to_host(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Copies each (part on the device, part on the host)."""

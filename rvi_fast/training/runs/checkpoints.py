@@ -33,6 +33,7 @@ from torch import Tensor
 
 from rvi_fast._version import __version__
 
+from ..._devices import beside
 from ...files import (
     CheckpointError,
     CheckpointWarning,
@@ -280,6 +281,17 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return dense.reshape(-1).view(torch.uint8).numpy().data
 
 
+def load_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on a device, or beside it what the device cannot hold."""
+    device = torch.device(device)
+    if device.type in ("cpu", "cuda"):
+        return load_file(path, device=str(device))
+    return {
+        name: value.to(beside(device) if value.dtype == torch.float64 else device)
+        for name, value in load_file(path).items()
+    }
+
+
 def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
     """Reads one checkpoint, or says in a `CheckpointError` which file is bad and why."""
     manifest = read_manifest(path, epoch)
@@ -289,7 +301,7 @@ def load_one(path: Path, epoch: int, device: torch.device) -> Checkpoint:
     tensors = {}
     for stem in manifest["files"]:
         with reading(file_of(path, stem)):
-            tensors[stem] = load_file(file_of(path, stem), device=str(device))
+            tensors[stem] = load_tensors(file_of(path, stem), device)
     if manifest["format"] == SHARDED:
         tensors = _joined(path / "manifest.json", manifest["tensors"], tensors)
     return Checkpoint(path, epoch, tensors, manifest["metadata"])

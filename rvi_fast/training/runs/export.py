@@ -10,12 +10,18 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ..._version import __version__
 from ...files import replacing
 from ...models import LatentModel
-from .checkpoints import CheckpointError, CheckpointWarning, header_of, reading, write_blocks
+from .checkpoints import (
+    CheckpointError,
+    CheckpointWarning,
+    header_of,
+    load_tensors,
+    reading,
+    write_blocks,
+)
 from .described import build_described
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
@@ -81,7 +87,7 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
             raise CheckpointError(path, "is damaged: it has lost its SHA-256")
         config = json.loads(metadata.get("config", "null"))
         trained_on = json.loads(metadata.get("trained_on", "null"))
-        tensors = load_file(path, device=str(device))
+        tensors = load_tensors(path, device)
     if not isinstance(config, dict):
         raise ValueError(
             f"path: expected a model made by a builder of rvi_fast.models, {path} holds another; use "

@@ -1,0 +1,57 @@
+"""What the package knows of kinds of devices: a row for each; any other is `_ANY`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Device(NamedTuple):
+    """What serves tensors on a kind of device, and what such a device has."""
+
+    # the package with its kernels, and what they are called; where there is none the reference serves
+    wing: str = ""
+    kernels: str = ""
+    # whether there are float64 tensors; where not, what must be float64 is kept on the CPU
+    has_float64: bool = True
+    # whether rows may lie in host memory, or in files, under a model on it
+    hosts: bool = False
+
+
+DEVICES = {
+    "cpu": Device("cpp", "C++", hosts=True),
+    "cuda": Device("kernels", "Triton", hosts=True),
+    "xpu": Device(hosts=True),
+    "mps": Device(has_float64=False, hosts=True),
+}
+_ANY = Device()
+_CPU = torch.device("cpu")
+
+
+def device_row(device_type: str) -> Device:
+    """What is known of a kind of device, "cuda" for one."""
+    return DEVICES.get(device_type, _ANY)
+
+
+def kinds_of_devices(*, hosts: bool = False) -> str:
+    """The kinds that have a row, for a message; with `hosts` those that rows may lie outside of."""
+    names = [kind for kind, row in DEVICES.items() if row.hosts or not hosts]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def count_devices(device_type: str) -> int:
+    """How many devices of a kind torch sees."""
+    return 1 if device_type == "cpu" else int(torch.get_device_module(device_type).device_count())
+
+
+def beside(device: torch.device) -> torch.device:
+    """Where float64 state of what lies on a device is kept: with it, or on the CPU."""
+    return device if device_row(device.type).has_float64 else _CPU
+
+
+def to_float64(values: Tensor) -> Tensor:
+    """The values in float64, `beside` their device."""
+    # in two steps: a device without float64 cannot convert before it copies
+    return values.to(beside(values.device)).to(torch.float64)

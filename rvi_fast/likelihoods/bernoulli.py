@@ -1,0 +1,70 @@
+"""Yes or no: data of zeros and ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .base import Elementwise, wide
+
+
+class Bernoulli(Elementwise, law="bernoulli"):
+    """Independent zeros and ones, of which the decoder's outputs are the logits.
+
+        log p(x_b) = sum_{d observed} (x_bd o_bd - log(1 + exp(o_bd)))
+
+    x holds 0 and 1, NaN = missing. uint8 are pixels and count as x / 255 here as everywhere: a binarised
+    image in uint8 holds 0 and 255; pass one of 0 and 1 as floating point.
+
+    Shapes, gradient and errors are those of `Likelihood.forward`: to the outputs, twice
+    differentiable, 0 where missing. Gives NaN where an observed x is NaN.
+
+    Args:
+        num_features: D, the width of the decoder's output too.
+
+    Source:
+        `torch.distributions.Bernoulli(logits=outputs)`.
+
+    Example:
+        >>> import torch
+        >>> law = Bernoulli(3)
+        >>> law(torch.tensor([[1.0, 0.0, torch.nan]]), torch.zeros(1, 3))
+        tensor([-1.3863])
+        >>> law.mean(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([0.1192, 0.5000, 0.8808])
+    """
+
+    pixels = True
+    estimated = "mode"
+
+    def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """log p of each entry, see `Elementwise`."""
+        return x * outputs - softplus(outputs)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The probability of 1, [..., D]."""
+        return outputs.sigmoid()
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """1 where it is more probable than 0, [..., D]."""
+        return (outputs > 0).to(outputs.dtype)
+
+    def sample(
+        self,
+        outputs: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws zeros and ones [..., D], see `Likelihood.sample`."""
+        below = torch.special.ndtr(wide(self._noise(outputs, noise, generator)))
+        return (below < wide(outputs).sigmoid()).to(outputs.dtype)
+
+    def legal(self, values: Tensor) -> Tensor:
+        """Whether entries are zeros and ones."""
+        return (values == 0) | (values == 1)
+
+    def support(self, column: int) -> str:
+        """What the entries of each column may be, see `Likelihood.support`."""
+        return "0 or 1"
