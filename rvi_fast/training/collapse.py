@@ -17,6 +17,8 @@ from .inputs.prepare import Inputs, prepare
 _COLLAPSED = 0.98
 # what the estimators make at least
 _FEW_STEPS = 2000
+# up to here a training of few steps was better with a larger one
+_USUAL_LR = 0.01
 
 
 class CollapseWarning(UserWarning):
@@ -96,7 +98,7 @@ def warn_of_collapse(error: float, lr: float, steps: int) -> None:
     """
     if error >= _COLLAPSED:
         advice = f"Try a smaller lr, which is {lr}, or more epochs"
-        if steps < _FEW_STEPS:
+        if steps < _FEW_STEPS and lr <= _USUAL_LR:
             advice = (
                 f"Try more epochs or a smaller batch_size: training made {steps} steps, and small "
                 f"tables need {_FEW_STEPS} or more; a smaller lr would need still more of them"
