@@ -58,6 +58,7 @@ ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
+    "scaler": {"torch", "numpy"},
     "training": {"torch", "numpy", "tqdm", "safetensors"},
     "testing": {"torch", "pytest"},
 }
