@@ -14,7 +14,6 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
-from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
@@ -89,7 +88,7 @@ def fit(
     block_rows: int | None = None,
     moment_dtype: torch.dtype | None = None,
 ) -> History:
-    """Trains a model on all rows of x.
+    """Trains a model on all rows of a table, missing entries and all.
 
     Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
     is a sum over its rows divided by the size of a full batch, so that all rows weigh the same; where
@@ -372,7 +371,7 @@ def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -
 def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path | None) -> None:
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
-    own = None if model.scaler is None else model.scaler.standardizer().to_dict()
+    own = None if model.scaler is None else model.scaler.to_dict()
     if stored is not None and own is not None and stored != own:
         raise ValueError(
             f"model: expected the scale of the checkpoint in {resumed}, or none, got another"
@@ -385,15 +384,15 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path |
         )
         for other in others:
             moments.merge(other)
-        scale = moments.standardizer(columns=np.array(model.law.standardizable))
+        scaler = Scaler(moments.standardizer(columns=np.array(model.law.standardizable)))
         if ranks.leads:
             moments.warn()
     else:
-        scale = Standardizer.from_dict(stored)
-    model.scaler = Scaler(scale).to(device_of(model)).train(model.training)
+        scaler = Scaler.from_dict(stored)
+    model.scaler = scaler.to(device_of(model)).train(model.training)
 
 
-def _stored_scale(run_dir: Path) -> dict[str, list[float]] | None:
+def _stored_scale(run_dir: Path) -> dict[str, Any] | None:
     """The scale of the model in the last good checkpoint."""
     for epoch, path in checkpoints(run_dir):
         with contextlib.suppress(CheckpointError):
