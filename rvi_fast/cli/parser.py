@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
-from .._devices import kinds_of_devices
 from .._version import __version__
 from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
-from ..optim import MODES
-from ..training.settings import Settings
 from . import apply, pages
-from .train import train_model
-
-_DATA_HELP = (
-    "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
-    "table: .npy, .npz, .csv, .tsv or .parquet with NaN (or an empty cell, NA, NULL, ?) for missing; "
-    "uint8 arrays are pixels; columns without any number are carried along as they are"
+from .options import (
+    DEVICE_HELP,
+    WRITABLE,
+    add_data_arguments,
+    add_quiet,
+    add_run_arguments,
+    add_setting,
+    command,
+    share_or_count,
 )
-_DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
+from .train import train_model
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,13 +42,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    train = _command(
+    train = command(
         commands,
         "train",
         train_model,
         "train a model on a data set and write it to a run directory",
     )
-    _add_data_arguments(train, required=True)
+    add_data_arguments(train, required=True)
     train.add_argument(
         "--run-dir",
         required=True,
@@ -63,7 +63,7 @@ def _add_train(commands: Any) -> None:
         help="rvi: relays shared by all rows; vad: none; vae: an encoder (default: rvi)",
     )
     for name in ("epochs", "batch_size", "lr", "posterior_lr", "kl_weight", "optimizer"):
-        _add_setting(train, name)
+        add_setting(train, name)
     train.add_argument(
         "--moments",
         choices=("float32", "bfloat16"),
@@ -79,7 +79,7 @@ def _add_train(commands: Any) -> None:
         "scores of ranks), or auto, which takes either where a column has heavy tails (default: auto "
         "for files, none for named data sets and pixels; with --resume that of the run)",
     )
-    train.add_argument("--device", help=_DEVICE_HELP)
+    train.add_argument("--device", help=DEVICE_HELP)
     train.add_argument(
         "--resume",
         action="store_true",
@@ -87,7 +87,7 @@ def _add_train(commands: Any) -> None:
         "its last checkpoint; the other options must be as before",
     )
 
-    _add_setting(train, "checkpoint_every", metavar="SECONDS")
+    add_setting(train, "checkpoint_every", metavar="SECONDS")
     train.add_argument(
         "--timeout",
         type=float,
@@ -95,7 +95,7 @@ def _add_train(commands: Any) -> None:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
-    _add_quiet(train)
+    add_quiet(train)
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top",
-        type=_share_or_count,
+        type=share_or_count,
         help="coefficients each group keeps: a share "
         "such as 0.5 or a count such as 10, rvi only (default: 0.5)",
     )
@@ -135,35 +135,35 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_infer(commands: Any) -> None:
-    new = _command(
+    new = command(
         commands, "infer", apply.infer_rows, "find the posteriors of new rows with a trained model"
     )
-    _add_run_arguments(new)
+    add_run_arguments(new)
     new.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="FILE",
-        help="table of posterior means and standard deviations: .npy, .npz, .csv, .tsv or .parquet",
+        help=f"table of posterior means and standard deviations: {WRITABLE}",
     )
-    _add_quiet(new)
+    add_quiet(new)
 
 
 def _add_impute(commands: Any) -> None:
-    fill = _command(
+    fill = command(
         commands,
         "impute",
         apply.impute_table,
         "fill in missing entries with a trained model; without --data those of the training data",
     )
-    _add_run_arguments(fill)
+    add_run_arguments(fill)
     fill.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="FILE",
-        help="completed table in the units of the data, observed entries as they were read: .npy, .npz, "
-        ".csv, .tsv or .parquet",
+        help="completed table in the units of the data, observed entries as they were read: "
+        f"{WRITABLE}",
     )
     fill.add_argument(
         "--draws",
@@ -179,11 +179,11 @@ def _add_impute(commands: Any) -> None:
             metavar="NUMBER",
             help=f"{extreme} number to fill in, in the units of the data (default: none)",
         )
-    _add_quiet(fill)
+    add_quiet(fill)
 
 
 def _add_export(commands: Any) -> None:
-    file = _command(
+    file = command(
         commands,
         "export",
         apply.export_model,
@@ -202,7 +202,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    _command(
+    command(
         commands,
         "info",
         pages.info,
@@ -212,7 +212,7 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    demo = _command(
+    demo = command(
         commands,
         "demo",
         pages.demo,
@@ -227,11 +227,11 @@ def _add_demo(commands: Any) -> None:
         help="where results go (default: runs/demo)",
     )
     demo.add_argument("--epochs", type=int, help="passes over the data (default: 300)")
-    _add_quiet(demo)
+    add_quiet(demo)
 
 
 def _add_reproduce(commands: Any) -> None:
-    figures = _command(
+    figures = command(
         commands,
         "reproduce",
         pages.reproduce,
@@ -267,11 +267,11 @@ def _add_reproduce(commands: Any) -> None:
         metavar="DIR",
         help="where figures and runs go (default: results)",
     )
-    _add_quiet(figures)
+    add_quiet(figures)
 
 
 def _add_report(commands: Any) -> None:
-    page = _command(
+    page = command(
         commands,
         "report",
         pages.report,
@@ -291,110 +291,3 @@ def _add_report(commands: Any) -> None:
         metavar="FILE.html",
         help="the page; FILE.md goes beside it (default: DIR/report.html)",
     )
-
-
-def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    description = text[0].upper() + text[1:] + "."
-    # an option cut short may be another one's beginning tomorrow
-    parser = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
-    parser.set_defaults(command=function)
-    return parser
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--data", required=required, metavar="NAME|PATH", help=_DATA_HELP)
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where data sets lie (default: $RVI_FAST_DATA, then a cache that downloads fill)",
-    )
-    parser.add_argument(
-        "--header",
-        action=argparse.BooleanOptionalAction,
-        help="whether the first line of a text file holds names (default: where it holds text and no "
-        "number)",
-    )
-    parser.add_argument(
-        "--ignore",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="columns of a file to carry along as they are, by name or number from 0",
-    )
-    parser.add_argument("--subset", type=int, metavar="N", help="use N random rows")
-    parser.add_argument(
-        "--missing",
-        type=float,
-        default=0.0,
-        metavar="RATE",
-        help="hide this share of the entries from the model and score them at the end (default: 0)",
-    )
-    parser.add_argument(
-        "--missing-boxes",
-        type=int,
-        metavar="COUNT",
-        help="hide this many boxes of 4x4 pixels from each image, beside --missing",
-    )
-    _add_setting(parser, "seed")
-
-
-def _add_setting(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
-    """An option that is an argument of `fit`: type, default and help are those of `Settings`."""
-    kind, default, text = Settings.option(name)
-    if name == "optimizer":
-        options["choices"] = MODES
-    shown = "that of --lr" if default is None else default if kind is str else f"{default:g}"
-    parser.add_argument(
-        f"--{name.replace('_', '-')}",
-        type=kind,
-        default=default,
-        help=f"{text} (default: {shown})",
-        **options,
-    )
-
-
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-dir",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run directory that `rvi-fast train` or fit(run_dir=) wrote",
-    )
-    _add_data_arguments(parser, required=False)
-    parser.add_argument(
-        "--split",
-        choices=("train", "test"),
-        help="part of a named data set (default: test where there is one)",
-    )
-    parser.add_argument("--device", help=_DEVICE_HELP)
-    parser.add_argument(
-        "--steps", type=int, default=100, help="optimisation steps per row (default: 100)"
-    )
-    parser.add_argument(
-        "--lr",
-        type=float,
-        default=0.01,
-        help="learning rate; 0.03 suits a model without groups (default: 0.01)",
-    )
-    parser.add_argument(
-        "--scale-factor",
-        type=_factor,
-        default=1.0,
-        metavar="NUMBER|held-out",
-        help="raise the likelihood's scale for these rows; held-out finds by how much, for imputation "
-        "where much is missing (default: 1)",
-    )
-
-
-def _factor(text: str) -> float | str:
-    return text if text == "held-out" else float(text)
-
-
-def _share_or_count(text: str) -> float | int:
-    return int(text) if text.isdecimal() else float(text)

@@ -62,7 +62,7 @@ class EncoderPosterior(Posterior):
 
     @property
     def latent_dim(self) -> int:
-        """T."""
+        """Number of latent dimensions T."""
         return self.layout.latent_dim
 
     def forward(

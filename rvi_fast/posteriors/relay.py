@@ -127,7 +127,7 @@ class RelayPosterior(OwnedRows):
 
     @property
     def latent_dim(self) -> int:
-        """T."""
+        """Number of latent dimensions T."""
         return self.layout.latent_dim
 
     @torch.no_grad()

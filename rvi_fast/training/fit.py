@@ -15,7 +15,6 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
-from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
@@ -86,7 +85,7 @@ def fit(
     block_rows: int | None = Settings.block_rows,
     moment_dtype: torch.dtype | None = Settings.moment_dtype,
 ) -> History:
-    """Trains a model on all rows of x.
+    """Trains a model on all rows of a table, missing entries and all.
 
     Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
     is a sum over its rows divided by the size of a full batch, so that all rows weigh the same; where
@@ -314,7 +313,7 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Setti
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
     resumed = settings.directory if settings.resume else None
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
-    own = None if model.scaler is None else model.scaler.standardizer().to_dict()
+    own = None if model.scaler is None else model.scaler.to_dict()
     if stored is not None and own is not None and stored != own:
         raise ValueError(
             f"model: expected the scale of the checkpoint in {resumed}, or none, got another"
@@ -327,15 +326,15 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Setti
         )
         for other in others:
             moments.merge(other)
-        scale = moments.standardizer(columns=np.array(model.law.standardizable))
+        scaler = Scaler(moments.standardizer(columns=np.array(model.law.standardizable)))
         if ranks.leads:
             moments.warn()
     else:
-        scale = Standardizer.from_dict(stored)
-    model.scaler = Scaler(scale).to(next(model.posterior.parameters()).device).train(model.training)
+        scaler = Scaler.from_dict(stored)
+    model.scaler = scaler.to(next(model.posterior.parameters()).device).train(model.training)
 
 
-def _stored_scale(run_dir: Path) -> dict[str, list[float]] | None:
+def _stored_scale(run_dir: Path) -> dict[str, Any] | None:
     """The scale of the model in the last good checkpoint."""
     for epoch, path in checkpoints(run_dir):
         with contextlib.suppress(CheckpointError):

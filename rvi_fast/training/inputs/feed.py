@@ -44,7 +44,7 @@ class HostInputs:
     ) -> None:
         self.source, self.device, self.dtype, self.law = source, device, dtype, law
         # batches are converted where they are read
-        self.scaler = None if scaler is None else Scaler(scaler.standardizer())
+        self.scaler = None if scaler is None else scaler.copy()
         self._ready: tuple[Tensor, Batch] | None = None
 
     @property

@@ -116,7 +116,7 @@ class MappedArray:
         return self.x.dtype == np.uint8
 
     def kind(self, dtype: torch.dtype) -> str:
-        """That of the same table in memory."""
+        """What all rows have in common, in the words of the same table in memory."""
         pixels = self.pixels()
         return kind_of(
             self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
@@ -125,7 +125,7 @@ class MappedArray:
     def digest(
         self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
     ) -> int:
-        """That of the same table in memory."""
+        """What `digest_of` gives for these rows of the same table in memory."""
         total = 0
         for rows in chunks(len(self)):
             seen = convert(*self.read(rows), dtype, rows, scaler)

@@ -204,7 +204,7 @@ class Archive(NoArchive):
             "settings": {**self.settings.kept(), "data": self.data},
             "history": dict(standing.history),
             "stopped": standing.stopped,
-            "scale": None if scaler is None else scaler.standardizer().to_dict(),
+            "scale": None if scaler is None else scaler.to_dict(),
             "structure": structure_of(self.model),
             "kl_weights": standing.kl_weights,
         }
