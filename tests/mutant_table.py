@@ -472,8 +472,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/sklearn/estimator.py",
         "held-out entries are found under a scale that has its factor already",
-        "posterior=self._infer(shown.x, 1.0))",
-        "posterior=self._infer(shown.x, 2.0))",
+        "return self._infer(shown.x, factor)",
+        "return self._infer(shown.x, 2.0 * factor)",
         "tests/test_sklearn_tables.py::test_factors_of_the_scale_are_tried_once_each_and_not_one_upon_the_other",
     ),
     Mutant(
