@@ -1,6 +1,6 @@
 // What one call of a kernel is given: where the parts of a packed row lie, and the tensors.
 //
-// Sizes as in design.md: N rows in the table, B in the batch, K relay vectors, T latent dimensions,
+// Sizes: N rows in the table, B in the batch, K relay vectors, T latent dimensions,
 // G groups, S samples, D features, W elements in a row. Tensors are contiguous; nothing here is
 // checked, the caller has done that.
 
@@ -150,29 +150,5 @@ struct AdamStep {
   double eps;
   double weight_decay;
 };
-
-// The kernels of one path; element type 0 is float, 1 is double, 2 is float with bfloat16 moments.
-struct Kernels {
-  void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
-  void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
-  void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
-  void (*linear_gaussian_log_likelihood[2])(const LinearGaussianLogLikelihood&, int threads);
-  void (*row_adam_catch_up[3])(const RowAdam&, int threads);
-  void (*row_adam_step[3])(const RowAdam&, int threads);
-  void (*adam_step[2])(const AdamStep&, int threads);
-  void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
-                 std::int64_t count);
-};
-
-extern const Kernels portable_kernels;
-#if defined(__x86_64__)
-extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
-#endif
-
-// Calls body(context, begin, end) for ranges that cover 0..count, on up to `threads` threads.
-void parallel_ranges(std::int64_t count, int threads,
-                     void (*body)(void* context, std::int64_t begin, std::int64_t end),
-                     void* context);
 
 }  // namespace rvi

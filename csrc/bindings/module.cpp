@@ -5,19 +5,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <stdexcept>
 #include <string>
+#include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-#if !defined(_WIN32)
-#include <pthread.h>
-#endif
-
-#include "rows.h"
+#include "calls.h"
+#include "dispatch.h"
+#include "parallel.h"
 
 namespace py = pybind11;
 
@@ -29,65 +22,8 @@ constexpr int API = 8;
 
 using Address = std::uintptr_t;
 
-// Rows that make a second thread worth its start.
-constexpr std::int64_t ROWS_PER_THREAD = 2048;
 // Shared parameters whose update costs about as much as a row's.
 constexpr std::int64_t PARAMS_PER_ROW = 256;
-
-// After a fork the threads of OpenMP are gone and its next parallel region would wait for them.
-std::atomic<bool> forked{false};
-
-int threads_for(std::int64_t rows, int threads) {
-#if defined(_OPENMP)
-  if (forked.load(std::memory_order_relaxed)) return 1;
-  const std::int64_t useful = rows / ROWS_PER_THREAD;
-  if (useful < threads) threads = (int)useful;
-  return threads < 1 ? 1 : threads;
-#else
-  (void)rows, (void)threads;
-  return 1;
-#endif
-}
-
-const Kernels* find_kernels(const std::string& name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return &avx512_kernels;
-  }
-  if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2")) {
-    return &avx2_kernels;
-  }
-#endif
-  return name == "portable" ? &portable_kernels : nullptr;
-}
-
-const char* const PATHS[] = {"avx512", "avx2", "portable"};
-const Kernels* kernels = nullptr;
-std::string path_name;
-
-void set_cpu_path(const std::string& name) {
-  const Kernels* found = find_kernels(name);
-  if (found == nullptr) {
-    throw py::value_error(
-        "RVI_FAST_CPU: expected avx512, avx2 or portable, and one that this "
-        "machine has, got '" +
-        name + "'");
-  }
-  kernels = found;
-  path_name = name;
-}
-
-std::vector<std::string> cpu_paths() {
-  std::vector<std::string> names;
-  for (const char* name : PATHS) {
-    if (find_kernels(name)) names.push_back(name);
-  }
-  return names;
-}
 
 Index make_index(Address address, bool is_int64, std::int64_t size, std::int64_t num_data) {
   const Index index{reinterpret_cast<const void*>(address), is_int64, size};
@@ -187,7 +123,7 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.bits = pointer<std::uint32_t>(bits);
   call.mean = pointer<void>(mean);
   py::gil_scoped_release release;
-  kernels->relay_sample_fwd[is_double](call, threads_for(batch, threads));
+  kernels().relay_sample_fwd[is_double](call, threads_for(batch, threads));
 }
 
 void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Address rows,
@@ -213,7 +149,7 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.grad_batch = need_rows ? pointer<void>(grad_batch) : nullptr;
   call.grad_relays = need_relays ? pointer<void>(grad_relays) : nullptr;
   py::gil_scoped_release release;
-  kernels->relay_sample_bwd[is_double](call, threads_for(batch, threads));
+  kernels().relay_sample_bwd[is_double](call, threads_for(batch, threads));
 }
 
 GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
@@ -242,7 +178,7 @@ void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_s
                                                mask_kind, x, mean, scale, mask);
   call.log_prob = pointer<void>(log_prob);
   py::gil_scoped_release release;
-  kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+  kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
 }
 
 void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
@@ -257,7 +193,7 @@ void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_s
   call.grad_mean = need_mean ? pointer<void>(grad_mean) : nullptr;
   call.grad_scale = need_scale ? pointer<void>(grad_scale) : nullptr;
   py::gil_scoped_release release;
-  kernels->gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+  kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
 }
 
 LinearGaussianLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
@@ -288,8 +224,8 @@ void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_
       linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
                   hidden_dim, hidden, weight, bias, log_prob);
   py::gil_scoped_release release;
-  kernels->linear_gaussian_log_likelihood[is_double](call,
-                                                     threads_for(LINEAR_ROW_COST * batch, threads));
+  kernels().linear_gaussian_log_likelihood[is_double](
+      call, threads_for(LINEAR_ROW_COST * batch, threads));
 }
 
 void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
@@ -310,8 +246,8 @@ void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_
   call.grad_weight = need_linear ? pointer<void>(grad_weight) : nullptr;
   call.grad_bias = need_linear && bias ? pointer<void>(grad_bias) : nullptr;
   py::gil_scoped_release release;
-  kernels->linear_gaussian_log_likelihood[is_double](call,
-                                                     threads_for(LINEAR_ROW_COST * batch, threads));
+  kernels().linear_gaussian_log_likelihood[is_double](
+      call, threads_for(LINEAR_ROW_COST * batch, threads));
 }
 
 // Where the history is read and written: at the steps of the rows, from clock[1] to clock[0], and
@@ -384,7 +320,7 @@ void row_adam_catch_up(int element_type, int threads, std::int64_t num_data, std
   check_steps(call, history_size, 0);
   const int element = enumerator("element_type", element_type, 2);
   py::gil_scoped_release release;
-  kernels->row_adam_catch_up[element](call, threads_for(batch, threads));
+  kernels().row_adam_catch_up[element](call, threads_for(batch, threads));
 }
 
 void row_adam_step(int element_type, int threads, std::int64_t num_data, std::int64_t width,
@@ -403,7 +339,7 @@ void row_adam_step(int element_type, int threads, std::int64_t num_data, std::in
   if (call.mode == AdamMode::dense) check_steps(call, history_size, 1);
   const int element = enumerator("element_type", element_type, 2);
   py::gil_scoped_release release;
-  kernels->row_adam_step[element](call, threads_for(batch, threads));
+  kernels().row_adam_step[element](call, threads_for(batch, threads));
 }
 
 void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,
@@ -423,52 +359,25 @@ void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_
   call.eps = eps;
   call.weight_decay = weight_decay;
   py::gil_scoped_release release;
-  kernels->adam_step[is_double](call, threads_for(size / PARAMS_PER_ROW, threads));
+  kernels().adam_step[is_double](call, threads_for(size / PARAMS_PER_ROW, threads));
 }
 
 void philox(Address counter, Address key, Address words, std::int64_t count) {
-  kernels->philox(pointer<std::uint32_t>(counter), pointer<std::uint32_t>(key),
-                  pointer<std::uint32_t>(words), count);
+  kernels().philox(pointer<std::uint32_t>(counter), pointer<std::uint32_t>(key),
+                   pointer<std::uint32_t>(words), count);
 }
 
 }  // namespace
-
-void parallel_ranges(std::int64_t count, int threads,
-                     void (*body)(void* context, std::int64_t begin, std::int64_t end),
-                     void* context) {
-#if defined(_OPENMP)
-  if (threads > count) threads = (int)count;
-  // an exception may not leave a parallel region; the only one there is: no memory
-  std::atomic<bool> failed{false};
-#pragma omp parallel num_threads(threads)
-  {
-    // there may be fewer threads than asked for
-    const std::int64_t number = omp_get_thread_num(), total = omp_get_num_threads();
-    try {
-      body(context, count * number / total, count * (number + 1) / total);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  }
-  if (failed) throw std::bad_alloc();
-#else
-  (void)threads;
-  body(context, 0, count);
-#endif
-}
 
 }  // namespace rvi
 
 PYBIND11_MODULE(_C, module) {
   using namespace rvi;
-#if defined(_OPENMP) && !defined(_WIN32)
-  pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
-  const char* wanted = std::getenv("RVI_FAST_CPU");
-  set_cpu_path(wanted && *wanted ? wanted : cpu_paths().front());
+  watch_forks();
+  choose_cpu_path();
 
   module.attr("API") = API;
-  module.def("cpu_path", [] { return path_name; });
+  module.def("cpu_path", &cpu_path);
   module.def("cpu_paths", &cpu_paths);
   module.def("set_cpu_path", &set_cpu_path);
   py::class_<RowLayout>(module, "RowLayout").def(py::init(&make_layout));
