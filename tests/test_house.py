@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rvi_fast
-from rvi_fast import ops, reference
+from rvi_fast import ops, reference, testing
 
 ROOT = Path(__file__).parent.parent
 # what a module may import of the package, and by way of it whatever that may import
@@ -64,7 +64,9 @@ OPTIONAL = ("triton", "matplotlib", "sklearn", "pandas", "pyarrow", "tensorboard
 FILES = sorted({*ROOT.glob("rvi_fast/**/*.py"), *ROOT.glob("kernels/*.py")})
 FILES = [path.relative_to(ROOT) for path in FILES if "kernels" not in path.parts[1:]]
 FUNCTIONS = "_(fwd|bwd|catch_up)$|(?<=row_adam)_step$"
-STEMS = sorted({re.sub(FUNCTIONS, "", name) for name in ops._SCHEMAS})
+STEMS = sorted({re.sub(FUNCTIONS, "", name) for name in ops.SCHEMAS})
+CONTRACTS = [getattr(testing, name) for name in testing.__all__ if name.endswith("Contract")]
+TESTED = {name for contract in CONTRACTS for name in getattr(contract, "functions", ())}
 
 
 def unit(path):
@@ -136,7 +138,7 @@ print([name for name in {OPTIONAL} if name in sys.modules])
     assert found.stdout.strip() == "[]", found.stderr
 
 
-@pytest.mark.parametrize("name", ops._SCHEMAS)
+@pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_op_has_a_reference_of_the_same_signature(name):
     schema = getattr(ops.ops, name).default._schema
     parameters = list(inspect.signature(getattr(reference, name)).parameters)
@@ -144,14 +146,29 @@ def test_op_has_a_reference_of_the_same_signature(name):
     assert getattr(reference, name).__doc__
 
 
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_function_of_an_op_stands_once_in_every_wing(name):
+    for wing in ("rvi_fast/reference", "rvi_fast/cpp", "kernels"):
+        found = [
+            path.name
+            for path in (ROOT / wing).glob("*.py")
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name == name
+        ]
+        assert len(found) == 1, f"{wing}: {found}"
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_op_has_all_its_rooms(stem):
-    for room in (f"tests/test_{stem}.py", f"bench/bench_{stem}.py"):
+    for room in (f"csrc/{stem}.h", f"tests/test_{stem}.py", f"bench/bench_{stem}.py"):
         assert (ROOT / room).is_file(), room
-    for wing, suffix in (("kernels", ".py"), ("csrc", ".h")):
-        present = {path.stem for path in (ROOT / wing).glob(f"*{suffix}")}
-        if present & set(STEMS):  # a wing that is not built yet has no rooms at all
-            assert stem in present, f"{wing}/{stem}{suffix}"
+    assert any(name.startswith(stem) for name in TESTED)
+
+
+def test_every_package_of_the_tree_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {".".join(path.parts[:-1]) for path in FILES if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(packages - {"kernels"} | {"rvi_fast.kernels"})
 
 
 def test_modules_are_named_after_what_they_hold():

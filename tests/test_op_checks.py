@@ -201,7 +201,7 @@ def test_wrong_arguments_are_refused_or_give_what_the_reference_gives(wing):
 
 def test_every_function_of_every_wing_is_behind_the_checks():
     kernels = pytest.importorskip("rvi_fast.kernels", reason="Triton is not installed")
-    for name in ops._SCHEMAS:
+    for name in ops.SCHEMAS:
         assert name in _op_checks.CHECKS
         for wing in (reference, ops.implementation("cpu"), kernels):
             assert getattr(wing, name).__wrapped__.__name__ == name

@@ -12,9 +12,9 @@ from ...models import LatentModel
 from ...optim import MAX_STEPS, RowAdam
 from ...posteriors.relay import RelayPosterior
 from ...posteriors.tables import MappedTables, Tables
+from ..loop.step import NoRows
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal
-from ..loop.step import NoRows
 from .structure import difference, structure_of
 
 

@@ -1,0 +1,49 @@
+"""`adam_step` in C++."""
+
+from __future__ import annotations
+
+from torch import Tensor, get_num_threads
+
+from .._op_checks import checked
+from .extension import _C, BOTH, FLOAT64
+
+
+@checked
+def adam_step(
+    params: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grads: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`reference.adam_step`."""
+    dtype = params.dtype
+    if dtype not in BOTH:
+        return NotImplemented
+    for table in (params, exp_avg, exp_avg_sq):
+        if not table.is_contiguous():
+            return NotImplemented
+    grads, lr = grads.to(dtype).contiguous(), lr.to(FLOAT64)
+    num_parts, size = grads.shape
+    _C.adam_step(
+        dtype is FLOAT64,
+        get_num_threads(),
+        size,
+        num_parts,
+        params.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        grads.data_ptr(),
+        step.data_ptr(),
+        lr.data_ptr(),
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    )
+    return None

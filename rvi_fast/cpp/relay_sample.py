@@ -1,0 +1,132 @@
+"""`relay_sample` in C++."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, empty, get_num_threads
+
+from .._op_checks import checked, layout_of
+from .extension import _C, BOTH, FLOAT64, INT32, INT64
+
+
+@lru_cache(maxsize=256)
+def _layout(
+    latent_dim: int, groups: tuple[int, ...], kept: tuple[int, ...], form: str
+) -> tuple[Any, int, int]:
+    """The layout as the kernels read it, its words of kept bits, and W."""
+    layout = layout_of(latent_dim, groups, kept, form)
+    parts = (layout.group_offsets, layout.deviation_offset, layout.log_std_offset, layout.width)
+    native = _C.RowLayout(latent_dim, groups, kept, form, *parts)
+    return native, layout.num_words, layout.width
+
+
+@checked
+def relay_sample_fwd(
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    num_samples: int,
+    noise_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.relay_sample_fwd`."""
+    dtype = rows.dtype
+    if dtype not in BOTH:
+        return NotImplemented
+    latent_dim = relays.shape[1]
+    native, words, _ = _layout(latent_dim, tuple(groups), tuple(kept), form)
+    rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
+    if noise is not None:
+        noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
+    batch = index.shape[0]
+    z = empty((num_samples, batch, latent_dim), dtype=dtype)
+    kl = empty((batch,), dtype=dtype)
+    bits = empty((batch, words), dtype=INT32)
+    mean = empty((batch, latent_dim), dtype=dtype)
+    _C.relay_sample_fwd(
+        native,
+        dtype is FLOAT64,
+        get_num_threads(),
+        rows.data_ptr(),
+        rows.shape[0],
+        relays.data_ptr(),
+        index.data_ptr(),
+        index.dtype is INT64,
+        batch,
+        seed.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is INT64,
+        num_samples,
+        z.data_ptr(),
+        kl.data_ptr(),
+        bits.data_ptr(),
+        mean.data_ptr(),
+    )
+    return z, kl, bits, mean
+
+
+@checked
+def relay_sample_bwd(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    rows: Tensor,
+    relays: Tensor,
+    index: Tensor,
+    seed: Tensor,
+    noise: Tensor | None,
+    bits: Tensor,
+    mean: Tensor | None,
+    groups: list[int],
+    kept: list[int],
+    form: str,
+    need_rows: bool,
+    need_relays: bool,
+    noise_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`reference.relay_sample_bwd`."""
+    dtype = rows.dtype
+    if dtype not in BOTH or mean is None:
+        return NotImplemented
+    native, _, width = _layout(relays.shape[1], tuple(groups), tuple(kept), form)
+    rows, relays, index = rows.contiguous(), relays.contiguous(), index.contiguous()
+    bits, mean = bits.contiguous(), mean.to(dtype).contiguous()
+    grad_z, grad_kl = grad_z.to(dtype).contiguous(), grad_kl.to(dtype).contiguous()
+    if noise is not None:
+        noise = noise.to(dtype).contiguous()
+    keys = index if noise_index is None else noise_index.contiguous()
+    batch = index.shape[0]
+    grad_batch = empty((batch, width) if need_rows else (0,), dtype=dtype)
+    grad_relays = empty(relays.shape if need_relays else (0,), dtype=dtype)
+    _C.relay_sample_bwd(
+        native,
+        dtype is FLOAT64,
+        get_num_threads(),
+        rows.data_ptr(),
+        rows.shape[0],
+        relays.data_ptr(),
+        index.data_ptr(),
+        index.dtype is INT64,
+        batch,
+        seed.data_ptr(),
+        0 if noise is None else noise.data_ptr(),
+        keys.data_ptr(),
+        keys.dtype is INT64,
+        grad_z.shape[0],
+        grad_z.data_ptr(),
+        grad_kl.data_ptr(),
+        bits.data_ptr(),
+        mean.data_ptr(),
+        need_rows,
+        grad_batch.data_ptr(),
+        need_relays,
+        grad_relays.data_ptr(),
+    )
+    return grad_batch, grad_relays

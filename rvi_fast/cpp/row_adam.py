@@ -1,0 +1,112 @@
+"""`row_adam_catch_up` and `row_adam_step` in C++."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, get_num_threads
+
+from .._op_checks import checked
+from .extension import _C, FLOAT64, INT32, INT64
+
+# dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
+_ADAM_TYPES = {
+    (torch.float32, torch.float32): 0,
+    (torch.float64, torch.float64): 1,
+    (torch.float32, torch.bfloat16): 2,
+}
+
+
+def _adam_arguments(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+) -> tuple[Any, ...] | None:
+    """What both functions pass on; None where the kernels cannot work in place."""
+    dtypes = rows.dtype, exp_avg.dtype
+    if (
+        dtypes not in _ADAM_TYPES
+        or row_step.dtype is not INT32
+        or not (
+            rows.is_contiguous()
+            and exp_avg.is_contiguous()
+            and exp_avg_sq.is_contiguous()
+            and row_step.is_contiguous()
+            and clock.is_contiguous()
+            and history.is_contiguous()
+        )
+    ):
+        return None
+    num_data, width = rows.shape
+    return (
+        _ADAM_TYPES[dtypes],
+        get_num_threads(),
+        num_data,
+        width,
+        rows.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        row_step.data_ptr(),
+        index.data_ptr(),
+        index.dtype is INT64,
+        index.shape[0],
+        clock.data_ptr(),
+        history.data_ptr(),
+        history.shape[0],
+    )
+
+
+@checked
+def row_adam_catch_up(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """`reference.row_adam_catch_up`."""
+    index = index.contiguous()
+    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    if arguments is None:
+        return NotImplemented
+    _C.row_adam_catch_up(*arguments, beta1, beta2, eps)
+    return None
+
+
+@checked
+def row_adam_step(
+    rows: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    row_step: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    clock: Tensor,
+    history: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    semantics: str,
+) -> None:
+    """`reference.row_adam_step`."""
+    index = index.contiguous()
+    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    if arguments is None:
+        return NotImplemented
+    grad, lr = grad.to(rows.dtype).contiguous(), lr.to(FLOAT64)
+    _C.row_adam_step(
+        *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
+    )
+    return None
