@@ -117,6 +117,9 @@ struct LinearGaussianLogLikelihood {
 
 enum class AdamMode { dense, lazy, row };
 
+// Of the rows, and of the moments where that is another.
+enum class RowTypes { float32, float64, float32_bfloat16 };
+
 struct RowAdam {
   Index index;
   std::int64_t num_data;   // N

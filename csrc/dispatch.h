@@ -10,7 +10,7 @@
 
 namespace rvi {
 
-// The kernels of one path; element type 0 is float, 1 is double, 2 is float with bfloat16 moments.
+// The kernels of one path: of each, those for float and double, or those of `RowTypes`.
 struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
   void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);

@@ -8,13 +8,23 @@ import torch
 from torch import Tensor, empty, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, BOTH, DATA_TYPES, FLOAT32, FLOAT64
+from .extension import (
+    _C,
+    BOTH,
+    DATA_TYPES,
+    FLOAT32,
+    FLOAT64,
+    MASK_KINDS,
+    NO_MASK,
+    address_of,
+    scale_kind,
+)
 
 
 def _likelihood_inputs(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
-    """Contiguous tensors in the dtypes of a kernel, and the arguments both directions share."""
+) -> tuple[list[Tensor | None], torch.dtype, dict[str, Any]]:
+    """Tensors to keep alive, the dtype of the kernel, and the arguments both directions share."""
     dtype = mean.dtype
     if dtype not in BOTH:  # half precision is computed in float32
         dtype = FLOAT32
@@ -25,23 +35,21 @@ def _likelihood_inputs(
     num_samples, batch, num_features = mean.shape
     if mask is not None:
         mask = mask.contiguous()
-    constants = (
-        dtype is FLOAT64,
-        get_num_threads(),
-        num_samples,
-        batch,
-        num_features,
-        DATA_TYPES[x.dtype],
-        # the numbers of `ScaleKind` in csrc/rows.h
-        0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
-        # the numbers of `MaskKind`
-        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
-        x.data_ptr(),
-        mean.data_ptr(),
-        scale.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-    )
-    return x, mean, scale, mask, constants
+    shared = {
+        "is_double": dtype is FLOAT64,
+        "threads": get_num_threads(),
+        "num_samples": num_samples,
+        "batch": batch,
+        "num_features": num_features,
+        "x_type": DATA_TYPES[x.dtype],
+        "scale_kind": scale_kind(scale),
+        "mask_kind": NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        "x": x.data_ptr(),
+        "mean": mean.data_ptr(),
+        "scale": scale.data_ptr(),
+        "mask": address_of(mask),
+    }
+    return [x, mean, scale, mask], dtype, shared
 
 
 @checked
@@ -49,9 +57,9 @@ def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
     """`reference.gaussian_log_likelihood_fwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
-    log_prob = empty(mean.shape[:2], dtype=inputs[1].dtype)
-    _C.gaussian_log_likelihood_fwd(*constants, log_prob.data_ptr())
+    _alive, dtype, shared = _likelihood_inputs(x, mean, scale, mask)
+    log_prob = empty(mean.shape[:2], dtype=dtype)
+    _C.gaussian_log_likelihood_fwd(**shared, log_prob=log_prob.data_ptr())
     return log_prob
 
 
@@ -66,17 +74,14 @@ def gaussian_log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.gaussian_log_likelihood_bwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
-    dtype = inputs[1].dtype
+    _alive, dtype, shared = _likelihood_inputs(x, mean, scale, mask)
     grad = grad_log_prob.to(dtype).contiguous()
     grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
-        *constants,
-        grad.data_ptr(),
-        need_mean,
-        grad_mean.data_ptr(),
-        need_scale,
-        grad_scale.data_ptr(),
+        **shared,
+        grad=grad.data_ptr(),
+        grad_mean=grad_mean.data_ptr(),
+        grad_scale=grad_scale.data_ptr(),
     )
     return grad_mean.to(mean.dtype), grad_scale.to(scale.dtype)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, FLOAT64, INT32, INT64
+from .extension import _C, FLOAT64, INT32, row_numbers
 
-# dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
-_ADAM_TYPES = {
-    (torch.float32, torch.float32): 0,
-    (torch.float64, torch.float64): 1,
-    (torch.float32, torch.bfloat16): 2,
+# by the dtypes of rows and moments
+_ROW_TYPES = {
+    (torch.float32, torch.float32): _C.RowTypes.float32,
+    (torch.float64, torch.float64): _C.RowTypes.float64,
+    (torch.float32, torch.bfloat16): _C.RowTypes.float32_bfloat16,
 }
+_MODES = {"dense": _C.AdamMode.dense, "lazy": _C.AdamMode.lazy, "row": _C.AdamMode.row}
 
 
 def _adam_arguments(
@@ -26,11 +27,11 @@ def _adam_arguments(
     index: Tensor,
     clock: Tensor,
     history: Tensor,
-) -> tuple[Any, ...] | None:
+) -> dict[str, Any] | None:
     """What both functions pass on; None where the kernels cannot work in place."""
     dtypes = rows.dtype, exp_avg.dtype
     if (
-        dtypes not in _ADAM_TYPES
+        dtypes not in _ROW_TYPES
         or row_step.dtype is not INT32
         or not (
             rows.is_contiguous()
@@ -43,22 +44,20 @@ def _adam_arguments(
     ):
         return None
     num_data, width = rows.shape
-    return (
-        _ADAM_TYPES[dtypes],
-        get_num_threads(),
-        num_data,
-        width,
-        rows.data_ptr(),
-        exp_avg.data_ptr(),
-        exp_avg_sq.data_ptr(),
-        row_step.data_ptr(),
-        index.data_ptr(),
-        index.dtype is INT64,
-        index.shape[0],
-        clock.data_ptr(),
-        history.data_ptr(),
-        history.shape[0],
-    )
+    return {
+        "types": _ROW_TYPES[dtypes],
+        "threads": get_num_threads(),
+        "num_data": num_data,
+        "width": width,
+        "rows": rows.data_ptr(),
+        "exp_avg": exp_avg.data_ptr(),
+        "exp_avg_sq": exp_avg_sq.data_ptr(),
+        "row_step": row_step.data_ptr(),
+        "index": row_numbers(index),
+        "clock": clock.data_ptr(),
+        "history": history.data_ptr(),
+        "history_size": history.shape[0],
+    }
 
 
 @checked
@@ -79,7 +78,7 @@ def row_adam_catch_up(
     arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
     if arguments is None:
         return NotImplemented
-    _C.row_adam_catch_up(*arguments, beta1, beta2, eps)
+    _C.row_adam_catch_up(**arguments, beta1=beta1, beta2=beta2, eps=eps)
     return None
 
 
@@ -107,6 +106,13 @@ def row_adam_step(
         return NotImplemented
     grad, lr = grad.to(rows.dtype).contiguous(), lr.to(FLOAT64)
     _C.row_adam_step(
-        *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
+        **arguments,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad=grad.data_ptr(),
+        lr=lr.data_ptr(),
+        weight_decay=weight_decay,
+        mode=_MODES[semantics],
     )
     return None
