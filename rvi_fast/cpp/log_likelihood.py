@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, empty, get_num_threads
 
@@ -23,8 +21,8 @@ from .extension import (
 
 def _likelihood_inputs(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
-) -> tuple[list[Tensor | None], torch.dtype, dict[str, Any]]:
-    """Tensors to keep alive, the dtype of the kernel, and the arguments both directions share."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The same, contiguous and in the dtypes of a kernel."""
     dtype = mean.dtype
     if dtype not in BOTH:  # half precision is computed in float32
         dtype = FLOAT32
@@ -32,24 +30,7 @@ def _likelihood_inputs(
     if x.dtype is not dtype and (dtype is FLOAT64 or x.dtype is FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
     x, mean, scale = x.contiguous(), mean.contiguous(), scale.to(dtype).contiguous()
-    num_samples, batch, num_features = mean.shape
-    if mask is not None:
-        mask = mask.contiguous()
-    shared = {
-        "is_double": dtype is FLOAT64,
-        "threads": get_num_threads(),
-        "num_samples": num_samples,
-        "batch": batch,
-        "num_features": num_features,
-        "x_type": DATA_TYPES[x.dtype],
-        "scale_kind": scale_kind(scale),
-        "mask_kind": NO_MASK if mask is None else MASK_KINDS[mask.dtype],
-        "x": x.data_ptr(),
-        "mean": mean.data_ptr(),
-        "scale": scale.data_ptr(),
-        "mask": address_of(mask),
-    }
-    return [x, mean, scale, mask], dtype, shared
+    return x, mean, scale, None if mask is None else mask.contiguous()
 
 
 @checked
@@ -57,9 +38,24 @@ def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
     """`reference.gaussian_log_likelihood_fwd`."""
-    _alive, dtype, shared = _likelihood_inputs(x, mean, scale, mask)
-    log_prob = empty(mean.shape[:2], dtype=dtype)
-    _C.gaussian_log_likelihood_fwd(**shared, log_prob=log_prob.data_ptr())
+    x, means, scales, mask = _likelihood_inputs(x, mean, scale, mask)
+    dtype, (num_samples, batch, num_features) = means.dtype, means.shape
+    log_prob = empty((num_samples, batch), dtype=dtype)
+    _C.gaussian_log_likelihood_fwd(
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        mean=means.data_ptr(),
+        scale=scales.data_ptr(),
+        mask=address_of(mask),
+        log_prob=log_prob.data_ptr(),
+    )
     return log_prob
 
 
@@ -74,12 +70,24 @@ def gaussian_log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.gaussian_log_likelihood_bwd`."""
-    _alive, dtype, shared = _likelihood_inputs(x, mean, scale, mask)
+    x, means, scales, mask = _likelihood_inputs(x, mean, scale, mask)
+    dtype, (num_samples, batch, num_features) = means.dtype, means.shape
     grad = grad_log_prob.to(dtype).contiguous()
     grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
-        **shared,
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        mean=means.data_ptr(),
+        scale=scales.data_ptr(),
+        mask=address_of(mask),
         grad=grad.data_ptr(),
         grad_mean=grad_mean.data_ptr(),
         grad_scale=grad_scale.data_ptr(),

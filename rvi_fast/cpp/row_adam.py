@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, get_num_threads
 
@@ -19,45 +17,25 @@ _ROW_TYPES = {
 _MODES = {"dense": _C.AdamMode.dense, "lazy": _C.AdamMode.lazy, "row": _C.AdamMode.row}
 
 
-def _adam_arguments(
+def _row_types(
     rows: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     row_step: Tensor,
-    index: Tensor,
     clock: Tensor,
     history: Tensor,
-) -> dict[str, Any] | None:
-    """What both functions pass on; None where the kernels cannot work in place."""
-    dtypes = rows.dtype, exp_avg.dtype
-    if (
-        dtypes not in _ROW_TYPES
-        or row_step.dtype is not INT32
-        or not (
-            rows.is_contiguous()
-            and exp_avg.is_contiguous()
-            and exp_avg_sq.is_contiguous()
-            and row_step.is_contiguous()
-            and clock.is_contiguous()
-            and history.is_contiguous()
-        )
+) -> _C.RowTypes | None:
+    """The types of rows and moments; None where the kernels cannot work in place."""
+    if row_step.dtype is not INT32 or not (
+        rows.is_contiguous()
+        and exp_avg.is_contiguous()
+        and exp_avg_sq.is_contiguous()
+        and row_step.is_contiguous()
+        and clock.is_contiguous()
+        and history.is_contiguous()
     ):
         return None
-    num_data, width = rows.shape
-    return {
-        "types": _ROW_TYPES[dtypes],
-        "threads": get_num_threads(),
-        "num_data": num_data,
-        "width": width,
-        "rows": rows.data_ptr(),
-        "exp_avg": exp_avg.data_ptr(),
-        "exp_avg_sq": exp_avg_sq.data_ptr(),
-        "row_step": row_step.data_ptr(),
-        "index": row_numbers(index),
-        "clock": clock.data_ptr(),
-        "history": history.data_ptr(),
-        "history_size": history.shape[0],
-    }
+    return _ROW_TYPES.get((rows.dtype, exp_avg.dtype))
 
 
 @checked
@@ -75,10 +53,26 @@ def row_adam_catch_up(
 ) -> None:
     """`reference.row_adam_catch_up`."""
     index = index.contiguous()
-    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
-    if arguments is None:
+    types = _row_types(rows, exp_avg, exp_avg_sq, row_step, clock, history)
+    if types is None:
         return NotImplemented
-    _C.row_adam_catch_up(**arguments, beta1=beta1, beta2=beta2, eps=eps)
+    _C.row_adam_catch_up(
+        types=types,
+        threads=get_num_threads(),
+        num_data=rows.shape[0],
+        width=rows.shape[1],
+        rows=rows.data_ptr(),
+        exp_avg=exp_avg.data_ptr(),
+        exp_avg_sq=exp_avg_sq.data_ptr(),
+        row_step=row_step.data_ptr(),
+        index=row_numbers(index),
+        clock=clock.data_ptr(),
+        history=history.data_ptr(),
+        history_size=history.shape[0],
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+    )
     return None
 
 
@@ -101,12 +95,23 @@ def row_adam_step(
 ) -> None:
     """`reference.row_adam_step`."""
     index = index.contiguous()
-    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
-    if arguments is None:
+    types = _row_types(rows, exp_avg, exp_avg_sq, row_step, clock, history)
+    if types is None:
         return NotImplemented
     grad, lr = grad.to(rows.dtype).contiguous(), lr.to(FLOAT64)
     _C.row_adam_step(
-        **arguments,
+        types=types,
+        threads=get_num_threads(),
+        num_data=rows.shape[0],
+        width=rows.shape[1],
+        rows=rows.data_ptr(),
+        exp_avg=exp_avg.data_ptr(),
+        exp_avg_sq=exp_avg_sq.data_ptr(),
+        row_step=row_step.data_ptr(),
+        index=row_numbers(index),
+        clock=clock.data_ptr(),
+        history=history.data_ptr(),
+        history_size=history.shape[0],
         beta1=beta1,
         beta2=beta2,
         eps=eps,
