@@ -13,8 +13,6 @@
 namespace rvi {
 namespace RVI_PATH {
 
-constexpr double HALF_LOG_TWO_PI = 0.91893853320467274178;
-
 template <class F, class X>
 RVI_INLINE Vec<F> load_values(const X* x) {
   constexpr int LANES = Simd<F>::LANES;
@@ -32,17 +30,10 @@ RVI_INLINE Vec<F> load_values(const X* x) {
   }
 }
 
-// What the inner loops read at once: `observed` is all ones or 0 in each lane.
-template <class F>
-struct Entries {
-  Vec<F> residual;  // 0 where not observed
-  IntVec<F> observed;
-};
-
-// x and mean are those of entry d, the mask is that of its row.
-template <class F, class X, MaskKind MASK>
-RVI_INLINE Entries<F> load_entries(const X* x, const F* mean, const std::uint8_t* mask,
-                                   std::int64_t d) {
+// x and output are those of entry d, the mask is that of its row.
+template <class LAW, class X, MaskKind MASK, class F = typename LAW::Element>
+RVI_INLINE typename LAW::Entries load_entries(const X* x, const F* output, const std::uint8_t* mask,
+                                              std::int64_t d) {
   Vec<F> value = load_values<F>(x);
   IntVec<F> observed;
   if constexpr (MASK == MaskKind::bytes) {
@@ -54,24 +45,24 @@ RVI_INLINE Entries<F> load_entries(const X* x, const F* mean, const std::uint8_t
   } else {
     observed = value == value;
   }
-  Vec<F> residual = value - load<Vec<F>>(mean);
-  return {observed ? residual : Vec<F>{}, observed};
+  return LAW::entries(value, load<Vec<F>>(output), observed);
 }
 
-template <class F, class X, MaskKind MASK>
-RVI_INLINE Entries<F> load_some_entries(const X* x, const F* mean, const std::uint8_t* mask,
-                                        std::int64_t d, int count) {
+template <class LAW, class X, MaskKind MASK, class F = typename LAW::Element>
+RVI_INLINE typename LAW::Entries load_some_entries(const X* x, const F* output,
+                                                   const std::uint8_t* mask, std::int64_t d,
+                                                   int count) {
   constexpr int LANES = Simd<F>::LANES;
   X some_x[LANES] = {};
-  F some_mean[LANES] = {};
+  F some_output[LANES] = {};
   std::uint8_t some_mask[LANES] = {};
   std::memcpy(some_x, x, count * sizeof(X));
-  std::memcpy(some_mean, mean, count * sizeof(F));
+  std::memcpy(some_output, output, count * sizeof(F));
   if constexpr (MASK == MaskKind::bytes) {
     std::memcpy(some_mask, mask + d, count);
     mask = some_mask, d = 0;
   }
-  Entries<F> result = load_entries<F, X, MASK>(some_x, some_mean, mask, d);
+  typename LAW::Entries result = load_entries<LAW, X, MASK>(some_x, some_output, mask, d);
   result.observed &= lanes_of<F>((1u << count) - 1);
   return result;
 }
@@ -92,6 +83,27 @@ inline void prepare_scales(const F* scale, std::int64_t count, F* inverse, F* lo
     store(inverse + d, F(1) / s);
     if (logarithms) store(logarithms + d, logarithm(s));
   }
+}
+
+// body(x, mask) with an element of x's type and a std::integral_constant of the kind of the mask.
+template <class F, class Body>
+void for_entries(DataType x_type, MaskKind mask_kind, const Body& body) {
+  auto masked = [&](auto x) {
+    switch (mask_kind) {
+      case MaskKind::none:
+        return body(x, std::integral_constant<MaskKind, MaskKind::none>());
+      case MaskKind::bytes:
+        return body(x, std::integral_constant<MaskKind, MaskKind::bytes>());
+      case MaskKind::bits:
+        return body(x, std::integral_constant<MaskKind, MaskKind::bits>());
+    }
+  };
+  if constexpr (sizeof(F) == 4) {
+    if (x_type == DataType::float16) return masked(Half());
+    if (x_type == DataType::bfloat16) return masked(BFloat16());
+    if (x_type == DataType::uint8) return masked(std::uint8_t());
+  }
+  masked(F());
 }
 
 }  // namespace RVI_PATH

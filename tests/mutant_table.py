@@ -82,7 +82,7 @@ MUTANTS = [
         "tests/test_gaussian_log_likelihood.py::test_bits_of_a_mask_mean_the_same_as_the_mask",
     ),
     Mutant(
-        "csrc/gaussian_log_likelihood.h",
+        "csrc/log_likelihood.h",
         "sums of the last rows of every piece but the last are lost",
         "b + 1 == end)) {",
         "b + 1 == call.batch)) {",
@@ -124,7 +124,7 @@ MUTANTS = [
         "tests/test_cpp.py::test_noise_of_row_numbers_beyond_32_bits_equals_the_reference",
     ),
     Mutant(
-        "csrc/linear_gaussian_log_likelihood.h",
+        "csrc/linear_log_likelihood.h",
         "gradient of a scale per entry is that of the last sample alone",
         "sample ? load_up_to(grad_scale + entry, left) : Vec<F>{}",
         "Vec<F>{}",

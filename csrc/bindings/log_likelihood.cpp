@@ -10,11 +10,11 @@
 namespace rvi {
 namespace {
 
-GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
-                                      std::int64_t num_features, DataType x_type,
-                                      ScaleKind scale_kind, MaskKind mask_kind, Address x,
-                                      Address mean, Address scale, Address mask) {
-  GaussianLogLikelihood call;
+LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
+                              std::int64_t num_features, DataType x_type, ScaleKind scale_kind,
+                              MaskKind mask_kind, Address x, Address output, Address scale,
+                              Address mask) {
+  LogLikelihood call;
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
@@ -22,7 +22,7 @@ GaussianLogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t bat
   call.scale_kind = scale_kind;
   call.mask_kind = mask_kind;
   call.x = pointer<void>(x);
-  call.mean = pointer<void>(mean);
+  call.output = pointer<void>(output);
   call.scale = pointer<void>(scale);
   call.mask = pointer<std::uint8_t>(mask);
   return call;
@@ -32,8 +32,8 @@ void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_s
                                  std::int64_t batch, std::int64_t num_features, DataType x_type,
                                  ScaleKind scale_kind, MaskKind mask_kind, Address x, Address mean,
                                  Address scale, Address mask, Address log_prob) {
-  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
-                                               mask_kind, x, mean, scale, mask);
+  LogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                       mask_kind, x, mean, scale, mask);
   call.log_prob = pointer<void>(log_prob);
   py::gil_scoped_release release;
   kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
@@ -44,23 +44,22 @@ void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_s
                                  ScaleKind scale_kind, MaskKind mask_kind, Address x, Address mean,
                                  Address scale, Address mask, Address grad, Address grad_mean,
                                  Address grad_scale) {
-  GaussianLogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
-                                               mask_kind, x, mean, scale, mask);
+  LogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
+                                       mask_kind, x, mean, scale, mask);
   call.backward = true;
   call.grad = pointer<void>(grad);
-  call.grad_mean = pointer<void>(grad_mean);
+  call.grad_output = pointer<void>(grad_mean);
   call.grad_scale = pointer<void>(grad_scale);
   py::gil_scoped_release release;
   kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
 }
 
-LinearGaussianLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
-                                        std::int64_t num_features, DataType x_type,
-                                        ScaleKind scale_kind, MaskKind mask_kind, Address x,
-                                        Address scale, Address mask, std::int64_t hidden_dim,
-                                        Address hidden, Address weight, Address bias,
-                                        Address log_prob) {
-  LinearGaussianLogLikelihood call;
+LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
+                                std::int64_t num_features, DataType x_type, ScaleKind scale_kind,
+                                MaskKind mask_kind, Address x, Address scale, Address mask,
+                                std::int64_t hidden_dim, Address hidden, Address weight,
+                                Address bias, Address log_prob) {
+  LinearLogLikelihood call;
   call.likelihood = likelihood_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind,
                                     x, 0, scale, mask);
   call.likelihood.log_prob = pointer<void>(log_prob);
@@ -80,7 +79,7 @@ void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_
                                         Address x, Address scale, Address mask,
                                         std::int64_t hidden_dim, Address hidden, Address weight,
                                         Address bias, Address log_prob) {
-  const LinearGaussianLogLikelihood call =
+  const LinearLogLikelihood call =
       linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
                   hidden_dim, hidden, weight, bias, log_prob);
   py::gil_scoped_release release;
@@ -96,7 +95,7 @@ void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_
                                         Address bias, Address log_prob, Address grad,
                                         Address grad_hidden, Address grad_weight, Address grad_bias,
                                         Address grad_scale) {
-  LinearGaussianLogLikelihood call =
+  LinearLogLikelihood call =
       linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
                   hidden_dim, hidden, weight, bias, log_prob);
   call.likelihood.backward = true;
