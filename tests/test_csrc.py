@@ -20,6 +20,7 @@ SETS = {
     "sse2": ("x86_64", ""),
     "avx2": ("x86_64", "-mavx2 -mfma -mf16c"),
     "avx512": ("x86_64", "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"),
+    "neon": ("aarch64", ""),
 }
 COMMON = [header for header in HEADERS if header.stem not in SETS]
 # of each op, a function that makes the compiler look at all that its header uses
