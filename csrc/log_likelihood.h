@@ -152,7 +152,9 @@ void log_likelihood_bwd(const LogLikelihood& call, int threads) {
           auto add = [&](int n, std::int64_t d, typename LAW::Entries entries,
                          std::int64_t left) __attribute__((always_inline)) {
             const Vec<F> inverses = ARRAY ? load<Vec<F>>(inverse + d) : number;
-            const typename LAW::Terms terms = LAW::terms(entries, g, inverses);
+            // an infinite or missing 1/s times nothing is still nothing
+            const Vec<F> used = entries.observed ? inverses : Vec<F>{};
+            const typename LAW::Terms terms = LAW::terms(entries, g, used);
             if constexpr (NUMBER) {
               scale_terms[n] += entries.observed ? terms.scale : Vec<F>{};
             }

@@ -21,11 +21,13 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(memory_); }
 
-  // room for `count` elements, not initialised; slack of two vectors at the end
+  // room for `count` elements in place of what was there, not initialised; slack of two vectors at
+  // the end
   template <class T>
   T* make(std::int64_t count) {
     std::size_t bytes = (std::size_t)count * sizeof(T) + 2 * VECTOR_BYTES;
     bytes = (bytes + 63) / 64 * 64;
+    std::free(memory_);
     memory_ = std::aligned_alloc(64, bytes);
     if (memory_ == nullptr) throw std::bad_alloc();
     return static_cast<T*>(memory_);

@@ -146,6 +146,29 @@ def test_row_without_observations_has_zero_likelihood_and_gradient():
         assert log_prob[:, 1:].all()
 
 
+@pytest.mark.parametrize("implementation", testing.installed(), ids=lambda each: each.name)
+@pytest.mark.parametrize("kind", ["feature", "entry"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bad", [0.0, math.nan])
+def test_a_scale_where_nothing_is_observed_changes_no_gradient(implementation, kind, masked, bad):
+    x, mean, scale, mask = (
+        None if each is None else each.detach() for each in arguments(kind, masked)
+    )
+    never = torch.zeros(5, dtype=torch.bool)
+    never[[1, 4]] = True
+    if masked:
+        mask &= ~never
+    else:
+        x[:, never] = math.nan
+    scale[..., never] = 1.0
+    grad = torch.randn(mean.shape[:2], dtype=torch.float64)
+    function = implementation.namespace.gaussian_log_likelihood_bwd
+    expected = function(grad, x, mean, scale, mask, True, True)
+    scale[..., never] = torch.tensor(bad, dtype=torch.float64)
+    for got, right in zip(function(grad, x, mean, scale, mask, True, True), expected, strict=True):
+        assert torch.equal(got, right)
+
+
 def test_nan_where_the_mask_says_observed_is_not_silent():
     x, mean, scale, mask = arguments(masked=True)
     x[1, 2] = x[0, 0] = math.nan  # [0, 0] is missing by the mask

@@ -172,6 +172,27 @@ def test_row_without_observations_has_zero_likelihood_and_gradient():
         assert log_prob[:, 1:].all()
 
 
+@pytest.mark.parametrize("implementation", testing.installed(), ids=lambda each: each.name)
+@pytest.mark.parametrize("kind", ["feature", "entry"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bad", [0.0, math.nan])
+def test_a_scale_where_nothing_is_observed_changes_no_gradient(implementation, kind, masked, bad):
+    *inputs, mask = [None if each is None else each.detach() for each in arguments(kind, masked)]
+    never = torch.zeros(5, dtype=torch.bool)
+    never[[1, 4]] = True
+    if masked:
+        mask &= ~never
+    else:
+        inputs[3][:, never] = math.nan
+    inputs[4][..., never] = 1.0
+    grad = torch.randn(inputs[0].shape[:2], dtype=torch.float64)
+    function = implementation.namespace.linear_gaussian_log_likelihood_bwd
+    expected = function(grad, *inputs, mask, True, True, True)
+    inputs[4][..., never] = torch.tensor(bad, dtype=torch.float64)
+    for got, right in zip(function(grad, *inputs, mask, True, True, True), expected, strict=True):
+        assert torch.equal(got, right)
+
+
 def test_nan_where_the_mask_says_observed_is_not_silent():
     hidden, weight, bias, x, scale, mask = arguments(masked=True)
     x = x.detach()

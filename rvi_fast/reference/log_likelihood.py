@@ -66,7 +66,8 @@ def gaussian_log_likelihood_bwd(
     """
     dtype = compute_dtype(mean)
     values, observed = _values(x, mask, dtype)
-    inverse = scale.to(dtype).reciprocal()
+    # an infinite or missing 1/s times nothing is still nothing
+    inverse = torch.where(observed, scale.to(dtype).reciprocal(), 0.0)
     scaled = torch.where(observed, values - mean.to(dtype), 0.0) * inverse
     grad = grad_log_prob.to(dtype)[..., None]
     grad_mean = mean.new_empty(0)
