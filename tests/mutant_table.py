@@ -189,10 +189,10 @@ MUTANTS = [
         "tests/test_linear_gaussian_log_likelihood.py::test_value_and_gradients_equal_those_of_the_two_parts",
     ),
     Mutant(
-        "rvi_fast/_op_checks.py",
+        "rvi_fast/_op_checks/relay_sample.py",
         "row numbers that key the noise may be of any number",
-        "if noise_index is not None:\n        _hold(",
-        "if noise_index is not None and noise is not None:\n        _hold(",
+        "if noise_index is not None:\n        hold(",
+        "if noise_index is not None and noise is not None:\n        hold(",
         "tests/test_op_checks.py::test_row_numbers_that_key_the_noise_are_as_many_as_the_rows",
     ),
     # posterior
