@@ -169,7 +169,7 @@ def gaussian_log_likelihood(
         _checks.check_shape("mean", mean, batch)
     scale = _check_scale_and_mask(x, scale, mask, mean, checked)
     sampled = mean.dim() == 3
-    log_prob = ops.gaussian_log_likelihood(x, mean if sampled else mean[None], scale, mask)
+    log_prob = ops.log_likelihood(x, mean if sampled else mean[None], scale, mask, "gaussian")
     return log_prob if sampled else log_prob[0]
 
 
@@ -245,10 +245,10 @@ def linear_gaussian_log_likelihood(
             raise TypeError(f"bias: expected the dtype of weight, {weight.dtype}, got {bias.dtype}")
         _checks.check_same_device("bias", bias, hidden.device)
     scale = _check_scale_and_mask(x, scale, mask, weight, checked)
-    inputs = weight, bias, x, scale, mask
+    inputs = weight, bias, x, scale, mask, "gaussian"
     if hidden.dim() == 3:
-        return ops.linear_gaussian_log_likelihood(hidden, *inputs)
-    return ops.linear_gaussian_log_likelihood(hidden[None], *inputs)[0]
+        return ops.linear_log_likelihood(hidden, *inputs)
+    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
 
 
 def _check_data(x: Tensor, like: Tensor) -> tuple[int, ...]:

@@ -15,11 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from .._checks import check_tensor
 from .adam_step import adam_step
-from .linear_log_likelihood import (
-    linear_gaussian_log_likelihood_bwd,
-    linear_gaussian_log_likelihood_fwd,
-)
-from .log_likelihood import gaussian_log_likelihood_bwd, gaussian_log_likelihood_fwd
+from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
+from .log_likelihood import log_likelihood_bwd, log_likelihood_fwd
 from .relay_sample import layout_of as layout_of
 from .relay_sample import relay_sample_bwd, relay_sample_fwd
 from .row_adam import HISTORY_COLUMNS as HISTORY_COLUMNS
@@ -32,10 +29,10 @@ CHECKS: dict[str, Callable[..., Any]] = {
     for check in (
         relay_sample_fwd,
         relay_sample_bwd,
-        gaussian_log_likelihood_fwd,
-        gaussian_log_likelihood_bwd,
-        linear_gaussian_log_likelihood_fwd,
-        linear_gaussian_log_likelihood_bwd,
+        log_likelihood_fwd,
+        log_likelihood_bwd,
+        linear_log_likelihood_fwd,
+        linear_log_likelihood_bwd,
         row_adam_catch_up,
         row_adam_step,
         adam_step,

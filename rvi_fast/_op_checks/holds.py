@@ -47,12 +47,12 @@ def hold_state(
 
 def refuse(
     name: str,
-    tensor: Tensor,
+    tensor: Tensor | None,
     device: torch.device,
     dtypes: Sequence[torch.dtype],
     *shapes: tuple[int, ...],
 ) -> NoReturn:
-    check_tensor(name, tensor)
+    tensor = check_tensor(name, tensor)
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     if tuple(tensor.shape) not in shapes:

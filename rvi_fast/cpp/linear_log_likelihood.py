@@ -57,34 +57,40 @@ def _linear_inputs(
 
 
 @checked
-def linear_gaussian_log_likelihood_fwd(
+def linear_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
 ) -> Tensor:
-    """`reference.linear_gaussian_log_likelihood_fwd`."""
+    """`reference.linear_log_likelihood_fwd`."""
+    if law != "gaussian" or scale is None:
+        return NotImplemented
     log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
     _C.linear_gaussian_log_likelihood_fwd(*constants)
     return log_prob
 
 
 @checked
-def linear_gaussian_log_likelihood_bwd(
+def linear_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
     need_hidden: bool,
     need_linear: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`reference.linear_gaussian_log_likelihood_bwd`."""
+    """`reference.linear_log_likelihood_bwd`."""
+    if law != "gaussian" or scale is None:
+        return NotImplemented
     log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
     dtype = log_prob.dtype
     grad = converted(dtype, grad_log_prob)

@@ -45,38 +45,43 @@ def _likelihood_inputs(
 
 
 @checked
-def gaussian_log_likelihood_fwd(
-    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+def log_likelihood_fwd(
+    x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
 ) -> Tensor:
-    """`reference.gaussian_log_likelihood_fwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
-    log_prob = empty(mean.shape[:2], dtype=inputs[1].dtype)
+    """`reference.log_likelihood_fwd`."""
+    if law != "gaussian" or scale is None:
+        return NotImplemented
+    *_alive, constants = inputs = _likelihood_inputs(x, output, scale, mask)
+    log_prob = empty(output.shape[:2], dtype=inputs[1].dtype)
     _C.gaussian_log_likelihood_fwd(*constants, log_prob.data_ptr())
     return log_prob
 
 
 @checked
-def gaussian_log_likelihood_bwd(
+def log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,
-    mean: Tensor,
-    scale: Tensor,
+    output: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
-    need_mean: bool,
+    law: str,
+    need_output: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.gaussian_log_likelihood_bwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
+    """`reference.log_likelihood_bwd`."""
+    if law != "gaussian" or scale is None:
+        return NotImplemented
+    *_alive, constants = inputs = _likelihood_inputs(x, output, scale, mask)
     dtype = inputs[1].dtype
     grad = converted(dtype, grad_log_prob)
-    grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
+    grad_output = empty(output.shape if need_output else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
         *constants,
         grad.data_ptr(),
-        need_mean,
-        grad_mean.data_ptr(),
+        need_output,
+        grad_output.data_ptr(),
         need_scale,
         grad_scale.data_ptr(),
     )
-    return converted(mean.dtype, grad_mean), converted(scale.dtype, grad_scale)
+    return converted(output.dtype, grad_output), converted(scale.dtype, grad_scale)

@@ -39,8 +39,8 @@ def step(log_likelihood: Callable[..., Tensor]) -> Callable[..., None]:
 def known_gradient(hidden: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, x: Tensor, grad):
     """What a training step calls whose loss is a mean: value and gradients at once."""
     with torch.no_grad():
-        torch.ops.rvi_fast.linear_gaussian_log_likelihood_bwd(
-            grad[None], hidden[None], weight, bias, x, scale, None, True, True, True
+        torch.ops.rvi_fast.linear_log_likelihood_bwd(
+            grad[None], hidden[None], weight, bias, x, scale, None, "gaussian", True, True, True
         )
 
 

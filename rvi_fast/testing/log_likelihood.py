@@ -1,4 +1,4 @@
-"""Cases and contract of `gaussian_log_likelihood`."""
+"""Cases and contract of `log_likelihood`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .contract import Inputs, OpContract
 
 
 @dataclass(frozen=True)
-class GaussianLogLikelihoodCase:
-    """Shapes and kinds of one call of `gaussian_log_likelihood`.
+class LogLikelihoodCase:
+    """Shapes and kinds of one call of `log_likelihood`.
 
     `scale` names the shape: "scalar", "one" [1], "feature" [D] or "entry" [B, D]; `x_dtype` None is
-    the dtype of the mean; without a mask NaN marks what is missing. `packed` gives the mask's bits.
+    the dtype of the output; without a mask NaN marks what is missing. `packed` gives the mask's bits.
     """
 
     batch: int
@@ -28,6 +28,7 @@ class GaussianLogLikelihoodCase:
     masked: bool = False
     x_dtype: torch.dtype | None = None
     packed: bool = False
+    law: str = "gaussian"
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-D{self.num_features}-S{self.num_samples}"
@@ -36,28 +37,28 @@ class GaussianLogLikelihoodCase:
         return "-".join([sizes, self.scale, kind, *extras])
 
 
-class GaussianLogLikelihoodContract(OpContract):
-    """`gaussian_log_likelihood_fwd` and `gaussian_log_likelihood_bwd`."""
+class LogLikelihoodContract(OpContract):
+    """`log_likelihood_fwd` and `log_likelihood_bwd`."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "gaussian_log_likelihood_fwd": ("log_prob",),
-        "gaussian_log_likelihood_bwd": ("grad_mean", "grad_scale"),
+        "log_likelihood_fwd": ("log_prob",),
+        "log_likelihood_bwd": ("grad_output", "grad_scale"),
     }
-    cases: ClassVar[Sequence[GaussianLogLikelihoodCase]] = (
-        GaussianLogLikelihoodCase(1, 1),
-        GaussianLogLikelihoodCase(7, 63, 3, "feature"),
-        GaussianLogLikelihoodCase(63, 7, 1, "entry", masked=True),
-        GaussianLogLikelihoodCase(63, 1000, 2, "one", True, torch.uint8),
-        GaussianLogLikelihoodCase(1000, 63, 1, "feature", True, torch.float16),
-        GaussianLogLikelihoodCase(7, 1000, 1, "entry", x_dtype=torch.bfloat16),
-        GaussianLogLikelihoodCase(63, 63, 2, "scalar", True, torch.float64),
-        GaussianLogLikelihoodCase(0, 7, 2, "feature"),
-        GaussianLogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
-        GaussianLogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
-        GaussianLogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
+    cases: ClassVar[Sequence[LogLikelihoodCase]] = (
+        LogLikelihoodCase(1, 1),
+        LogLikelihoodCase(7, 63, 3, "feature"),
+        LogLikelihoodCase(63, 7, 1, "entry", masked=True),
+        LogLikelihoodCase(63, 1000, 2, "one", True, torch.uint8),
+        LogLikelihoodCase(1000, 63, 1, "feature", True, torch.float16),
+        LogLikelihoodCase(7, 1000, 1, "entry", x_dtype=torch.bfloat16),
+        LogLikelihoodCase(63, 63, 2, "scalar", True, torch.float64),
+        LogLikelihoodCase(0, 7, 2, "feature"),
+        LogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
+        LogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
+        LogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
     )
 
-    def inputs(self, function: str, case: GaussianLogLikelihoodCase, dtype: torch.dtype) -> Inputs:
+    def inputs(self, function: str, case: LogLikelihoodCase, dtype: torch.dtype) -> Inputs:
         generator = torch.Generator().manual_seed(case.num_features)
 
         def normal(*shape: int) -> Tensor:
@@ -76,10 +77,11 @@ class GaussianLogLikelihoodContract(OpContract):
         shapes = {"scalar": (), "one": (1,), "feature": batch[1:], "entry": batch}
         return {
             "x": x if case.masked else torch.where(observed, x, torch.nan),
-            "mean": normal(case.num_samples, *batch),
+            "output": normal(case.num_samples, *batch),
             "scale": normal(*shapes[case.scale]).abs() + 0.3,
             "mask": mask if case.masked else None,
             "grad_log_prob": normal(case.num_samples, case.batch),
-            "need_mean": True,
+            "law": case.law,
+            "need_output": True,
             "need_scale": True,
         }

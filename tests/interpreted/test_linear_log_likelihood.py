@@ -7,17 +7,17 @@ import rvi_fast.kernels
 from rvi_fast import reference, testing
 
 # the file of the package's kernels, not the function of the same name
-kernel = __import__("importlib").import_module("rvi_fast.kernels.linear_gaussian_log_likelihood")
+kernel = __import__("importlib").import_module("rvi_fast.kernels.linear_log_likelihood")
 IMPLEMENTATION = testing.Implementation("triton-interpreter", rvi_fast.kernels)
 
 
-class TestContract(testing.LinearGaussianLogLikelihoodContract):
+class TestContract(testing.LinearLogLikelihoodContract):
     implementations = (IMPLEMENTATION,)
     dtypes = (torch.float32,)
     # one program of the interpreter takes milliseconds: the contract's shapes, fewer rows
     cases = tuple(
         case if case.batch < 100 else type(case)(**{**vars(case), "batch": 100})
-        for case in testing.LinearGaussianLogLikelihoodContract.cases
+        for case in testing.LinearLogLikelihoodContract.cases
     )
 
 
@@ -54,10 +54,10 @@ def test_wide_and_double_layers_are_left_to_the_reference():
     for width, dtype in ((257, torch.float32), (4, torch.float64)):
         layer = torch.zeros(1, 2, width, dtype=dtype), torch.zeros(3, width, dtype=dtype)
         for function, call in (
-            (kernel.linear_gaussian_log_likelihood_fwd, (*layer, None, x, scale, None)),
+            (kernel.linear_log_likelihood_fwd, (*layer, None, x, scale, None, "gaussian")),
             (
-                kernel.linear_gaussian_log_likelihood_bwd,
-                (torch.ones(1, 2), *layer, None, x, scale, None, True, True, True),
+                kernel.linear_log_likelihood_bwd,
+                (torch.ones(1, 2), *layer, None, x, scale, None, "gaussian", True, True, True),
             ),
         ):
             assert function(*call) is NotImplemented

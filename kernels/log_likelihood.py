@@ -36,59 +36,28 @@ import triton.language as tl
 from torch import Tensor
 
 from .._op_checks import checked
+from . import laws
 from ._common import sum_pieces
+from .data import kind_of_mask, kind_of_scale, load_observed, load_scale, load_values, marks_of
 
 # row chunks of the backward pass, each with its own partial sums: enough programs for the largest
 # GPUs, and 3 MB of partial sums for a thousand features
 PARTIALS = 1024
 # elements of a tile: 8 for each of 128 threads
 TILE = 1024
-HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
-PIXEL_SCALE = tl.constexpr(1.0 / 255.0)
-
-
-@triton.jit
-def _load_values(x_ptr, offsets, inside):
-    values = tl.load(x_ptr + offsets, mask=inside, other=0)
-    if x_ptr.dtype.element_ty == tl.uint8:
-        return values.to(tl.float32) * PIXEL_SCALE
-    else:
-        return values.to(tl.float32)
-
-
-@triton.jit
-def _load_observed(mask_ptr, values, rows, columns, inside, num_features, MASK: tl.constexpr):
-    if MASK == "nan":
-        return inside & (values == values)
-    elif MASK == "bool":
-        return tl.load(mask_ptr + rows * num_features + columns, mask=inside, other=0) != 0
-    else:
-        words = mask_ptr + rows * ((num_features + 31) // 32) + columns // 32
-        return ((tl.load(words, mask=inside, other=0) >> (columns % 32)) & 1) != 0
-
-
-@triton.jit
-def _load_scale(scale_ptr, rows, columns, inside, num_features, SCALE: tl.constexpr):
-    """float32, of a shape that broadcasts to the tile."""
-    if SCALE == "scalar":
-        return tl.load(scale_ptr).to(tl.float32)
-    elif SCALE == "feature":
-        return tl.load(scale_ptr + columns, mask=columns < num_features, other=1.0).to(tl.float32)
-    else:
-        offsets = rows * num_features + columns
-        return tl.load(scale_ptr + offsets, mask=inside, other=1.0).to(tl.float32)
 
 
 # what changes with the batch is not specialised: an epoch's last batch compiles nothing
 @triton.jit(do_not_specialize=["batch"])
-def _gaussian_log_likelihood_fwd_kernel(
+def _log_likelihood_fwd_kernel(
     x_ptr,
-    mean_ptr,
+    output_ptr,
     scale_ptr,
     mask_ptr,
     log_prob_ptr,
     batch,
     num_features,
+    LAW: tl.constexpr,
     SCALE: tl.constexpr,
     MASK: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -101,31 +70,33 @@ def _gaussian_log_likelihood_fwd_kernel(
     for start in range(0, num_features, BLOCK_D):
         columns = (start + tl.arange(0, BLOCK_D))[None, :]
         inside = (rows < batch) & (columns < num_features)
-        values = _load_values(x_ptr, rows * num_features + columns, inside)
-        observed = _load_observed(mask_ptr, values, rows, columns, inside, num_features, MASK)
-        scale = _load_scale(scale_ptr, rows, columns, inside, num_features, SCALE)
-        means = mean_ptr + sample_row[:, None] * num_features + columns
-        mean = tl.load(means, mask=observed, other=0).to(tl.float32)
-        scaled = (values - mean) / scale
-        entry = -0.5 * scaled * scaled - (tl.log(scale) + HALF_LOG_TWO_PI)
+        offsets = rows * num_features + columns
+        values = load_values(x_ptr + offsets, inside)
+        observed = load_observed(mask_ptr, values, rows, columns, inside, num_features, MASK)
+        scale = load_scale(scale_ptr, offsets, columns, inside, num_features, SCALE)
+        outputs = output_ptr + sample_row[:, None] * num_features + columns
+        output = tl.load(outputs, mask=observed, other=0).to(tl.float32)
+        scored = laws.score(values, output, scale, LAW, False)
+        entry = laws.entry(values, output, scale, scored, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
     tl.store(log_prob_ptr + sample_row, total, mask=row < batch)
 
 
 @triton.jit(do_not_specialize=["num_samples", "batch", "chunk_blocks"])
-def _gaussian_log_likelihood_bwd_kernel(
+def _log_likelihood_bwd_kernel(
     grad_log_prob_ptr,
     x_ptr,
-    mean_ptr,
+    output_ptr,
     scale_ptr,
     mask_ptr,
-    grad_mean_ptr,
+    grad_output_ptr,
     grad_scale_ptr,
     num_samples,
     batch,
     num_features,
     chunk_blocks,
-    NEED_MEAN: tl.constexpr,
+    LAW: tl.constexpr,
+    NEED_OUTPUT: tl.constexpr,
     NEED_SCALE: tl.constexpr,
     SCALE: tl.constexpr,
     MASK: tl.constexpr,
@@ -144,9 +115,9 @@ def _gaussian_log_likelihood_bwd_kernel(
         rows = ((chunk * chunk_blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
         inside = (rows < batch) & (columns < num_features)
         offsets = rows * num_features + columns
-        values = _load_values(x_ptr, offsets, inside)
-        observed = _load_observed(mask_ptr, values, rows, columns, inside, num_features, MASK)
-        scale = _load_scale(scale_ptr, rows, columns, inside, num_features, SCALE)
+        values = load_values(x_ptr + offsets, inside)
+        observed = load_observed(mask_ptr, values, rows, columns, inside, num_features, MASK)
+        scale = load_scale(scale_ptr, offsets, columns, inside, num_features, SCALE)
         inverse = 1.0 / scale
         if SCALE == "entry":
             total = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
@@ -154,14 +125,14 @@ def _gaussian_log_likelihood_bwd_kernel(
         for _ in range(num_samples):
             offsets = sample_rows * num_features + columns
             grad = tl.load(grad_log_prob_ptr + sample_rows, mask=rows < batch, other=0)
-            mean = tl.load(mean_ptr + offsets, mask=observed, other=0).to(tl.float32)
-            scaled = (values - mean) * inverse
-            factor = grad.to(tl.float32) * inverse
-            if NEED_MEAN:
-                grad_mean = tl.where(observed, factor * scaled, 0.0)
-                tl.store(grad_mean_ptr + offsets, grad_mean, mask=inside)
+            output = tl.load(output_ptr + offsets, mask=observed, other=0).to(tl.float32)
+            scored = laws.score(values, output, inverse, LAW, True)
+            factor = laws.factor(grad.to(tl.float32), inverse, LAW, True)
+            if NEED_OUTPUT:
+                grad_output = tl.where(observed, factor * scored, 0.0)
+                tl.store(grad_output_ptr + offsets, grad_output, mask=inside)
             if NEED_SCALE:
-                total += tl.where(observed, factor * (scaled * scaled - 1.0), 0.0)
+                total += tl.where(observed, factor * laws.scale_term(scored, LAW), 0.0)
             sample_rows += batch
         if NEED_SCALE and SCALE == "entry":
             tl.store(grad_scale_ptr + rows * num_features + columns, total, mask=inside)
@@ -179,44 +150,30 @@ def _tile(num_features: int) -> tuple[int, int]:
     return TILE // block_d, block_d
 
 
-def _kinds(scale: Tensor, mask: Tensor | None) -> tuple[Tensor | None, str, str]:
-    """The mask as the kernels read it, and the kinds of scale and mask."""
-    kind = (
-        "scalar"
-        if scale.dim() == 0 or scale.shape == (1,)
-        else ("feature", "entry")[scale.dim() - 1]
-    )
-    if mask is None:
-        return None, kind, "nan"
-    mask = mask.contiguous()
-    if mask.dtype == torch.bool:
-        return mask.view(torch.uint8), kind, "bool"
-    return mask, kind, "bits"
-
-
 @checked
-def gaussian_log_likelihood_fwd(
-    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+def log_likelihood_fwd(
+    x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
 ) -> Tensor:
-    """`reference.gaussian_log_likelihood_fwd`."""
-    if mean.dtype == torch.float64:
+    """`reference.log_likelihood_fwd`."""
+    if output.dtype == torch.float64:
         return NotImplemented
-    num_samples, batch, num_features = mean.shape
-    log_prob = torch.empty((num_samples, batch), dtype=torch.float32, device=mean.device)
+    num_samples, batch, num_features = output.shape
+    log_prob = torch.empty((num_samples, batch), dtype=torch.float32, device=output.device)
     if log_prob.numel() == 0:
         return log_prob
-    mask, scale_kind, mask_kind = _kinds(scale, mask)
+    scale_kind = kind_of_scale(scale)
     block_b, block_d = _tile(num_features)
-    _gaussian_log_likelihood_fwd_kernel[(triton.cdiv(batch, block_b), num_samples)](
+    _log_likelihood_fwd_kernel[(triton.cdiv(batch, block_b), num_samples)](
         x_ptr=x.contiguous(),
-        mean_ptr=mean.contiguous(),
-        scale_ptr=scale.contiguous(),
-        mask_ptr=mask,
+        output_ptr=output.contiguous(),
+        scale_ptr=None if scale is None else scale.contiguous(),
+        mask_ptr=marks_of(mask),
         log_prob_ptr=log_prob,
         batch=batch,
         num_features=num_features,
+        LAW=law,
         SCALE=scale_kind,
-        MASK=mask_kind,
+        MASK=kind_of_mask(mask),
         BLOCK_B=block_b,
         BLOCK_D=block_d,
         num_warps=4,
@@ -226,24 +183,26 @@ def gaussian_log_likelihood_fwd(
 
 
 @checked
-def gaussian_log_likelihood_bwd(
+def log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,
-    mean: Tensor,
-    scale: Tensor,
+    output: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
-    need_mean: bool,
+    law: str,
+    need_output: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.gaussian_log_likelihood_bwd`."""
-    if mean.dtype == torch.float64:
+    """`reference.log_likelihood_bwd`."""
+    if output.dtype == torch.float64:
         return NotImplemented
-    num_samples, batch, num_features = mean.shape
-    grad_mean = torch.empty(mean.shape if need_mean else 0, dtype=mean.dtype, device=mean.device)
-    grad_scale = torch.empty(
-        scale.shape if need_scale else 0, dtype=scale.dtype, device=scale.device
-    )
-    mask, scale_kind, mask_kind = _kinds(scale, mask)
+    num_samples, batch, num_features = output.shape
+    grad_output = output.new_empty(output.shape if need_output else 0)
+    if scale is None:
+        need_scale, grad_scale = False, output.new_empty(0)
+    else:
+        grad_scale = scale.new_empty(scale.shape if need_scale else 0)
+    scale_kind = kind_of_scale(scale)
     block_b, block_d = _tile(num_features)
     num_blocks, column_blocks = triton.cdiv(batch, block_b), triton.cdiv(num_features, block_d)
     chunk_blocks = max(1, triton.cdiv(num_blocks, PARTIALS))
@@ -255,24 +214,25 @@ def gaussian_log_likelihood_bwd(
             if scale_kind == "feature"
             else (num_chunks * column_blocks, 1)
         )
-        sums = torch.empty(shape, dtype=torch.float32, device=scale.device)
+        sums = output.new_empty(shape, dtype=torch.float32)
     if num_chunks * column_blocks > 0:
-        _gaussian_log_likelihood_bwd_kernel[(num_chunks, column_blocks)](
+        _log_likelihood_bwd_kernel[(num_chunks, column_blocks)](
             grad_log_prob_ptr=grad_log_prob.contiguous(),
             x_ptr=x.contiguous(),
-            mean_ptr=mean.contiguous(),
-            scale_ptr=scale.contiguous(),
-            mask_ptr=mask,
-            grad_mean_ptr=grad_mean,
+            output_ptr=output.contiguous(),
+            scale_ptr=None if scale is None else scale.contiguous(),
+            mask_ptr=marks_of(mask),
+            grad_output_ptr=grad_output,
             grad_scale_ptr=sums,
             num_samples=num_samples,
             batch=batch,
             num_features=num_features,
             chunk_blocks=chunk_blocks,
-            NEED_MEAN=need_mean,
+            LAW=law,
+            NEED_OUTPUT=need_output,
             NEED_SCALE=need_scale,
             SCALE=scale_kind,
-            MASK=mask_kind,
+            MASK=kind_of_mask(mask),
             BLOCK_B=block_b,
             BLOCK_D=block_d,
             num_warps=4,
@@ -282,4 +242,4 @@ def gaussian_log_likelihood_bwd(
         )
     if sums is not grad_scale and grad_scale.numel():
         sum_pieces(sums, grad_scale)
-    return grad_mean, grad_scale
+    return grad_output, grad_scale

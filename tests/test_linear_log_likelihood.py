@@ -20,7 +20,7 @@ PATHS = [] if ops_of_cpu is reference else ops_of_cpu._C.cpu_paths()
 SHAPES = {"scalar": (), "one": (1,), "feature": (5,), "entry": (4, 5)}
 
 
-class TestContract(testing.LinearGaussianLogLikelihoodContract):
+class TestContract(testing.LinearLogLikelihoodContract):
     implementations = testing.installed()
 
 
@@ -104,11 +104,11 @@ def test_derivatives_without_a_bias_pass_gradcheck():
     assert torch.autograd.gradgradcheck(log_prob, (hidden, weight, scale), fast_mode=True)
 
 
-@pytest.mark.parametrize("function", testing.LinearGaussianLogLikelihoodContract.functions)
-@pytest.mark.parametrize("case", testing.LinearGaussianLogLikelihoodContract.cases[1:3], ids=str)
+@pytest.mark.parametrize("function", testing.LinearLogLikelihoodContract.functions)
+@pytest.mark.parametrize("case", testing.LinearLogLikelihoodContract.cases[1:3], ids=str)
 @pytest.mark.parametrize("transform", [torch.clone, testing.transposed])
 def test_registration_passes_opcheck(function, case, transform):
-    contract = testing.LinearGaussianLogLikelihoodContract()
+    contract = testing.LinearLogLikelihoodContract()
     arguments = contract.arguments(function, case, transform)
     torch.library.opcheck(getattr(ops, function), arguments)
 
@@ -194,7 +194,16 @@ def large_inputs(batch, num_features=500, hidden_dim=20):
             (2, batch),
         )
     )
-    return grad, hidden, weight, bias, x, torch.rand(num_features, generator=generator) + 0.5, None
+    return (
+        grad,
+        hidden,
+        weight,
+        bias,
+        x,
+        torch.rand(num_features, generator=generator) + 0.5,
+        None,
+        "gaussian",
+    )
 
 
 def test_means_as_a_whole_are_never_written():
@@ -202,8 +211,8 @@ def test_means_as_a_whole_are_never_written():
         pytest.skip("the reference writes them")
     grad, *inputs = large_inputs(300)
     for function, call in (
-        (ops.linear_gaussian_log_likelihood_fwd, inputs),
-        (ops.linear_gaussian_log_likelihood_bwd, (grad, *inputs, True, True, True)),
+        (ops.linear_log_likelihood_fwd, inputs),
+        (ops.linear_log_likelihood_bwd, (grad, *inputs, True, True, True)),
     ):
         with torch.profiler.profile(profile_memory=True) as profile:
             function(*call)
@@ -214,7 +223,7 @@ def test_means_as_a_whole_are_never_written():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_path_of_the_cpu_equals_the_reference(path, dtype):
-    contract = testing.LinearGaussianLogLikelihoodContract()
+    contract = testing.LinearLogLikelihoodContract()
     implementation = testing.Implementation(path, ops_of_cpu)
     with cpu_path(path):
         for function, case in itertools.product(contract.functions, contract.cases):
@@ -238,7 +247,7 @@ def test_results_do_not_depend_on_the_number_of_threads(path, batch):
         with cpu_path(path):
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                results.append(ops.linear_gaussian_log_likelihood_bwd(*inputs, True, True, True))
+                results.append(ops.linear_log_likelihood_bwd(*inputs, True, True, True))
     finally:
         torch.set_num_threads(before)
     for others in results[1:]:
