@@ -267,10 +267,12 @@ def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: Any) -
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
     chunk = min(block, 32)
-    if (
-        scale not in ("none", "scalar") and tiles is _FEATURES_TILES
-    ):  # more numbers per row and feature to keep
-        rows, chunk = 16, min(block, 16)
+    if tiles is _FEATURES_TILES:
+        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
+        if own_scale:
+            rows = 16
+        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
+            chunk = min(block, 16)
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
     return blocks | {"num_warps": warps, "maxnreg": 255}

@@ -25,7 +25,7 @@ Limits:
     depends on B, D and S alone. float64 means are left to the reference.
 
 Source:
-    `rvi_fast.reference.gaussian_log_likelihood_fwd` and `_bwd`.
+    `rvi_fast.reference.log_likelihood_fwd` and `_bwd`.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
-from .data.scaling import Standardizer
 from .drawing import drawing_from
 from .files import StrPath
 from .likelihoods.base import Likelihood, lacking
 from .likelihoods.foreign import as_likelihood, lacks
 from .likelihoods.named import described, make
 from .memory.room import check_memory
+from .posteriors.base import as_posterior
 from .posteriors.encoder import EncoderPosterior
 from .posteriors.relay import RelayPosterior
 from .scaler import Scaler
@@ -120,6 +120,7 @@ class LatentModel(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # Any: whoever reads rows or relays of it knows that it owns them
         self.posterior: Any = posterior
         self.decoder = decoder
         self.likelihood: Any = likelihood
@@ -134,12 +135,12 @@ class LatentModel(nn.Module):
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """Number of datapoints N that the posterior has."""
         return self.posterior.num_data
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D that the likelihood has."""
         return self.likelihood.num_features
 
     @property
@@ -150,7 +151,7 @@ class LatentModel(nn.Module):
     @property
     def amortized(self) -> bool:
         """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
-        return getattr(self.posterior, "amortized", False)
+        return not as_posterior(self.posterior).owns_rows
 
     def forward(
         self,
@@ -161,7 +162,7 @@ class LatentModel(nn.Module):
         kl_weight: float | Tensor = 1.0,
         seed: Tensor | int | None = None,
     ) -> Objective:
-        """The objective of a batch.
+        """The objective of a batch of rows, and its two parts.
 
         Args:
             index: rows [B].
@@ -366,9 +367,10 @@ class LatentModel(nn.Module):
         if mean is None and any(key.startswith(f"{prefix}decoder.") for key in state_dict):
             self.scaler = None
         elif mean is not None and self.scaler is None:
-            empty = mean.new_zeros(self.num_features, device="cpu", dtype=torch.float64).numpy()
+            own = f"{prefix}scaler."
+            parts = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
             device = next(self.posterior.parameters()).device
-            self.scaler = Scaler(Standardizer(empty, empty)).to(device)
+            self.scaler = Scaler.like(parts).to(device)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 

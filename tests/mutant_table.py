@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     # posterior
     Mutant(
-        "rvi_fast/posteriors/relay.py",
+        "rvi_fast/posteriors/rows.py",
         "rows of a shard draw the noise of the first rows of the table",
         "return index.to(torch.int64) + self.first_row if self.first_row else None",
         "return None",
@@ -301,22 +301,22 @@ MUTANTS = [
     Mutant(
         "rvi_fast/training/loop/run.py",
         "generators of an interrupted epoch are not restored",
-        "self.drawing.restore(partial.generators)",
+        "self.drawing.restore(broken_off.generators)",
         "pass",
         "tests/test_interrupts.py::test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece",
     ),
     Mutant(
-        "rvi_fast/training/loop/run.py",
+        "rvi_fast/training/loop/archive.py",
         "that a callback has stopped a run is not restored",
-        'self.stopped = checkpoint.metadata["stopped"]',
-        "self.stopped = False",
+        'standing.stopped = metadata["stopped"]',
+        "standing.stopped = False",
         "tests/test_fit.py::test_early_stopping_outlives_a_resume_and_fewer_epochs_take_nothing_back",
     ),
     Mutant(
-        "rvi_fast/training/loop/run.py",
+        "rvi_fast/training/runs/tables.py",
         "a checkpoint does not wait for the tables in files",
-        "        tables.sync()\n        token",
-        "        token",
+        "        self.files.sync()\n",
+        "",
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     Mutant(
@@ -420,7 +420,7 @@ MUTANTS = [
         "tests/test_tables.py::test_whole_numbers_that_float64_rounds_stay_as_they_are",
     ),
     Mutant(
-        "rvi_fast/data/formats/parquet.py",
+        "rvi_fast/data/formats/arrow.py",
         "what is filled into a column of whole numbers may be less than its type holds",
         "min(max(round(float(v)), low), high)",
         "min(round(float(v)), high)",
@@ -472,8 +472,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/sklearn/estimator.py",
         "held-out entries are found under a scale that has its factor already",
-        "posterior=self._infer(shown.x, 1.0))",
-        "posterior=self._infer(shown.x, 2.0))",
+        "return self._infer(shown.x, factor)",
+        "return self._infer(shown.x, 2.0 * factor)",
         "tests/test_sklearn_tables.py::test_factors_of_the_scale_are_tried_once_each_and_not_one_upon_the_other",
     ),
     Mutant(
@@ -486,8 +486,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/experiments/sweep.py",
         "a later field never counts towards the name of a run",
-        "if name not in later or value != later[name]",
-        "if name not in later",
+        "if name in named or value != defaults[name]",
+        "if name in named",
         "tests/test_reproduce.py::test_runs_that_are_done_keep_their_names",
     ),
 ]

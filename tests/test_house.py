@@ -1,4 +1,4 @@
-"""What house.md asks of the tree: who imports whom, every op's rooms, names, docstrings."""
+"""Rules of the tree, see CONTRIBUTING: who imports whom, every op's rooms, names, docstrings."""
 
 import ast
 import doctest
@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import rvi_fast
-from rvi_fast import ops, reference, testing
+from rvi_fast import cli, data, ops, reference, testing
+from rvi_fast.data.formats.registry import readable
+from rvi_fast.experiments import registry
 
 ROOT = Path(__file__).parent.parent
 # what a module may import of the package, and by way of it whatever that may import
@@ -51,11 +53,40 @@ BELOW = {
     "__main__": "cli",
     "__init__": "training info",
 }
+# what a room of training may import of the others
+ROOMS = {
+    "settings": "",
+    "inputs": "",
+    "runs": "settings",
+    "distributed": "inputs runs",
+    "places": "inputs runs settings",
+    "loop": "places distributed inputs runs settings",
+    "memory": "places inputs settings",
+    "held_out": "inputs loop",
+    "fit": "loop",
+    "load": "places",
+    "infer": "loop held_out",
+    "impute": "infer",
+    "collapse": "infer",
+    "__init__": "fit load impute collapse memory",
+}
+# longer than a sitting: CONTRIBUTING says why
+LONG = {
+    "rvi_fast/cli/tables.py",
+    "rvi_fast/data/formats/csv.py",
+    "rvi_fast/models.py",
+    "rvi_fast/optim/row_adam.py",
+}
+# words of a mode of training, which the loop does not know
+MODE = (
+    "block_rows|blocks|journal|staging|staged|amortized|owns_rows|isinstance|storage|tables|sharded"
+)
 # the ops alone choose an implementation
 ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
+    "scaler": {"torch", "numpy"},
     "training": {"torch", "numpy", "tqdm", "safetensors"},
     "testing": {"torch", "pytest"},
 }
@@ -104,6 +135,51 @@ def test_imports_point_downwards(path):
             assert inner in allowed or own in FREE, f"{path} imports {name}"
         else:
             assert top in outside or own in FREE, f"{path} imports {name}"
+
+
+def reached(name, rooms):
+    direct = rooms[name].split()
+    return set(direct).union(*(reached(other, rooms) for other in direct))
+
+
+def test_rooms_of_training_import_downwards():
+    for path in (path for path in FILES if path.parts[:2] == ("rvi_fast", "training")):
+        own = path.parts[2].removesuffix(".py")
+        for name in imported(path):
+            match name.split("."):
+                case ["rvi_fast", "training", room, *_] if room in ROOMS:
+                    assert room in {own, *reached(own, ROOMS)}, f"{path} imports {name}"
+
+
+def test_files_are_read_in_one_sitting():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in (path for path in FILES if path.parts[0] == "rvi_fast"):
+        name = path.as_posix()
+        length = len((ROOT / path).read_text().splitlines())
+        assert length <= 400 or name in LONG, f"{name}: {length} lines"
+        assert name not in LONG or f"`{name.removeprefix('rvi_fast/')}`" in text, name
+
+
+def length_of(function):
+    """Lines of code of a function, its docstring left out."""
+    body = function.body[ast.get_docstring(function) is not None :]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "rvi_fast"], ids=str)
+def test_no_function_is_longer_than_a_page(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert length_of(node) <= 60, f"{path}: {node.name}: {length_of(node)} lines"
+
+
+def test_the_loop_of_a_run_asks_for_no_mode():
+    source = (ROOT / "rvi_fast/training/loop/run.py").read_text()
+    assert len(source.splitlines()) <= 200
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Match):
+            condition = ast.unparse(node.subject if isinstance(node, ast.Match) else node.test)
+            assert not re.search(MODE, condition), f"line {node.lineno}: {condition}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -211,6 +287,31 @@ def test_everything_public_has_a_docstring():
                 assert inspect.getdoc(getattr(value, inner)), f"{name}.{inner}"
 
 
+def public_members():
+    """Name and object of everything public: of the package, and of the modules that users import."""
+    modules = [rvi_fast, *(getattr(rvi_fast, name) for name in rvi_fast.__all__)]
+    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "training"):
+        try:
+            modules.append(importlib.import_module(f"rvi_fast.{name}"))
+        except ImportError:  # an extra is missing
+            continue
+    for module in filter(inspect.ismodule, modules):
+        for name in getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"]):
+            value = getattr(module, name)
+            if getattr(value, "__module__", "").startswith("rvi_fast"):
+                yield f"{module.__name__}.{name}", value
+                for inner, member in vars(value).items() if inspect.isclass(value) else ():
+                    member = getattr(member, "fget", getattr(member, "__func__", member))
+                    if inner[0] != "_" and not inner.startswith("test_") and callable(member):
+                        yield f"{module.__name__}.{name}.{inner}", member
+
+
+def test_docstrings_say_something_without_their_context():
+    for name, value in public_members():
+        words = (inspect.getdoc(value) or "").split("\n\n")[0].split()
+        assert len(words) >= 4, f"{name}: {' '.join(words)!r}"
+
+
 @pytest.mark.parametrize(
     "name", [m.name for m in pkgutil.walk_packages(rvi_fast.__path__, "rvi_fast.")]
 )
@@ -250,3 +351,42 @@ def test_version_is_that_of_the_changelog():
     if changelog.is_file():
         top = re.search(r"^## \[?v?(\d[\w.]*)", changelog.read_text(), re.MULTILINE)
         assert top[1] == rvi_fast.__version__
+
+
+def words_of_help(capsys, *command):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_every_figure_format_and_data_set_is_in_the_help_of_the_command_line(capsys):
+    figures, table = (words_of_help(capsys, command) for command in ("reproduce", "train"))
+    assert len(registry.FIGURES) >= 15
+    for name in registry.FIGURES:
+        assert re.search(rf"\b{name}\b", figures), name
+    for name in (*data.DATASETS, *readable()):
+        assert name in table, name
+    for command in ("infer", "impute"):
+        shown = words_of_help(capsys, command)
+        assert all(ending in shown for ending in data.SUFFIXES)
+
+
+# what commands write, and names in examples
+MADE = {"report.md", "page.md", "FILE.md", "run_dir/run.json"}
+SOURCES = (".md", ".py", ".h", ".cpp", ".toml", "")
+NAMED = r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|cpp|h|json|toml|txt))(?:::\w+)?`"
+PAGE = r"(?<![\w/.{}-])[\w-]+\.md\b"
+LINK = r"\]\((?!https?:|#|<)([^)#\s{}]+)\)"
+
+
+def test_pages_and_docstrings_name_files_that_are_in_the_tree():
+    paths = [path.relative_to(ROOT) for path in files_of_the_project()]
+    known = {"/".join(path.parts[start:]) for path in paths for start in range(len(path.parts))}
+    for path in paths:
+        if path.suffix in SOURCES and "fixtures" not in path.parts:
+            text = (ROOT / path).read_text()
+            found = {*re.findall(NAMED, text), *re.findall(PAGE, text)} - known - MADE
+            found = {name for name in found if not name.endswith("/NAME.py")}  # of one to be added
+            assert not found, f"{path}: {sorted(found)}"
+            for link in re.findall(LINK, text) if path.suffix == ".md" else ():
+                assert (ROOT / path.parent / link).exists(), f"{path}: {link}"

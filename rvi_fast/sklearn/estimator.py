@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 
 from .. import _checks
+from ..data.recipe import Units
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
 from ..models import LatentModel, rvi
@@ -109,9 +110,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
             batch_size = min(_BATCH, max(16, len(x) // 4))
+        in_an_epoch = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
         if epochs is None:
-            steps = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
-            epochs = max(_VISITS, -(-_STEPS // steps))
+            epochs = max(_VISITS, -(-_STEPS // in_an_epoch))
         with full_precision():
             self.history_ = fit(
                 model,
@@ -128,7 +129,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             posterior = model.posterior
             self.model_ = _without_rows(model.eval())
             self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, options["lr"])
+        warn_of_collapse(self.held_out_error_, options["lr"], epochs * in_an_epoch)
         return x, missing, posterior
 
     def _options(self) -> dict[str, Any]:
@@ -189,9 +190,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
 
         Features that were never observed in `fit` count as missing: the decoder has not learned them.
         """
-        bent = self.column_transform_.transform(x)
         with np.errstate(over="ignore"):
-            rows = self.standardizer_.transform(np.where(missing | self._empty, np.nan, bent))
+            rows = self._units().to_model(x)
+        rows[missing | self._empty] = np.nan
         wrong = np.isinf(rows)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
@@ -200,6 +201,10 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
                 f"{x[row, column]} at row {row}, column {column}"
             )
         return rows
+
+    def _units(self) -> Units:
+        """Between X's units and those of the model."""
+        return Units(self.standardizer_, self.column_transform_)
 
     def _infer(self, rows: np.ndarray | torch.Tensor, factor: float) -> RelayPosterior:
         options = self._options()
@@ -239,9 +244,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         """Posterior means [N, T] -> [N, D] float64 in the units of X."""
         with torch.no_grad(), full_precision():
             parts = [self.model_.decoder(part) for part in means.split(8192)]
-        scale = self.standardizer_
-        bent = torch.cat(parts).cpu().numpy().astype(np.float64) * scale.std + scale.mean
-        values = self.column_transform_.inverse(bent)
+        values = self._units().to_data(torch.cat(parts).cpu().numpy())
         return np.where(np.isnan(self._constants), values, self._constants)
 
 

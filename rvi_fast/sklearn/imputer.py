@@ -150,7 +150,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Fills in the missing entries of X.
+        """Fills in the missing entries of X, observed ones unchanged.
 
         Args:
             X: array, masked array or DataFrame [N, D], N as you like.

@@ -25,7 +25,7 @@ class LinearLogLikelihoodCase(LogLikelihoodCase):
 
 
 class LinearLogLikelihoodContract(LogLikelihoodContract):
-    """`linear_log_likelihood_fwd` and `linear_log_likelihood_bwd`."""
+    """What `linear_log_likelihood_fwd` and its `_bwd` have to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "linear_log_likelihood_fwd": ("log_prob",),

@@ -38,7 +38,7 @@ class LogLikelihoodCase:
 
 
 class LogLikelihoodContract(OpContract):
-    """`log_likelihood_fwd` and `log_likelihood_bwd`."""
+    """What `log_likelihood_fwd` and `log_likelihood_bwd` have to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "log_likelihood_fwd": ("log_prob",),

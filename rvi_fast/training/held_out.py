@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._devices import to_float64
+from .._devices import beside, to_float64
+from ..data.pixels import fractions, is_pixels, observed
 from ..models import LatentModel
 from ..posteriors.relay import RelayPosterior
+from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs
-from .inputs.sources import HostInputs
 from .loop.seeds import stream
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -68,27 +69,32 @@ def find_held_out(
     generator = torch.Generator(device).manual_seed(stream(seed, _HIDE))
     rows = torch.randperm(inputs.num_data, generator=generator, device=device)[:_ROWS]
     x, mask = inputs.batch(rows)
-    known = ~torch.isnan(x.float()) if mask is None else mask
+    known = observed(x) if mask is None else mask
     hidden = known & (torch.rand(x.shape, generator=generator, device=device) < _SHARE)
     if not bool(hidden.any()):
         raise TooFewEntries(
             f"scale_factor: expected a number, got 'held-out' with {int(known.sum())} observed "
             f"entries in {len(rows)} rows, too few to hold a tenth of them out"
         )
-    if x.dtype == torch.uint8:
-        values, shown = to_float64(x) / 255, Inputs(x, known & ~hidden)
+    if is_pixels(x):
+        shown = Inputs(x, known & ~hidden)
     else:
-        values, shown = to_float64(x), Inputs(x.masked_fill(hidden, torch.nan), None)
+        shown = Inputs(x.masked_fill(hidden, torch.nan), None)
+    values = _values(x)
     counted, wrong = hidden.to(values.device), {}
     for factor in factors:
         truth, found = model.scored(x, mask, posterior=infer(shown, factor), shown=shown)
-        truth = to_float64(truth) / 255 if truth.dtype == torch.uint8 else to_float64(truth)
-        wrong[factor] = to_float64(found[hidden]) - truth[counted]
+        wrong[factor] = to_float64(found[hidden]) - _values(truth)[counted]
     errors = {factor: float(part.square().mean()) for factor, part in wrong.items()}
     best = min(errors, key=errors.__getitem__)
     numeric = torch.tensor(model.law.numeric, device=values.device)
     known = known.to(values.device)
     return HeldOut(best, _relative(wrong[best], values, counted, known, numeric))
+
+
+def _values(x: Tensor) -> Tensor:
+    """Entries in float64, pixels as fractions, where the device or else the CPU has float64."""
+    return fractions(x.to(beside(x.device)), torch.float64)
 
 
 def _relative(
