@@ -3,6 +3,7 @@
 Math:
     gaussian    entry -1/2 u^2 - log s - 1/2 log 2 pi,   u = (x - o) / s;   score u,   factor g / s;
                 grad_s = factor (u^2 - 1)
+    bernoulli   entry x o - log(1 + exp(o)), o the logit;   score x - 1 / (1 + exp(-o)),   factor g
     The gradient by the output o is score times factor, for every law.
 
 Shapes:
@@ -22,8 +23,9 @@ HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 @triton.jit
 def score(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
     """The derivative by the output, but for `factor`; INVERTED where `scale` is 1 / s."""
-    tl.static_assert(LAW == "gaussian")
-    if INVERTED:
+    if LAW == "bernoulli":
+        return values - tl.sigmoid(output)
+    elif INVERTED:
         return (values - output) * scale
     else:
         return (values - output) / scale
@@ -32,8 +34,9 @@ def score(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 @triton.jit
 def factor(grad, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
     """What the score is multiplied with."""
-    tl.static_assert(LAW == "gaussian")
-    if INVERTED:
+    if LAW == "bernoulli":
+        return grad
+    elif INVERTED:
         return grad * scale
     else:
         return grad / scale
@@ -42,8 +45,12 @@ def factor(grad, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 @triton.jit
 def entry(values, output, scale, scored, LAW: tl.constexpr):
     """What an entry adds to the log-likelihood, given its score."""
-    tl.static_assert(LAW == "gaussian")
-    return -0.5 * scored * scored - (tl.log(scale) + HALF_LOG_TWO_PI)
+    if LAW == "bernoulli":
+        # the larger exponent is taken out, so that none overflows
+        softplus = tl.maximum(output, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(output)))
+        return values * output - softplus
+    else:
+        return -0.5 * scored * scored - (tl.log(scale) + HALF_LOG_TWO_PI)
 
 
 @triton.jit

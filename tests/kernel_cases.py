@@ -37,12 +37,14 @@ LAUNCHES = {
         LinearLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
         LinearLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
         LinearLogLikelihoodCase(256, 273, hidden_dim=256),
+        LinearLogLikelihoodCase(256, 784, scale="none", hidden_dim=64, law="bernoulli"),
     ),
     testing.LogLikelihoodContract: (
         LogLikelihoodCase(256, 784),
         LogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),
         LogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
         LogLikelihoodCase(4096, 300, 1, "feature"),
+        LogLikelihoodCase(256, 784, 1, "none", True, torch.uint8, packed=True, law="bernoulli"),
     ),
     testing.AdamStepContract: (AdamStepCase(71_000), AdamStepCase(71_000, 128)),
     testing.RowAdamContract: (

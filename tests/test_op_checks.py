@@ -22,10 +22,12 @@ CONTRACTS = {
     testing.LogLikelihoodContract(): (
         testing.LogLikelihoodCase(3, 5, 2, "feature", masked=True),
         testing.LogLikelihoodCase(3, 5, 1, "entry", True, torch.uint8, packed=True),
+        testing.LogLikelihoodCase(3, 5, 2, "none", law="bernoulli"),
     ),
     testing.LinearLogLikelihoodContract(): (
         testing.LinearLogLikelihoodCase(3, 5, 2, "feature", masked=True, hidden_dim=4),
         testing.LinearLogLikelihoodCase(3, 4, 1, "entry", hidden_dim=2, bias=False),
+        testing.LinearLogLikelihoodCase(3, 4, 1, "none", hidden_dim=2, law="bernoulli"),
     ),
     testing.RowAdamContract(): (
         testing.RowAdamCase(6, 3, 5, 4),

@@ -10,7 +10,7 @@ from ..layout import BITS_PER_WORD
 from .holds import BOOL, FLOATS, INT32, hold, hold_dims, refuse
 
 # whether a law has a scale
-LAWS = {"gaussian": True}
+LAWS = {"gaussian": True, "bernoulli": False}
 
 
 def hold_data(

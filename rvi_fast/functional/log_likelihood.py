@@ -66,6 +66,51 @@ def gaussian_log_likelihood(
     return log_prob if sampled else log_prob[0]
 
 
+def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Log-likelihood of the observed zeros and ones of each row, given logits, in nats.
+
+        log p(x_b) = sum_{d observed} (x_bd l_bd - log(1 + exp(l_bd)))
+
+    Args:
+        x: data [B, D], 0 and 1, or numbers between them, which are not looked at: float32, float64,
+            float16, bfloat16, or uint8 pixels, which count as x / 255.
+        logits: l = log(p / (1 - p)), [B, D] or [S, B, D], floating point.
+        mask: bool [B, D], true = observed, or the bits of such a mask, int32 [B, ceil(D / 32)], as
+            `pack_mask` makes them. Without it NaN in x marks what is missing.
+
+    Returns:
+        [B] or [S, B], at least float32. A row with nothing observed has 0.
+
+    Gradient:
+        To `logits`, and to `x` where it is floating point; once and twice differentiable. Missing
+        entries give 0.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
+
+    Note:
+        A NaN where the mask says observed gives NaN. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.laws.Bernoulli`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
+        >>> rvi_fast.bernoulli_log_likelihood(x, torch.zeros(2, 2))
+        tensor([-0.6931, -1.3863])
+    """
+    _checks.check_tensor("logits", logits)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected floating point, got {logits.dtype}")
+    batch = _check_data(x, logits)
+    sampled = logits.dim() == 3
+    _checks.check_shape("logits", logits, (*logits.shape[:-2], *batch) if sampled else batch)
+    _check_mask(x, mask, logits, checked=False)
+    log_prob = ops.log_likelihood(x, logits if sampled else logits[None], None, mask, "bernoulli")
+    return log_prob if sampled else log_prob[0]
+
+
 def linear_gaussian_log_likelihood(
     hidden: Tensor,
     weight: Tensor,
@@ -118,6 +163,58 @@ def linear_gaussian_log_likelihood(
         >>> rvi_fast.linear_gaussian_log_likelihood(hidden, weight, None, x, 1.0)
         tensor([-0.9189, -4.3379])
     """
+    _check_layer(hidden, weight, bias, x)
+    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
+    inputs = weight, bias, x, scale, mask, "gaussian"
+    if hidden.dim() == 3:
+        return ops.linear_log_likelihood(hidden, *inputs)
+    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
+
+
+def linear_bernoulli_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`bernoulli_log_likelihood` given the output of a linear layer, which is never written down.
+
+    Equals `bernoulli_log_likelihood(x, torch.nn.functional.linear(hidden, weight, bias), mask)` to
+    rounding.
+
+    Args:
+        hidden, weight, bias: the layer and its input, as in `linear_gaussian_log_likelihood`.
+        x, mask: as in `bernoulli_log_likelihood`.
+
+    Returns:
+        [B] or [S, B] in the wider dtype of `hidden` and `weight`, at least float32.
+
+    Gradient:
+        To `hidden`, `weight`, `bias`, and to `x` where it is floating point; once and twice
+        differentiable.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
+
+    Source:
+        `rvi_fast.reference.linear_log_likelihood`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> rvi_fast.linear_bernoulli_log_likelihood(torch.ones(1, 1), weight, None, x)
+        tensor([-2.0064])
+    """
+    _check_layer(hidden, weight, bias, x)
+    _check_mask(x, mask, weight, checked=False)
+    inputs = weight, bias, x, None, mask, "bernoulli"
+    if hidden.dim() == 3:
+        return ops.linear_log_likelihood(hidden, *inputs)
+    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
+
+
+def _check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
     _checks.check_tensor("hidden", hidden)
     _checks.check_tensor("weight", weight)
     for name, tensor in (("hidden", hidden), ("weight", weight)):
@@ -137,11 +234,6 @@ def linear_gaussian_log_likelihood(
         if bias.dtype != weight.dtype:
             raise TypeError(f"bias: expected the dtype of weight, {weight.dtype}, got {bias.dtype}")
         _checks.check_same_device("bias", bias, hidden.device)
-    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
-    inputs = weight, bias, x, scale, mask, "gaussian"
-    if hidden.dim() == 3:
-        return ops.linear_log_likelihood(hidden, *inputs)
-    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
 
 
 def _check_data(x: Tensor, like: Tensor) -> tuple[int, ...]:
@@ -168,6 +260,12 @@ def _check_scale_and_mask(
     else:
         _checks.check_positive_float("scale", scale)
         scale = torch.full((), scale, dtype=like.dtype, device=like.device)
+    _check_mask(x, mask, like, checked)
+    return scale
+
+
+def _check_mask(x: Tensor, mask: Tensor | None, like: Tensor, checked: bool) -> None:
+    batch = tuple(x.shape)
     if mask is not None:
         _checks.check_tensor("mask", mask)
         packed = mask.dtype == torch.int32
@@ -183,7 +281,6 @@ def _check_scale_and_mask(
                 raise ValueError(
                     f"x: NaN at row {row}, column {column}, where the mask says observed"
                 )
-    return scale
 
 
 def pack_mask(mask: Tensor) -> Tensor:

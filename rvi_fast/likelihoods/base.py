@@ -249,6 +249,16 @@ class Likelihood(nn.Module):
         self, x: Tensor, outputs: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x and outputs in the dtype to compute in, and what is observed; 0 in x where it is not."""
+        self._check_entries(x, outputs)
+        observed = observed_of(x, mask)
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        values = x.to(dtype)
+        if x.dtype == torch.uint8:
+            values = values / 255
+        return torch.where(observed, values, 0.0), outputs.to(dtype), observed
+
+    def _check_entries(self, x: Tensor, outputs: Tensor) -> None:
+        """Refuses shapes and dtypes that do not fit."""
         _checks.check_tensor("x", x)
         _checks.check_tensor("outputs", outputs)
         if x.dim() != 2 or x.shape[1] != self.num_features:
@@ -263,12 +273,6 @@ class Likelihood(nn.Module):
         if outputs.dim() not in (2, 3) or tuple(outputs.shape[-2:]) != shape:
             wanted = f"[{shape[0]}, {shape[1]}] or [S, {shape[0]}, {shape[1]}]"
             raise ValueError(f"outputs: expected shape {wanted}, got {_checks.shape_of(outputs)}")
-        observed = observed_of(x, mask)
-        dtype = torch.promote_types(outputs.dtype, torch.float32)
-        values = x.to(dtype)
-        if x.dtype == torch.uint8:
-            values = values / 255
-        return torch.where(observed, values, 0.0), outputs.to(dtype), observed
 
     def _noise(
         self, outputs: Tensor, noise: Tensor | None, generator: torch.Generator | None

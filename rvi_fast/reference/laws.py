@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 class Gaussian:
@@ -40,4 +41,23 @@ class Gaussian:
         return -grad_output
 
 
-LAWS: dict[str, Any] = {"gaussian": Gaussian()}
+class Bernoulli:
+    """log p = x o - log(1 + exp(o)): the output o is the logit. No scale."""
+
+    def entries(self, x: Tensor, output: Tensor, scale: None, observed: Tensor) -> Tensor:
+        """See `Gaussian.entries`."""
+        x, output = torch.where(observed, x, 0.0), torch.where(observed, output, 0.0)
+        return x * output + logsigmoid(-output)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, output: Tensor, scale: None, observed: Tensor
+    ) -> tuple[Tensor, None]:
+        """See `Gaussian.gradients`: g (x - 1 / (1 + exp(-o)))."""
+        return grad * torch.where(observed, x - output.sigmoid(), 0.0), None
+
+    def grad_x(self, grad: Tensor, output: Tensor, grad_output: Tensor) -> Tensor:
+        """See `Gaussian.grad_x`."""
+        return grad * output
+
+
+LAWS: dict[str, Any] = {"gaussian": Gaussian(), "bernoulli": Bernoulli()}

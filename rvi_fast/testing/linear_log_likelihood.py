@@ -48,6 +48,10 @@ class LinearLogLikelihoodContract(LogLikelihoodContract):
         LinearLogLikelihoodCase(33, 65, 1, "scalar", True, torch.float64, hidden_dim=200),
         LinearLogLikelihoodCase(300, 40, 1, "scalar", hidden_dim=17, bias=False),
         LinearLogLikelihoodCase(0, 7, 2, "feature", hidden_dim=4),
+        LinearLogLikelihoodCase(7, 63, 3, "none", hidden_dim=7, law="bernoulli"),
+        LinearLogLikelihoodCase(
+            63, 100, 2, "none", True, torch.uint8, packed=True, law="bernoulli", hidden_dim=64
+        ),
     )
 
     def inputs(self, function: str, case: Any, dtype: torch.dtype) -> Inputs:

@@ -17,8 +17,9 @@ from .contract import Inputs, OpContract
 class LogLikelihoodCase:
     """Shapes and kinds of one call of `log_likelihood`.
 
-    `scale` names the shape: "scalar", "one" [1], "feature" [D] or "entry" [B, D]; `x_dtype` None is
-    the dtype of the output; without a mask NaN marks what is missing. `packed` gives the mask's bits.
+    `scale` names the shape: "scalar", "one" [1], "feature" [D], "entry" [B, D] or "none";
+    `x_dtype` None is the dtype of the output; without a mask NaN marks what is missing. `packed` gives
+    the mask's bits.
     """
 
     batch: int
@@ -34,6 +35,7 @@ class LogLikelihoodCase:
         sizes = f"B{self.batch}-D{self.num_features}-S{self.num_samples}"
         kind = "mean" if self.x_dtype is None else str(self.x_dtype).removeprefix("torch.")
         extras = [word for word in ("masked", "packed") if getattr(self, word)]
+        extras += [self.law] * (self.law != "gaussian")
         return "-".join([sizes, self.scale, kind, *extras])
 
 
@@ -56,6 +58,9 @@ class LogLikelihoodContract(OpContract):
         LogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
         LogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
         LogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
+        LogLikelihoodCase(1, 1, scale="none", law="bernoulli"),
+        LogLikelihoodCase(7, 63, 3, "none", True, torch.uint8, packed=True, law="bernoulli"),
+        LogLikelihoodCase(63, 1000, 2, "none", masked=True, law="bernoulli"),
     )
 
     def inputs(self, function: str, case: LogLikelihoodCase, dtype: torch.dtype) -> Inputs:
@@ -69,6 +74,8 @@ class LogLikelihoodContract(OpContract):
         if case.batch > 1:
             observed[0] = False
         x = normal(*batch)
+        if case.law == "bernoulli":
+            x = (x > 0).to(dtype)
         if case.x_dtype == torch.uint8:
             x = torch.randint(256, batch, generator=generator, dtype=torch.uint8)
         elif case.x_dtype is not None:
@@ -78,7 +85,7 @@ class LogLikelihoodContract(OpContract):
         return {
             "x": x if case.masked else torch.where(observed, x, torch.nan),
             "output": normal(case.num_samples, *batch),
-            "scale": normal(*shapes[case.scale]).abs() + 0.3,
+            "scale": None if case.scale == "none" else normal(*shapes[case.scale]).abs() + 0.3,
             "mask": mask if case.masked else None,
             "grad_log_prob": normal(case.num_samples, case.batch),
             "law": case.law,
