@@ -70,6 +70,27 @@ def load_scale(scale_ptr, offsets, columns, inside, num_features, SCALE: tl.cons
         return tl.load(scale_ptr + offsets, mask=inside, other=1.0).to(tl.float32)
 
 
+@triton.jit
+def load_tile(
+    x_ptr,
+    mask_ptr,
+    scale_ptr,
+    first,
+    rows,
+    columns,
+    inside,
+    num_features,
+    MASK: tl.constexpr,
+    SCALE: tl.constexpr,
+):
+    """Values, observed and scale of a tile whose rows count from `first`."""
+    values = load_values(x_ptr + first * num_features + rows * num_features + columns, inside)
+    marks = mask_at_row(mask_ptr, first, num_features, MASK)
+    observed = load_observed(marks, values, rows, columns, inside, num_features, MASK)
+    scales = scales_of_rows(scale_ptr, first, rows, num_features, SCALE)
+    return values, observed, load_scale(scales, columns, columns, inside, num_features, SCALE)
+
+
 def kind_of_scale(scale: Tensor | None) -> str:
     """SCALE of the kernels."""
     if scale is None:

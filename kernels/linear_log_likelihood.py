@@ -47,23 +47,12 @@ from torch import Tensor
 
 from .._op_checks import checked
 from . import laws
-from ._common import block_of, input_precision, sum_pieces
-from .data import (
-    kind_of_mask,
-    kind_of_scale,
-    load_observed,
-    load_scale,
-    load_values,
-    marks_of,
-    mask_at_row,
-    scales_of_rows,
-)
-from .weights import load_bias, load_matrix, products
+from ._common import input_precision
+from .data import kind_of_mask, kind_of_scale, load_tile, marks_of
+from .pieces import add_up, pieces_of, share
+from .weights import FEATURES_TILES, ROWS_TILES, load_bias, load_matrix, products, tile_of
 
 LARGEST_HIDDEN = 256
-# programs of a kernel where the batch is small: two to a processor of a large GPU, and no more, which
-# would wait for a second turn. Sums have as many pieces as that takes.
-PROGRAMS = 256
 
 
 @triton.jit(do_not_specialize=["program_tiles", "outputs", "batch"])
@@ -112,11 +101,9 @@ def _linear_log_likelihood_rows_kernel(
         column = (start + tl.arange(0, BLOCK_D)).to(tl.int32)
         columns, has_column = column[None, :], column < num_features
         inside = exists[:, None] & has_column[None, :]
-        values = load_values(x_ptr + first * num_features + rows * num_features + columns, inside)
-        marks = mask_at_row(mask_ptr, first, num_features, MASK)
-        observed = load_observed(marks, values, rows, columns, inside, num_features, MASK)
-        scales = scales_of_rows(scale_ptr, first, rows, num_features, SCALE)
-        scale = load_scale(scales, columns, columns, inside, num_features, SCALE)
+        values, observed, scale = load_tile(
+            x_ptr, mask_ptr, scale_ptr, first, rows, columns, inside, num_features, MASK, SCALE
+        )
         output = products(
             hidden_ptr,
             position,
@@ -194,11 +181,9 @@ def _linear_log_likelihood_features_kernel(
         first = (piece * program_blocks + block) * BLOCK_B
         exists = first + row < batch
         inside = has_column[:, None] & exists[None, :]
-        values = load_values(x_ptr + first * num_features + rows * num_features + columns, inside)
-        marks = mask_at_row(mask_ptr, first, num_features, MASK)
-        observed = load_observed(marks, values, rows, columns, inside, num_features, MASK)
-        scales = scales_of_rows(scale_ptr, first, rows, num_features, SCALE)
-        scale = load_scale(scales, columns, columns, inside, num_features, SCALE)
+        values, observed, scale = load_tile(
+            x_ptr, mask_ptr, scale_ptr, first, rows, columns, inside, num_features, MASK, SCALE
+        )
         entry_scale = tl.zeros((BLOCK_D, BLOCK_B), dtype=tl.float32)
         position = first
         for _ in range(num_samples):
@@ -244,38 +229,6 @@ def _linear_log_likelihood_features_kernel(
     if NEED_SCALE and SCALE == "scalar":
         number = piece * tl.num_programs(0) + tl.program_id(0)
         tl.store(grad_scale_ptr + number, tl.sum(grad_scale, axis=0))
-
-
-# BLOCK_H -> BLOCK_B, BLOCK_D and warps that compile without spills, of the two kernels
-_ROWS_TILES = {
-    16: (32, 32, 4),
-    32: (32, 32, 4),
-    64: (32, 32, 4),
-    128: (16, 32, 8),
-    256: (16, 32, 8),
-}
-_FEATURES_TILES = {
-    16: (32, 32, 4),
-    32: (32, 32, 4),
-    64: (32, 32, 4),
-    128: (32, 16, 4),
-    256: (32, 16, 8),
-}
-
-
-def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: Any) -> dict[str, int]:
-    block = block_of(hidden_dim)
-    rows, features, warps = tiles[block]
-    chunk = min(block, 32)
-    if tiles is _FEATURES_TILES:
-        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
-        if own_scale:
-            rows = 16
-        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
-            chunk = min(block, 16)
-    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
-    # without a limit of its own the assembler may spill a few registers for one program more
-    return blocks | {"num_warps": warps, "maxnreg": 255}
 
 
 def _prepared(
@@ -374,11 +327,11 @@ def _over_features(
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=torch.float32)
     if log_prob.numel() == 0 or x.numel() == 0:
         return log_prob, grad_hidden
-    tile = _tile(_ROWS_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(ROWS_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
-    program_tiles = _share(tiles, blocks * num_samples)
+    program_tiles = share(tiles, blocks * num_samples)
     pieces = triton.cdiv(tiles, program_tiles)
-    parts = [_pieces(total, pieces) for total in (log_prob, grad_hidden)]
+    parts = [pieces_of(total, pieces) for total in (log_prob, grad_hidden)]
     _linear_log_likelihood_rows_kernel[(blocks, pieces, num_samples)](
         grad_log_prob_ptr=grad_log_prob if need_hidden else log_prob,
         **tensors,
@@ -394,8 +347,8 @@ def _over_features(
         **tile,
         enable_fp_fusion=True,
     )
-    _add_up(parts[0], log_prob)
-    _add_up(parts[1], grad_hidden)
+    add_up(parts[0], log_prob)
+    add_up(parts[1], grad_hidden)
     return log_prob, grad_hidden
 
 
@@ -418,13 +371,13 @@ def _over_rows(
     totals = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     if hidden.numel() == 0 or num_features == 0:
         return totals[0], totals[1], totals[2]
-    tile = _tile(_FEATURES_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(FEATURES_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
-    program_blocks = _share(blocks, tiles)
+    program_blocks = share(blocks, tiles)
     pieces = triton.cdiv(blocks, program_blocks)
-    parts = [_pieces(total, pieces) for total in totals]
+    parts = [pieces_of(total, pieces) for total in totals]
     if constants["SCALE"] == "scalar":
-        parts[2] = _pieces(totals[2], pieces * tiles)
+        parts[2] = pieces_of(totals[2], pieces * tiles)
     elif constants["SCALE"] == "entry":
         parts[2] = totals[2]
     _linear_log_likelihood_features_kernel[(tiles, pieces)](
@@ -445,20 +398,5 @@ def _over_rows(
         enable_fp_fusion=True,
     )
     for part, total in zip(parts, totals, strict=True):
-        _add_up(part, total)
+        add_up(part, total)
     return totals[0], totals[1], totals[2]
-
-
-def _share(steps: int, walks: int) -> int:
-    """Steps of a walk that a program takes: then `PROGRAMS` do for all walks, or as many as walks."""
-    return triton.cdiv(steps, max(1, PROGRAMS // walks))
-
-
-def _pieces(total: Tensor, pieces: int) -> Tensor:
-    """Room for `pieces` parts of a sum; the sum itself where there is but one."""
-    return total if pieces == 1 else total.new_empty((pieces, *total.shape))
-
-
-def _add_up(pieces: Tensor, total: Tensor) -> None:
-    if pieces is not total and total.numel():
-        sum_pieces(pieces, total)

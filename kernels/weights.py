@@ -1,9 +1,43 @@
-"""Products with the weight of a linear layer, tile by tile."""
+"""Products with the weight of a linear layer, tile by tile, and the sizes of the tiles."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from ._common import block_of, input_precision
+
+# BLOCK_H -> BLOCK_B, BLOCK_D and warps that compile without spills, of the two kernels
+ROWS_TILES = {
+    16: (32, 32, 4),
+    32: (32, 32, 4),
+    64: (32, 32, 4),
+    128: (16, 32, 8),
+    256: (16, 32, 8),
+}
+FEATURES_TILES = {
+    16: (32, 32, 4),
+    32: (32, 32, 4),
+    64: (32, 32, 4),
+    128: (32, 16, 4),
+    256: (32, 16, 8),
+}
+
+
+def tile_of(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: str) -> dict[str, int]:
+    """Sizes of the tiles and options of a launch; `scale` is SCALE of the kernel."""
+    block = block_of(hidden_dim)
+    rows, features, warps = tiles[block]
+    chunk = min(block, 32)
+    if tiles is FEATURES_TILES:
+        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
+        if own_scale:
+            rows = 16
+        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
+            chunk = min(block, 16)
+    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
+    # without a limit of its own the assembler may spill a few registers for one program more
+    return blocks | {"num_warps": warps, "maxnreg": 255}
 
 
 @triton.jit

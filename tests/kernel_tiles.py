@@ -51,12 +51,14 @@ def report(tile: tuple[int, ...], rows: float, found: Iterator[Any], stem: str) 
 
 
 def try_linear(hidden_dim: int) -> None:
-    module = importlib.import_module("rvi_fast.kernels.linear_log_likelihood")
+    module = importlib.import_module("rvi_fast.kernels.weights")
+    launcher = importlib.import_module("rvi_fast.kernels.linear_log_likelihood")
     case = testing.LinearLogLikelihoodCase(256, 784, hidden_dim=hidden_dim)
     function = "linear_log_likelihood_bwd"
     for tile in itertools.product((16, 32), (16, 32), (4, 8)):
         table = {module.block_of(hidden_dim): tile}
-        with mock.patch.multiple(module, _ROWS_TILES=table, _FEATURES_TILES=table):
+        tables = {"ROWS_TILES": table, "FEATURES_TILES": table}
+        with mock.patch.multiple(module, **tables), mock.patch.multiple(launcher, **tables):
             found = compiled(testing.LinearLogLikelihoodContract, function, case)
             report(tile, tile[0] * tile[1] / 32, found, "linear")
 

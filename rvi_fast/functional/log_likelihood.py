@@ -92,7 +92,7 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = No
         A NaN where the mask says observed gives NaN. The result is deterministic.
 
     Source:
-        `rvi_fast.reference.laws.Bernoulli`.
+        `rvi_fast.reference.laws.BernoulliEntries`.
 
     Example:
         >>> import math, torch, rvi_fast

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-class Gaussian:
+class GaussianEntries:
     """log p = -1/2 u^2 - log s - 1/2 log 2 pi with u = (x - o) / s: the output o is the mean.
 
     The methods are those of every law. They take x [B, D], o [S, B, D] and s, which broadcasts to x and
@@ -41,23 +41,23 @@ class Gaussian:
         return -grad_output
 
 
-class Bernoulli:
+class BernoulliEntries:
     """log p = x o - log(1 + exp(o)): the output o is the logit. No scale."""
 
     def entries(self, x: Tensor, output: Tensor, scale: None, observed: Tensor) -> Tensor:
-        """See `Gaussian.entries`."""
+        """See `GaussianEntries.entries`."""
         x, output = torch.where(observed, x, 0.0), torch.where(observed, output, 0.0)
         return x * output + logsigmoid(-output)
 
     def gradients(
         self, grad: Tensor, x: Tensor, output: Tensor, scale: None, observed: Tensor
     ) -> tuple[Tensor, None]:
-        """See `Gaussian.gradients`: g (x - 1 / (1 + exp(-o)))."""
+        """See `GaussianEntries.gradients`: g (x - 1 / (1 + exp(-o)))."""
         return grad * torch.where(observed, x - output.sigmoid(), 0.0), None
 
     def grad_x(self, grad: Tensor, output: Tensor, grad_output: Tensor) -> Tensor:
-        """See `Gaussian.grad_x`."""
+        """See `GaussianEntries.grad_x`."""
         return grad * output
 
 
-LAWS: dict[str, Any] = {"gaussian": Gaussian(), "bernoulli": Bernoulli()}
+LAWS: dict[str, Any] = {"gaussian": GaussianEntries(), "bernoulli": BernoulliEntries()}

@@ -8,6 +8,7 @@ from rvi_fast import reference, testing
 
 # the file of the package's kernels, not the function of the same name
 kernel = __import__("importlib").import_module("rvi_fast.kernels.linear_log_likelihood")
+pieces = __import__("importlib").import_module("rvi_fast.kernels.pieces")
 IMPLEMENTATION = testing.Implementation("triton-interpreter", rvi_fast.kernels)
 
 
@@ -24,7 +25,7 @@ class TestContract(testing.LinearLogLikelihoodContract):
 @pytest.mark.parametrize("case", TestContract.cases[1:6], ids=str)
 def test_sums_of_one_program_equal_those_of_pieces(case, monkeypatch):
     contract = TestContract()
-    monkeypatch.setattr(kernel, "PROGRAMS", 1)
+    monkeypatch.setattr(pieces, "PROGRAMS", 1)
     for function in contract.functions:
         contract.check(IMPLEMENTATION, function, contract.inputs(function, case, torch.float32))
 
@@ -66,6 +67,6 @@ def test_wide_and_double_layers_are_left_to_the_reference():
 @pytest.mark.parametrize("walks", [1, 7, 25, 128, 300])
 @pytest.mark.parametrize("steps", [1, 8, 25, 128, 1000])
 def test_programs_fit_a_large_gpu_at_once(steps, walks):
-    share = kernel._share(steps, walks)
+    share = pieces.share(steps, walks)
     programs = -(-steps // share) * walks
-    assert programs <= max(kernel.PROGRAMS, walks)
+    assert programs <= max(pieces.PROGRAMS, walks)
