@@ -17,6 +17,7 @@
 
 #include <cmath>
 
+#include "calls.h"
 #include "entries.h"
 #include "simd/simd.h"
 
@@ -128,6 +129,16 @@ struct Gaussian {
     return observed > 0 ? -(F(0.5) * terms + constant) : F(0);
   }
 };
+
+// body(law) with the law of a call of float or double.
+template <class F, class Body>
+void for_law(const LogLikelihood& call, const Body& body) {
+  switch (call.law) {
+    case Law::gaussian:
+      return call.scale_kind == ScaleKind::scalar ? body(Gaussian<F, Scales::number>())
+                                                  : body(Gaussian<F, Scales::array>());
+  }
+}
 
 }  // namespace RVI_PATH
 }  // namespace rvi
