@@ -76,7 +76,7 @@ struct RelaySampleBwd {
 };
 
 // Of an entry of x, given an output of the decoder; see laws.h.
-enum class Law { gaussian };
+enum class Law { gaussian, bernoulli };
 
 enum class DataType { float32, float64, float16, bfloat16, uint8 };
 

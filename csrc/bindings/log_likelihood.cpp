@@ -109,7 +109,7 @@ void linear_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_sam
 
 void bind_log_likelihood(py::module_& module) {
   bind_enum<Law>(module, "Law", "Of an entry of x, given an output of the decoder.",
-                 {{"gaussian", Law::gaussian}});
+                 {{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}});
   bind_enum<DataType>(module, "DataType", "The element type of x.",
                       {{"float32", DataType::float32},
                        {"float64", DataType::float64},
