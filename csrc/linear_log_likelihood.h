@@ -1,11 +1,23 @@
-// linear_gaussian_log_likelihood: see rvi_fast.reference.linear_gaussian_log_likelihood_fwd and
-// _bwd.
+// The log-likelihood under a law whose output is hidden W^T + bias, and its gradients.
 //
-// A tile of the mean, MEAN_ROWS rows by MEAN_FEATURES features, is computed, compared with x and
+// A tile of the output, MEAN_ROWS rows by MEAN_FEATURES features, is computed, compared with x and
 // turned in place into its gradient; while it is in the cache it is multiplied with the weight for
 // grad_hidden and with hidden for grad_weight. All three products run through one register-blocked
 // kernel. The batch is cut into pieces that depend on its size alone; each piece has sums of its
 // own, added up in order at the end.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "calls.h"
+#include "entries.h"
+#include "laws.h"
+#include "product.h"
+#include "simd/simd.h"
+#include "work.h"
 
 namespace rvi {
 namespace RVI_PATH {
@@ -13,96 +25,10 @@ namespace RVI_PATH {
 constexpr std::int64_t MEAN_ROWS = 64, MEAN_FEATURES = 64;
 constexpr std::int64_t LINEAR_PIECE_ROWS = 128, LINEAR_MAX_PIECES = 32;
 
-// accumulators of a product, rows by vectors: with a row of the right factor they fill the
-// registers
-constexpr int PRODUCT_ROWS = 6;
-#if defined(RVI_AVX512)
-constexpr int PRODUCT_VECTORS = 4;
-#else
-constexpr int PRODUCT_VECTORS = 2;
-#endif
-
-// out[m, n] = in[m, n] + sum_k left[m, k] right[k, n], where n is contiguous everywhere.
-template <class F>
-struct Product {
-  std::int64_t rows, vectors, depth;
-  const F* left;
-  std::int64_t left_row, left_step;
-  const F* right;
-  std::int64_t right_step;
-  const F* in;
-  std::int64_t in_row;  // 0 repeats one row
-  F* out;
-  std::int64_t out_row;
-};
-
-template <class F, int ROWS, int VECTORS>
-inline void product_block(const Product<F>& p, std::int64_t row, std::int64_t column) {
-  constexpr int LANES = Simd<F>::LANES;
-  const F* in = p.in + row * p.in_row + column;
-  Vec<F> sums[ROWS][VECTORS];
-#pragma GCC unroll 8
-  for (int m = 0; m < ROWS; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) sums[m][n] = load<Vec<F>>(in + m * p.in_row + n * LANES);
-  }
-  const F* left = p.left + row * p.left_row;
-  const F* right = p.right + column;
-  for (std::int64_t k = 0; k < p.depth; ++k, left += p.left_step, right += p.right_step) {
-    Vec<F> factors[VECTORS];
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) factors[n] = load<Vec<F>>(right + n * LANES);
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; ++m) {
-      const Vec<F> factor = broadcast(left[m * p.left_row]);
-#pragma GCC unroll 4
-      for (int n = 0; n < VECTORS; ++n) sums[m][n] += factor * factors[n];
-    }
-  }
-  F* out = p.out + row * p.out_row + column;
-#pragma GCC unroll 8
-  for (int m = 0; m < ROWS; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) store(out + m * p.out_row + n * LANES, sums[m][n]);
-  }
-}
-
-template <class F, int VECTORS>
-inline void product_columns(const Product<F>& p, std::int64_t column) {
-  std::int64_t row = 0;
-  for (; row + PRODUCT_ROWS <= p.rows; row += PRODUCT_ROWS) {
-    product_block<F, PRODUCT_ROWS, VECTORS>(p, row, column);
-  }
-  switch (p.rows - row) {
-    case 5:
-      return product_block<F, 5, VECTORS>(p, row, column);
-    case 4:
-      return product_block<F, 4, VECTORS>(p, row, column);
-    case 3:
-      return product_block<F, 3, VECTORS>(p, row, column);
-    case 2:
-      return product_block<F, 2, VECTORS>(p, row, column);
-    case 1:
-      return product_block<F, 1, VECTORS>(p, row, column);
-    default:
-      return;
-  }
-}
-
-template <class F>
-void product(const Product<F>& p) {
-  constexpr int LANES = Simd<F>::LANES;
-  std::int64_t n = 0;
-  for (; n + PRODUCT_VECTORS <= p.vectors; n += PRODUCT_VECTORS) {
-    product_columns<F, PRODUCT_VECTORS>(p, n * LANES);
-  }
-  for (; n < p.vectors; ++n) product_columns<F, 1>(p, n * LANES);
-}
-
 // weight [D, H] as panels of `panel` features, [panels, H, panel], and bias: 0 past the last
 // feature.
 template <class F>
-void pack_panels(const LinearGaussianLogLikelihood& call, std::int64_t panel, F* panels, F* bias) {
+void pack_panels(const LinearLogLikelihood& call, std::int64_t panel, F* panels, F* bias) {
   const std::int64_t depth = call.hidden_dim, features = call.likelihood.num_features;
   const F* weight = static_cast<const F*>(call.weight);
   for (std::int64_t d = 0; d < round_up(features, MEAN_FEATURES); ++d) {
@@ -121,34 +47,29 @@ void pad_rows(const F* from, std::int64_t rows, std::int64_t width, std::int64_t
   }
 }
 
-// Sums over the entries of a row seen so far, lane by lane.
-template <class F>
-struct RowSums {
-  Vec<F> terms;      // u^2 - 1 with u = (x - mean) / s
-  Vec<F> count;      // entries observed
-  Vec<F> logarithm;  // log s, where it is not one for all
-};
-
 // What all tiles share. Sums by feature are null where they are not wanted.
-template <class F>
+template <class LAW>
 struct TileContext {
+  using F = typename LAW::Element;
   F* tile;
   const F* inverse;     // 1/s by feature
   const F* logarithms;  // log s by feature
-  F uniform_inverse;
-  RowSums<F>* row_sums;
+  F number_inverse;     // 1/s of a scale that is one number
+  typename LAW::TileSums* row_sums;
   F* feature_bias;   // grad_bias of the tile's features
   F* feature_scale;  // grad_scale of the tile's features
 };
 
-// Adds the likelihood of a tile of means to `row_sums` and puts grad_mean in its place.
-template <class F, class X, MaskKind MASK, bool UNIFORM>
-void differentiate_tile(const GaussianLogLikelihood& shared_call, const TileContext<F>& context,
+// Adds the likelihood of a tile of outputs to `row_sums` and puts their gradient in its place.
+template <class LAW, class X, MaskKind MASK>
+void differentiate_tile(const LogLikelihood& shared_call, const TileContext<LAW>& context,
                         std::int64_t sample, std::int64_t first_row, std::int64_t rows,
                         std::int64_t first) {
   // copies of its own: what is stored could lie in the others, as far as the compiler knows
-  const GaussianLogLikelihood call = shared_call;
-  const TileContext<F> at = context;
+  const LogLikelihood call = shared_call;
+  const TileContext<LAW> at = context;
+  using F = typename LAW::Element;
+  constexpr bool ARRAY = LAW::SCALES == Scales::array;
   constexpr int LANES = Simd<F>::LANES;
   const std::int64_t width = call.num_features;
   const std::int64_t stop = width < first + MEAN_FEATURES ? width : first + MEAN_FEATURES;
@@ -160,63 +81,54 @@ void differentiate_tile(const GaussianLogLikelihood& shared_call, const TileCont
     const std::int64_t b = first_row + r;
     const F g = call.backward ? static_cast<const F*>(call.grad)[sample * call.batch + b] : F(0);
     const std::uint8_t* marks = row_mask<MASK>(call.mask, b, width);
-    RowSums<F> sums = at.row_sums[r];
-    IntVec<F> count = {};
+    typename LAW::TileSums sums = at.row_sums[r];
     for (std::int64_t d = first; d < stop; d += LANES) {
       const std::int64_t entry = b * width + d, left = width - d;
-      F* means = at.tile + r * MEAN_FEATURES + (d - first);
-      const Entries<F> entries =
-          left >= LANES ? load_entries<F, X, MASK>(x + entry, means, marks, d)
-                        : load_some_entries<F, X, MASK>(x + entry, means, marks, d, (int)left);
-      count -= entries.observed;
-      Vec<F> scaled, factor;
-      if constexpr (UNIFORM) {
-        scaled = entries.residual * at.uniform_inverse;
-        factor = broadcast(g * at.uniform_inverse);
+      F* outputs = at.tile + r * MEAN_FEATURES + (d - first);
+      const typename LAW::Entries entries =
+          left >= LANES ? load_entries<LAW, X, MASK>(x + entry, outputs, marks, d)
+                        : load_some_entries<LAW, X, MASK>(x + entry, outputs, marks, d, (int)left);
+      Vec<F> inverse, logarithms = {};
+      if constexpr (!ARRAY) {
+        inverse = broadcast(at.number_inverse);
+      } else if (per_entry) {
+        const Vec<F> s = load_up_to(scale + entry, left);
+        inverse = F(1) / s;
+        logarithms = logarithm(s);
       } else {
-        Vec<F> inverse, constant;
-        if (per_entry) {
-          const Vec<F> s = load_up_to(scale + entry, left);
-          inverse = F(1) / s;
-          constant = logarithm(s);
-        } else {
-          inverse = load<Vec<F>>(at.inverse + d);
-          constant = load<Vec<F>>(at.logarithms + d);
-        }
-        sums.logarithm += entries.observed ? constant : Vec<F>{};
-        // an infinite or missing 1/s times nothing is still nothing
-        scaled = entries.observed ? entries.residual * inverse : Vec<F>{};
-        factor = entries.observed ? g * inverse : Vec<F>{};
+        inverse = load<Vec<F>>(at.inverse + d);
+        logarithms = load<Vec<F>>(at.logarithms + d);
       }
-      Vec<F> term = scaled * scaled - F(1);
-      term = entries.observed ? term : Vec<F>{};
-      sums.terms += term;
+      const typename LAW::Terms terms = LAW::observed_terms(entries, g, inverse);
+      LAW::add(sums, entries, terms, logarithms);
       if (call.backward) {
-        const Vec<F> gradient = scaled * factor;
-        store(means, gradient);
+        const Vec<F> gradient = LAW::gradient(terms);
+        store(outputs, gradient);
         if (at.feature_bias) {
           F* to = at.feature_bias + (d - first);
           store(to, load<Vec<F>>(to) + gradient);
         }
-        if (at.feature_scale) {
-          F* to = at.feature_scale + (d - first);
-          store(to, load<Vec<F>>(to) + term * factor);
-        }
-        if (grad_scale) {
-          const Vec<F> before = sample ? load_up_to(grad_scale + entry, left) : Vec<F>{};
-          store_up_to(grad_scale + entry, before + term * factor, left);
+        if constexpr (LAW::SCALES != Scales::none) {
+          // where the scale is one number, the sums of the row are enough
+          if (at.feature_scale) {
+            F* to = at.feature_scale + (d - first);
+            store(to, load<Vec<F>>(to) + LAW::scale_gradient(terms));
+          }
+          if (grad_scale) {
+            const Vec<F> before = sample ? load_up_to(grad_scale + entry, left) : Vec<F>{};
+            store_up_to(grad_scale + entry, before + LAW::scale_gradient(terms), left);
+          }
         }
       }
     }
-    sums.count += __builtin_convertvector(count, Vec<F>);
     at.row_sums[r] = sums;
   }
 }
 
 // Fetches the entries of x that the next tile of the same rows is compared with.
 template <class X>
-RVI_INLINE void prefetch_tile(const GaussianLogLikelihood& call, std::int64_t first_row,
-                              std::int64_t rows, std::int64_t first) {
+RVI_INLINE void prefetch_tile(const LogLikelihood& call, std::int64_t first_row, std::int64_t rows,
+                              std::int64_t first) {
   constexpr std::int64_t LINE = 64 / sizeof(X);
   const std::int64_t width = call.num_features;
   const std::int64_t stop = width < first + MEAN_FEATURES ? width : first + MEAN_FEATURES;
@@ -226,12 +138,15 @@ RVI_INLINE void prefetch_tile(const GaussianLogLikelihood& call, std::int64_t fi
   }
 }
 
-template <class F, class X, MaskKind MASK, bool UNIFORM>
-void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads) {
+template <class LAW, class X, MaskKind MASK>
+void linear_log_likelihood_of(const LinearLogLikelihood& linear, int threads) {
+  using F = typename LAW::Element;
+  using TileSums = typename LAW::TileSums;
+  constexpr bool NUMBER = LAW::SCALES == Scales::number;
   constexpr int LANES = Simd<F>::LANES;
   constexpr std::int64_t PANEL = PRODUCT_VECTORS * LANES;
   static_assert(MEAN_FEATURES % PANEL == 0, "a tile is a whole number of panels");
-  const GaussianLogLikelihood& call = linear.likelihood;
+  const LogLikelihood& call = linear.likelihood;
   const std::int64_t batch = call.batch, features = call.num_features, depth = linear.hidden_dim;
   const std::int64_t padded_features = round_up(features, MEAN_FEATURES);
   const std::int64_t padded_depth = round_up(depth, LANES);
@@ -262,8 +177,8 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
     inverse = scale_memory.make<F>(2 * width);
     prepare_scales(scale, features, inverse, inverse + width);
   }
-  const F uniform_inverse = UNIFORM ? F(1) / scale[0] : F(0);
-  const F uniform_constant = UNIFORM ? (F)std::log(scale[0]) : F(0);
+  const F number_inverse = NUMBER ? F(1) / scale[0] : F(0);
+  const F number_logarithm = NUMBER ? (F)std::log(scale[0]) : F(0);
 
   std::int64_t piece_rows = LINEAR_PIECE_ROWS;
   if (batch > piece_rows * LINEAR_MAX_PIECES) {
@@ -273,13 +188,13 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
   // sums of a piece: grad_weight, its rows padded, then grad_bias and grad_scale by feature
   const std::int64_t weight_size = features * padded_depth;
   const std::int64_t piece_size = weight_size + 2 * padded_features;
-  Scratch totals_memory, uniform_memory;
+  Scratch totals_memory, number_memory;
   F* totals = nullptr;
-  double* uniform_totals = nullptr;
+  double* number_totals = nullptr;
   if (grad_weight || grad_bias || (grad_scale && per_feature)) {
     totals = totals_memory.make<F>(pieces * piece_size);
   }
-  if (grad_scale && UNIFORM) uniform_totals = uniform_memory.make<double>(pieces);
+  if (grad_scale && NUMBER) number_totals = number_memory.make<double>(pieces);
 
   auto work = [&](std::int64_t first_piece, std::int64_t last_piece) {
     Scratch own_memory, sums_memory;
@@ -288,12 +203,12 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
     F* own_hidden = tile + tile_size;
     F* own_grad = own_hidden + block_size;
     F* feature_sums = own_grad + block_size;
-    RowSums<F>* row_sums = sums_memory.make<RowSums<F>>(MEAN_ROWS);
-    TileContext<F> at;
+    TileSums* row_sums = sums_memory.make<TileSums>(MEAN_ROWS);
+    TileContext<LAW> at;
     at.tile = tile;
     at.inverse = inverse;
     at.logarithms = inverse ? inverse + round_up(features, LANES) : nullptr;
-    at.uniform_inverse = uniform_inverse;
+    at.number_inverse = number_inverse;
     at.row_sums = row_sums;
     at.feature_bias = grad_bias ? feature_sums : nullptr;
     at.feature_scale = grad_scale && per_feature ? feature_sums + MEAN_FEATURES : nullptr;
@@ -304,7 +219,7 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
       F* total = totals ? totals + piece * piece_size : nullptr;
       F* total_features = totals ? total + weight_size : nullptr;
       if (totals) std::memset(total_features, 0, 2 * padded_features * sizeof(F));
-      double uniform_total = 0;
+      double number_total = 0;
       bool first_tile = true;  // grad_weight is stored there, added to afterwards
       for (std::int64_t sample = 0; sample < call.num_samples; ++sample) {
         for (std::int64_t b = begin; b < end; b += MEAN_ROWS, first_tile = false) {
@@ -316,7 +231,7 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
             input = own_hidden;
           }
           F* grad_input = padded || !grad_hidden ? own_grad : grad_hidden + position * depth;
-          std::memset(row_sums, 0, rows * sizeof(RowSums<F>));
+          std::memset(row_sums, 0, rows * sizeof(TileSums));
           for (std::int64_t d = 0; d < features; d += MEAN_FEATURES) {
             const std::int64_t count = features - d < MEAN_FEATURES ? features - d : MEAN_FEATURES;
             if (d == 0) prefetch_tile<X>(call, b, rows, d);
@@ -327,7 +242,7 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
                           MEAN_FEATURES});
             }
             if (totals) std::memset(feature_sums, 0, 2 * MEAN_FEATURES * sizeof(F));
-            differentiate_tile<F, X, MASK, UNIFORM>(call, at, sample, b, rows, d);
+            differentiate_tile<LAW, X, MASK>(call, at, sample, b, rows, d);
             if (grad_hidden) {
               product<F>({rows, padded_depth / LANES, count, tile, MEAN_FEATURES, 1,
                           weight + d * padded_depth, padded_depth, d ? grad_input : zeros,
@@ -347,15 +262,13 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
             }
           }
           for (std::int64_t r = 0; r < rows; ++r) {
-            const F observed = sum<F>(row_sums[r].count), terms = sum<F>(row_sums[r].terms);
-            const F logarithms =
-                UNIFORM ? observed * uniform_constant : sum<F>(row_sums[r].logarithm);
-            const F constant = logarithms + observed * (F)(0.5 + HALF_LOG_TWO_PI);
             static_cast<F*>(call.log_prob)[position + r] =
-                observed > 0 ? -(F(0.5) * terms + constant) : F(0);
-            if (uniform_totals) {
-              const F factor = static_cast<const F*>(call.grad)[position + r] * uniform_inverse;
-              uniform_total += (double)factor * wide_sum<F>(row_sums[r].terms);
+                LAW::log_prob(row_sums[r], number_logarithm);
+            if constexpr (NUMBER) {
+              if (number_totals) {
+                const F factor = static_cast<const F*>(call.grad)[position + r] * number_inverse;
+                number_total += (double)factor * wide_sum<F>(row_sums[r].scale);
+              }
             }
           }
           if (grad_hidden && padded) {
@@ -370,14 +283,14 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
           }
         }
       }
-      if (uniform_totals) uniform_totals[piece] = uniform_total;
+      if (number_totals) number_totals[piece] = number_total;
     }
   };
   parallel(pieces, threads, work);
 
-  if (uniform_totals) {
+  if (number_totals) {
     double total = 0;
-    for (std::int64_t piece = 0; piece < pieces; ++piece) total += uniform_totals[piece];
+    for (std::int64_t piece = 0; piece < pieces; ++piece) total += number_totals[piece];
     grad_scale[0] = (F)total;
   }
   auto add_up = [&](std::int64_t offset, std::int64_t size, F* to) {
@@ -396,34 +309,14 @@ void linear_likelihood_of(const LinearGaussianLogLikelihood& linear, int threads
   if (grad_scale && per_feature) add_up(weight_size + padded_features, features, grad_scale);
 }
 
-template <class F, class X, MaskKind MASK>
-void linear_likelihood_masked(const LinearGaussianLogLikelihood& linear, int threads) {
-  linear.likelihood.scale_kind == ScaleKind::scalar
-      ? linear_likelihood_of<F, X, MASK, true>(linear, threads)
-      : linear_likelihood_of<F, X, MASK, false>(linear, threads);
-}
-
-template <class F, class X>
-void linear_likelihood_with(const LinearGaussianLogLikelihood& linear, int threads) {
-  switch (linear.likelihood.mask_kind) {
-    case MaskKind::none:
-      return linear_likelihood_masked<F, X, MaskKind::none>(linear, threads);
-    case MaskKind::bytes:
-      return linear_likelihood_masked<F, X, MaskKind::bytes>(linear, threads);
-    case MaskKind::bits:
-      return linear_likelihood_masked<F, X, MaskKind::bits>(linear, threads);
-  }
-}
-
 template <class F>
-void linear_gaussian_log_likelihood(const LinearGaussianLogLikelihood& linear, int threads) {
-  const DataType x_type = linear.likelihood.x_type;
-  if constexpr (sizeof(F) == 4) {
-    if (x_type == DataType::float16) return linear_likelihood_with<F, Half>(linear, threads);
-    if (x_type == DataType::bfloat16) return linear_likelihood_with<F, BFloat16>(linear, threads);
-    if (x_type == DataType::uint8) return linear_likelihood_with<F, std::uint8_t>(linear, threads);
-  }
-  linear_likelihood_with<F, F>(linear, threads);
+void linear_log_likelihood(const LinearLogLikelihood& linear, int threads) {
+  const LogLikelihood& call = linear.likelihood;
+  for_law<F>(call, [&](auto law) {
+    for_entries<F>(call.x_type, call.mask_kind, [&](auto x, auto mask) {
+      linear_log_likelihood_of<decltype(law), decltype(x), decltype(mask)::value>(linear, threads);
+    });
+  });
 }
 
 }  // namespace RVI_PATH

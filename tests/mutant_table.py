@@ -75,7 +75,7 @@ MUTANTS = [
         "tests/test_cpp.py::test_ties_go_to_the_lowest_index",
     ),
     Mutant(
-        "csrc/log_likelihood.h",
+        "csrc/entries.h",
         "a mask of bits, and of bits alone, is inverted",
         "lanes_of<F>(load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
         "lanes_of<F>(~load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
@@ -89,7 +89,7 @@ MUTANTS = [
         "tests/test_cpp.py::test_no_row_is_lost_where_a_piece_is_no_whole_number_of_partial_sums",
     ),
     Mutant(
-        "csrc/relay_sample.h",
+        "csrc/relay_sample_bwd.h",
         "row 33 of a block of 33 gives the relays no gradient",
         "if (count > 32) transpose_bits",
         "if (count > 33) transpose_bits",

@@ -1,47 +1,37 @@
-"""`gaussian_log_likelihood` in C++."""
+"""`log_likelihood` in C++."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, empty, get_num_threads
+from torch import Tensor, empty, get_num_threads, uint8
 
 from .._op_checks import checked
-from .extension import _C, BOTH, DATA_TYPES, FLOAT32, FLOAT64, converted
+from .extension import (
+    _C,
+    BOTH,
+    DATA_TYPES,
+    FLOAT32,
+    FLOAT64,
+    LAWS,
+    MASK_KINDS,
+    NO_MASK,
+    address_of,
+    converted,
+    scale_kind,
+)
 
 
 def _likelihood_inputs(
-    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
-    """Contiguous tensors in the dtypes of a kernel, and the arguments both directions share."""
-    dtype = mean.dtype
+    x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The same, contiguous and in the dtypes of a kernel."""
+    dtype = output.dtype
     if dtype not in BOTH:  # half precision is computed in float32
         dtype = FLOAT32
-        mean = mean.to(dtype)
+        output = output.to(dtype)
     if x.dtype is not dtype and (dtype is FLOAT64 or x.dtype is FLOAT64):
-        x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    x, mean, scale = x.contiguous(), mean.contiguous(), converted(dtype, scale)
-    num_samples, batch, num_features = mean.shape
-    if mask is not None:
-        mask = mask.contiguous()
-    constants = (
-        dtype is FLOAT64,
-        get_num_threads(),
-        num_samples,
-        batch,
-        num_features,
-        DATA_TYPES[x.dtype],
-        # the numbers of `ScaleKind` in csrc/rows.h
-        0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
-        # the numbers of `MaskKind`
-        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
-        x.data_ptr(),
-        mean.data_ptr(),
-        scale.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-    )
-    return x, mean, scale, mask, constants
+        x = x.to(dtype) * (1.0 / 255.0) if x.dtype is uint8 else x.to(dtype)
+    scale = None if scale is None else converted(dtype, scale)
+    return x.contiguous(), output.contiguous(), scale, None if mask is None else mask.contiguous()
 
 
 @checked
@@ -49,11 +39,24 @@ def log_likelihood_fwd(
     x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
 ) -> Tensor:
     """`reference.log_likelihood_fwd`."""
-    if law != "gaussian" or scale is None:
-        return NotImplemented
-    *_alive, constants = inputs = _likelihood_inputs(x, output, scale, mask)
-    log_prob = empty(output.shape[:2], dtype=inputs[1].dtype)
-    _C.gaussian_log_likelihood_fwd(*constants, log_prob.data_ptr())
+    x, outputs, scales, mask = _likelihood_inputs(x, output, scale, mask)
+    num_samples, batch, num_features = outputs.shape
+    log_prob = empty((num_samples, batch), dtype=outputs.dtype)
+    _C.log_likelihood_fwd(
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        law=LAWS[law],
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        output=outputs.data_ptr(),
+        scale=address_of(scales),
+        mask=address_of(mask),
+        log_prob=log_prob.data_ptr(),
+    )
     return log_prob
 
 
@@ -69,19 +72,29 @@ def log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.log_likelihood_bwd`."""
-    if law != "gaussian" or scale is None:
-        return NotImplemented
-    *_alive, constants = inputs = _likelihood_inputs(x, output, scale, mask)
-    dtype = inputs[1].dtype
+    x, outputs, scales, mask = _likelihood_inputs(x, output, scale, mask)
+    dtype, (num_samples, batch, num_features) = outputs.dtype, outputs.shape
     grad = converted(dtype, grad_log_prob)
     grad_output = empty(output.shape if need_output else (0,), dtype=dtype)
-    grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
-    _C.gaussian_log_likelihood_bwd(
-        *constants,
-        grad.data_ptr(),
-        need_output,
-        grad_output.data_ptr(),
-        need_scale,
-        grad_scale.data_ptr(),
+    grad_scale = empty(scale.shape if need_scale and scale is not None else (0,), dtype=dtype)
+    _C.log_likelihood_bwd(
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        law=LAWS[law],
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        output=outputs.data_ptr(),
+        scale=address_of(scales),
+        mask=address_of(mask),
+        grad=grad.data_ptr(),
+        grad_output=grad_output.data_ptr(),
+        grad_scale=grad_scale.data_ptr(),
     )
-    return converted(output.dtype, grad_output), converted(scale.dtype, grad_scale)
+    return (
+        converted(output.dtype, grad_output),
+        converted(output.dtype if scale is None else scale.dtype, grad_scale),
+    )
