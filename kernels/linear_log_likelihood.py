@@ -312,7 +312,7 @@ def linear_log_likelihood_bwd(
         grad_hidden.to(hidden.dtype),
         grad_weight.to(weight.dtype),
         grad_bias.to(weight.dtype if bias is None else bias.dtype),
-        grad_scale.to(hidden.dtype if scale is None else scale.dtype),
+        grad_scale if scale is None else grad_scale.to(scale.dtype),
     )
 
 

@@ -74,6 +74,8 @@ def linear_log_likelihood_fwd(
     law: str,
 ) -> Tensor:
     """`reference.linear_log_likelihood_fwd`."""
+    if not hidden.is_cpu:  # tensors without memory
+        return NotImplemented
     log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask, law)
     _C.linear_log_likelihood_fwd(**shared)
     return log_prob
@@ -94,6 +96,8 @@ def linear_log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.linear_log_likelihood_bwd`."""
+    if not hidden.is_cpu:  # tensors without memory
+        return NotImplemented
     log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask, law)
     dtype = log_prob.dtype
     grad = converted(dtype, grad_log_prob)
@@ -114,5 +118,5 @@ def linear_log_likelihood_bwd(
         converted(hidden.dtype, grad_hidden),
         converted(weight.dtype, grad_weight),
         converted(weight.dtype if bias is None else bias.dtype, grad_bias),
-        converted(hidden.dtype if scale is None else scale.dtype, grad_scale),
+        converted(dtype if scale is None else scale.dtype, grad_scale),
     )

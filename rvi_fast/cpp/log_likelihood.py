@@ -39,6 +39,8 @@ def log_likelihood_fwd(
     x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
 ) -> Tensor:
     """`reference.log_likelihood_fwd`."""
+    if not output.is_cpu:  # tensors without memory
+        return NotImplemented
     x, outputs, scales, mask = _likelihood_inputs(x, output, scale, mask)
     num_samples, batch, num_features = outputs.shape
     log_prob = empty((num_samples, batch), dtype=outputs.dtype)
@@ -72,6 +74,8 @@ def log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.log_likelihood_bwd`."""
+    if not output.is_cpu:  # tensors without memory
+        return NotImplemented
     x, outputs, scales, mask = _likelihood_inputs(x, output, scale, mask)
     dtype, (num_samples, batch, num_features) = outputs.dtype, outputs.shape
     grad = converted(dtype, grad_log_prob)

@@ -37,7 +37,9 @@ def _(grad, hidden, weight, bias, x, scale, mask, law, need_hidden, need_linear,
         hidden.new_empty(hidden.shape if need_hidden else 0),
         weight.new_empty(weight.shape if need_linear else 0),
         some_bias.new_empty(bias.shape if need_linear and bias is not None else 0),
-        hidden.new_empty(0) if scale is None else scale.new_empty(scale.shape if need_scale else 0),
+        hidden.new_empty(0, dtype=dtype)
+        if scale is None
+        else scale.new_empty(scale.shape if need_scale else 0),
     )
 
 
