@@ -49,6 +49,7 @@ void log_likelihood_fwd(const LogLikelihood& call, int threads) {
     if (ARRAY && shared == nullptr) own = own_memory.make<F>(2 * padded_width);
     const F* inverse = shared ? shared : own;
     const F* logarithms = inverse + (ARRAY ? padded_width : 0);
+    const Vec<F> number = broadcast(number_inverse);
     for (std::int64_t b = begin; b < end; ++b) {
       if (own) prepare_scales(scale + b * width, width, own, own + padded_width);
       const X* row = x + b * width;
@@ -61,7 +62,7 @@ void log_likelihood_fwd(const LogLikelihood& call, int threads) {
           if constexpr (ARRAY) {
             LAW::add(sums[n], entries, load<Vec<F>>(inverse + d), load<Vec<F>>(logarithms + d));
           } else {
-            LAW::add(sums[n], entries, broadcast(number_inverse), Vec<F>{});
+            LAW::add(sums[n], entries, number, Vec<F>{});
           }
         };
         std::int64_t d = 0;
@@ -122,6 +123,7 @@ void log_likelihood_bwd(const LogLikelihood& call, int threads) {
     F* own = nullptr;
     if (per_entry) own = own_memory.make<F>(padded_width);
     const F* inverse = shared ? shared : own;
+    const Vec<F> number = broadcast(number_inverse);
     // sums over the samples of an entry, or over a few rows of a feature
     F* sub = nullptr;
     if (grad_scale && ARRAY) sub = sub_memory.make<F>(padded_width);
@@ -149,7 +151,7 @@ void log_likelihood_bwd(const LogLikelihood& call, int threads) {
           Vec<F> scale_terms[2] = {};
           auto add = [&](int n, std::int64_t d, typename LAW::Entries entries,
                          std::int64_t left) __attribute__((always_inline)) {
-            const Vec<F> inverses = ARRAY ? load<Vec<F>>(inverse + d) : broadcast(number_inverse);
+            const Vec<F> inverses = ARRAY ? load<Vec<F>>(inverse + d) : number;
             const typename LAW::Terms terms = LAW::terms(entries, g, inverses);
             if constexpr (NUMBER) {
               scale_terms[n] += entries.observed ? terms.scale : Vec<F>{};
