@@ -1,10 +1,9 @@
-"""Log-likelihood of a batch under Gaussians around the output of a linear layer, never written down.
+"""Log-likelihood of a batch given the output of a linear layer, never written down.
 
 Math:
-    forward     mean_b = W h_b + bias,   u = (x - mean) / s,
-                log p(x_b) = sum_{d observed} (-1/2 u_bd^2 - log s - 1/2 log 2 pi)
-    backward    E = g u / s where observed, else 0:
-                grad_h = E W,   grad_W = E^T h,   grad_bias = sum_b E_b,   grad_s = sum g (u^2 - 1) / s
+    forward     o_b = W h_b + bias,   log p(x_b) = sum_{d observed} entry(x_bd, o_bd, s), see `laws`
+    backward    E = score factor where observed, else 0:
+                grad_h = E W,   grad_W = E^T h,   grad_bias = sum_b E_b,   grad_s = sum factor scale_term
     `x` and what is observed are constants.
 
 Shapes:
@@ -14,7 +13,7 @@ Shapes:
     entry d in bit d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone. The mean is computed again by each kernel of the backward pass: four products.
+    The inputs alone. The output is computed again by each kernel of the backward pass: four products.
 
 Traffic:
     Two kernels, each a walk as attention's: the first owns rows and walks over the features (log_prob,

@@ -1,28 +1,29 @@
-"""Log-likelihood of the observed entries of a batch under independent Gaussians.
+"""Log-likelihood of the observed entries of a batch under a law of `laws`.
 
 Math:
-    forward     log p(x_b) = sum_{d observed} (-1/2 u_bd^2 - log s - 1/2 log 2 pi),   u = (x - mean) / s
-    backward    grad_mean = g u / s,   grad_scale = sum g (u^2 - 1) / s over observed entries
+    forward     log p(x_b) = sum_{d observed} entry(x_bd, o_bd, s)
+    backward    grad_o = score factor,   grad_s = sum factor scale_term over observed entries
     `x` and what is observed are constants.
 
 Shapes:
-    x [B, D] uint8 (counts as x / 255), float16, bfloat16, float32 or float64; mean [S, B, D] float32,
-    float16 or bfloat16; scale [], [1], [D] or [B, D]; mask None (NaN in x marks what is missing), bool
-    [B, D], or int32 [B, ceil(D / 32)] with entry d in bit d % 32 of word d // 32. log_prob [S, B]
-    float32.
+    x [B, D] uint8 (counts as x / 255), float16, bfloat16, float32 or float64; output o [S, B, D]
+    float32, float16 or bfloat16; scale [], [1], [D] or [B, D], or None for a law that has none; mask
+    None (NaN in x marks what is missing), bool [B, D], or int32 [B, ceil(D / 32)] with entry d in bit
+    d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone: u is cheaper to compute again than to read back.
+    The inputs alone: the score is cheaper to compute again than to read back.
 
 Traffic:
-    Bytes of x, mean, mask and scale, each read once per direction (in the forward pass x, mask and an
-    entry-wise scale once per sample, from the second on out of the cache), and of log_prob or grad_mean
-    and grad_scale written. A scale that is not entry-wise adds up to `PARTIALS` rows of partial sums.
+    Bytes of x, output, mask and scale, each read once per direction (in the forward pass x, mask and an
+    entry-wise scale once per sample, from the second on out of the cache), and of log_prob or
+    grad_output and grad_scale written. A scale that is not entry-wise adds up to `PARTIALS` rows of
+    partial sums.
 
 Limits:
-    A NaN in x where the mask says observed gives NaN, as does one in mean or scale; what stands at
+    A NaN in x where the mask says observed gives NaN, as does one in output or scale; what stands at
     missing entries is never used. A row with nothing observed has 0. Sums are float32 in an order that
-    depends on B, D and S alone. float64 means are left to the reference.
+    depends on B, D and S alone. float64 outputs are left to the reference.
 
 Source:
     `rvi_fast.reference.log_likelihood_fwd` and `_bwd`.
