@@ -130,6 +130,20 @@ class Categorical(Likelihood, law="categorical"):
         found = self._chosen(x.nan_to_num(0.0), self._log_probabilities(self._logits(outputs)))
         return torch.where(torch.isnan(x), torch.nan, torch.ones_like(x)), found.exp()
 
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entries of each class, and of its column, see `Likelihood.totals`."""
+        values, observed = self._observed(x, mask)
+        codes = torch.arange(self._absent.shape[1], device=x.device)
+        found = ((values[:, :, None] == codes) & observed[:, :, None]).sum(0)
+        present = ~self._absent.to(x.device)
+        both = torch.stack((found, observed.sum(0)[:, None].expand_as(found)))
+        return both[:, present].to(values.dtype)
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """The logarithm of each class's share, see `Likelihood.initial_outputs`."""
+        entries, of_column = totals
+        return ((entries + 0.5) / (of_column + 0.5)).log()
+
     def legal(self, values: Tensor) -> Tensor:
         """The codes of each column."""
         sizes = torch.tensor(self.num_classes, device=values.device)

@@ -48,6 +48,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         scale_factor: float | str = 1.0,
         standardize: bool = True,
         column_transform: str = "auto",
+        likelihood: Any = "gaussian",
         random_state: Any = None,
         device: Any = None,
         verbose: bool = False,
@@ -65,6 +66,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.scale_factor = scale_factor
         self.standardize = standardize
         self.column_transform = column_transform
+        self.likelihood = likelihood
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -96,6 +98,14 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         _checks.check_positive_int("steps", options["steps"])
         _checks.check_positive_float("infer_lr", options["infer_lr"])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # a module learns in the model: the estimator's own stays as it was given
+        self._law = make(copy.deepcopy(options["likelihood"]), x.shape[1])
+        if not isinstance(self._law, Likelihood):
+            raise TypeError(
+                "likelihood: expected a name, a Likelihood, or one of them for each column, got "
+                f"{options['likelihood']!r}"
+            )
+        self._check(x, missing)
         self._empty = missing.all(axis=0)
         self._constants = _constants(x, missing)
         self.column_transform_ = self._shape_of(x, missing)
@@ -103,8 +113,10 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         rows = self._rows(x, missing)
         names = ("latent_dim", "hidden", "groups", "top")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        model = rvi(*x.shape, **{name: options[name] for name in names}, generator=generator)
-        check_scale_factor(model, options["scale_factor"])
+        chosen = {name: options[name] for name in names}
+        model = rvi(*x.shape, **chosen, likelihood=self._law, generator=generator)
+        if self._factor(model) != 1:
+            check_scale_factor(model, options["scale_factor"])
         batch_size, epochs = options["batch_size"], options["epochs"]
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
