@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
 
-.PHONY: demo test test-compiled test-interpreted budget check bench bench-large sanitize mutants gpu format clean
+.PHONY: demo test test-compiled test-interpreted budget matrix check bench bench-large sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -21,9 +21,24 @@ test-compiled: $(INSTALLED)
 test-interpreted: $(INSTALLED)
 	TRITON_INTERPRET=1 $(RUN) pytest -p no:cacheprovider tests/interpreted
 
-# the kernels compiled for every target: what tests/test_kernel_budget.py holds them to
+# the kernels compiled for every target: what tests/test_kernel_budget.py holds them to; with TRITON=3.8.0 that
+# test under another Triton, which takes the place of the installed one for it alone
 budget: $(INSTALLED)
+ifdef TRITON
+	$(RUN) pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(RUN) pytest tests/test_kernel_budget.py
+else
 	$(VENV)/bin/python tests/kernel_budget.py
+endif
+
+# the compiled suite under another torch, with the Triton that it asks for, in a virtual environment of its own
+# (6 GB with CUDA): make matrix PYTHON=python3.12 TORCH=2.11.0 TESTS="tests/test_fit.py tests/test_export.py"
+TORCH ?= 2.14.1
+TESTS ?= tests
+matrix:
+	$(PYTHON) -m venv build/torch-$(TORCH)
+	build/torch-$(TORCH)/bin/python -m pip install --quiet torch==$(TORCH) --editable ".[dev]"
+	build/torch-$(TORCH)/bin/python -m pytest $(TESTS)
 
 check: $(INSTALLED)
 	$(RUN) ruff check .

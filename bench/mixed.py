@@ -31,7 +31,13 @@ from torch import Tensor
 import rvi_fast
 from rvi_fast import likelihoods
 
-LAWS = [*["gaussian"] * 4, *["bernoulli"] * 2, ("categorical", 3), ("categorical", 7), *["poisson"] * 2]
+LAWS = [
+    *["gaussian"] * 4,
+    *["bernoulli"] * 2,
+    ("categorical", 3),
+    ("categorical", 7),
+    *["poisson"] * 2,
+]
 KINDS = {"numbers": range(4), "yes/no": range(4, 6), "classes": range(6, 8), "counts": range(8, 10)}
 # the largest that a column of whole numbers can hold
 MOST = {4: 1, 5: 1, 6: 2, 7: 6, 8: np.inf, 9: np.inf}
@@ -84,7 +90,9 @@ def nats(model: rvi_fast.models.LatentModel, x: np.ndarray, hidden: np.ndarray) 
             entries = torch.where(alone[:, column], entries, 0.0)
         else:
             with model.own_units():
-                entries = law(model.scaler.to_model(values, outputs.dtype, cut=False), outputs, alone)
+                entries = law(
+                    model.scaler.to_model(values, outputs.dtype, cut=False), outputs, alone
+                )
         found[:, column] = torch.logsumexp(entries.double(), 0) - np.log(DRAWS)
     return found
 
@@ -127,7 +135,10 @@ def scores(seed: int, rows: int = ROWS, **options: Any) -> dict[str, dict[str, f
         model = trained(law, given, seed, **options)
         entries = nats(model, x, hidden)
         filled = rvi_fast.impute(model, given).numpy()
-        each = {f"nats, {kind}": entries[:, own].sum() / hidden[:, own].sum() for kind, own in KINDS.items()}
+        each = {
+            f"nats, {kind}": entries[:, own].sum() / hidden[:, own].sum()
+            for kind, own in KINDS.items()
+        }
         found[name] = {"nats": entries.sum() / hidden.sum(), **each, **errors(filled, x, hidden)}
     return found
 
@@ -141,7 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found = []
     for seed in range(arguments.seeds):
-        found.append(scores(seed, epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch))
+        found.append(
+            scores(seed, epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch)
+        )
         for name, own in found[-1].items():
             print(seed, name, {k: round(float(v), 3) for k, v in own.items()}, flush=True)
 

@@ -1,6 +1,6 @@
 // What one call of a kernel is given: where the parts of a packed row lie, and the tensors.
 //
-// Sizes as in design.md: N rows in the table, B in the batch, K relay vectors, T latent dimensions,
+// Sizes: N rows in the table, B in the batch, K relay vectors, T latent dimensions,
 // G groups, S samples, D features, W elements in a row. Tensors are contiguous; nothing here is
 // checked, the caller has done that.
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
-from .data.scaling import Standardizer
 from .drawing import drawing_from
 from .files import StrPath
 from .likelihoods.base import Likelihood, lacking
@@ -134,12 +133,12 @@ class LatentModel(nn.Module):
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """Number of datapoints N that the posterior has."""
         return self.posterior.num_data
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D that the likelihood has."""
         return self.likelihood.num_features
 
     @property
@@ -161,7 +160,7 @@ class LatentModel(nn.Module):
         kl_weight: float | Tensor = 1.0,
         seed: Tensor | int | None = None,
     ) -> Objective:
-        """The objective of a batch.
+        """The objective of a batch of rows, and its two parts.
 
         Args:
             index: rows [B].
@@ -372,9 +371,10 @@ class LatentModel(nn.Module):
         if mean is None and any(key.startswith(f"{prefix}decoder.") for key in state_dict):
             self.scaler = None
         elif mean is not None and self.scaler is None:
-            empty = mean.new_zeros(self.num_features, device="cpu", dtype=torch.float64).numpy()
+            own = f"{prefix}scaler."
+            parts = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
             device = next(self.posterior.parameters()).device
-            self.scaler = Scaler(Standardizer(empty, empty)).to(device)
+            self.scaler = Scaler.like(parts).to(device)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 

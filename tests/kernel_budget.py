@@ -1,6 +1,7 @@
 """Compiles every launch of `kernel_cases` without a GPU, and measures the machine code.
 
-`python tests/kernel_budget.py` writes kernel_budget.json; test_kernel_budget.py holds the kernels to it.
+`python tests/kernel_budget.py` writes kernel_budget.json; test_kernel_budget.py holds the kernels to it,
+and under another version of Triton to bounds that do not depend on it.
 
 The launchers themselves run, on tensors without memory and with a driver that only names a GPU: what is
 compiled is what a launch on that GPU would compile. A launcher that waited for the device would fail,
@@ -33,6 +34,9 @@ ROWS = {
     "_row_adam_step_kernel": 1,
 }
 TARGETS = (80, 90, 100, 120)
+# instructions that read and write what did not fit into the registers; bytes of any instruction
+SPILLS = ("LDL", "STL")
+INSTRUCTION = 16
 # bytes a block may have, by target
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
@@ -91,20 +95,36 @@ def measure(kernel: Any) -> dict[str, int]:
         cubin.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
         code = _tool("nvdisasm", "--print-code", cubin.name)
-    instructions = re.findall(
-        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", code, re.M
-    )
-    names = [name for _, name in instructions]
+    names, looped = _instructions(code)
     registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
     return {
         "registers": registers,
         "stack": stack,
-        "spills": names.count("LDL") + names.count("STL"),
+        "spills": sum(names.count(name) for name in SPILLS),
+        "looped": sum(looped.count(name) for name in SPILLS),
         "shared": kernel.metadata.shared,
         "instructions": len(names) - names.count("NOP"),
-        "bytes": int(instructions[-1][0], 16) + 16,
+        "bytes": INSTRUCTION * len(names),
         "warps": kernel.metadata.num_warps,
     }
+
+
+def _instructions(code: str) -> tuple[list[str], list[str]]:
+    """Names of all instructions, and of those within a loop, from the listing of one kernel."""
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(names)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", line):
+            if target := re.search(r"\bBRA\b.*`\((\.L\w+)\)", line):
+                jumps.append((len(names), target[1]))
+            names.append(found[1])
+    # what lies behind the last exit is what threads that have parted run, and jumps back from there
+    end = max((at for at, name in enumerate(names) if name == "EXIT"), default=0)
+    loops = [range(labels[to], at) for at, to in jumps if labels[to] < at < end]
+    return names, [name for at, name in enumerate(names) if any(at in loop for loop in loops)]
 
 
 def without_memory(value: Any) -> Any:
@@ -165,7 +185,7 @@ def budget(compiled: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import triton
 
     rows = {
-        key: {name: row[name] for name in row if name not in ("target", "ttir")}
+        key: {name: row[name] for name in row if name not in ("target", "ttir", "looped")}
         for key, row in compiled.items()
     }
     return {"triton": triton.__version__, "kernels": rows}

@@ -420,7 +420,7 @@ MUTANTS = [
         "tests/test_tables.py::test_whole_numbers_that_float64_rounds_stay_as_they_are",
     ),
     Mutant(
-        "rvi_fast/data/formats/parquet.py",
+        "rvi_fast/data/formats/arrow.py",
         "what is filled into a column of whole numbers may be less than its type holds",
         "min(max(round(float(v)), low), high)",
         "min(round(float(v)), high)",
@@ -486,8 +486,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/experiments/sweep.py",
         "a later field never counts towards the name of a run",
-        "if name not in later or value != later[name]",
-        "if name not in later",
+        "if name in named or value != defaults[name]",
+        "if name in named",
         "tests/test_reproduce.py::test_runs_that_are_done_keep_their_names",
     ),
 ]

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import rvi_fast
 from rvi_fast import cli, data
 from rvi_fast.training import CollapseWarning
 from rvi_fast.training.runs.directory import read_run, write_run
@@ -81,7 +82,7 @@ def test_draws_stay_within_what_was_observed(table, tmp_path, capsys):
         capsys=capsys)  # fmt: skip
     draws, read = np.load(tmp_path / "f.npy"), data.read_table(path).values
     assert draws.shape == (3, N, 5)
-    columns = read_run(tmp_path / "r")["column_transform"]["columns"]
+    columns = rvi_fast.load(tmp_path / "r").scaler.transform().to_dict()["columns"]
     heavy = [column for column, bent in enumerate(columns) if bent["kind"] != "none"]
     assert len(heavy) >= 2
     assert (draws >= np.nanmin(read, axis=0))[..., heavy].all()
@@ -122,7 +123,7 @@ def test_a_run_without_a_transform_in_its_file_has_none(table, tmp_path, capsys)
     train = ("train", "--data", path, "--run-dir", run_dir, *BARELY)
     run(*train, "--transform", "none", capsys=capsys)
     stored = read_run(run_dir)
-    del stored["transform"], stored["column_transform"]
+    del stored["transform"], stored["recipe"]
     write_run(run_dir, stored)
     run(*train, "--resume", capsys=capsys)
     text = run(*train, "--resume", "--transform", "auto", status=2, capsys=capsys)
@@ -187,3 +188,13 @@ def test_a_training_that_learned_something_says_nothing(table, tmp_path, recwarn
     train = [str(part) for part in ("train", "--data", table[0], *TRAINED)]
     assert cli.main([*train, "--run-dir", str(tmp_path / "a")]) == 0
     assert not [warning for warning in recwarn if warning.category is CollapseWarning]
+
+
+def test_advice_after_a_few_steps_is_more_of_them_and_not_a_smaller_learning_rate(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(400, 8))  # nothing to be learned
+    data.save_table(tmp_path / "t.csv", x)
+    train = ("train", "--data", tmp_path / "t.csv", "--run-dir", tmp_path / "r", *SMALL)
+    with pytest.warns(CollapseWarning, match=r"made 14 steps, and small tables need 2000 or more"):
+        run(*train, "--epochs", 2, capsys=capsys)
+    with pytest.warns(CollapseWarning, match=r"Try a smaller lr, which is 0\.001"):
+        run(*train, "--epochs", 300, "--resume", capsys=capsys)

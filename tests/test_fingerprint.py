@@ -158,3 +158,10 @@ def test_a_resume_of_a_trained_object_without_a_checkpoint_is_refused(tmp_path):
     ):
         fit(model, X, run_dir=tmp_path, resume=True, progress=False)
     fit(model, X, epochs=1, run_dir=tmp_path, progress=False)  # to train it further is no resume
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_column_of_a_wider_table_is_that_column(dtype):
+    wide = np.arange(12, dtype=dtype).reshape(4, 3)
+    own = fingerprint(wide[:, 1:2], None, 1, 0)
+    assert own == fingerprint(wide[:, 1:2].copy(), None, 1, 0)

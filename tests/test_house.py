@@ -1,4 +1,4 @@
-"""What house.md asks of the tree: who imports whom, every op's rooms, names, docstrings."""
+"""Rules of the tree, see CONTRIBUTING: who imports whom, every op's rooms, names, docstrings."""
 
 import ast
 import doctest
@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import rvi_fast
-from rvi_fast import ops, reference, testing
+from rvi_fast import cli, data, ops, reference, testing
+from rvi_fast.data.formats.registry import readable
+from rvi_fast.experiments import registry
 
 ROOT = Path(__file__).parent.parent
 # what a module may import of the package, and by way of it whatever that may import
@@ -56,6 +58,7 @@ ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
+    "scaler": {"torch", "numpy"},
     "training": {"torch", "numpy", "tqdm", "safetensors"},
     "testing": {"torch", "pytest"},
 }
@@ -211,6 +214,31 @@ def test_everything_public_has_a_docstring():
                 assert inspect.getdoc(getattr(value, inner)), f"{name}.{inner}"
 
 
+def public_members():
+    """Name and object of everything public: of the package, and of the modules that users import."""
+    modules = [rvi_fast, *(getattr(rvi_fast, name) for name in rvi_fast.__all__)]
+    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "training"):
+        try:
+            modules.append(importlib.import_module(f"rvi_fast.{name}"))
+        except ImportError:  # an extra is missing
+            continue
+    for module in filter(inspect.ismodule, modules):
+        for name in getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"]):
+            value = getattr(module, name)
+            if getattr(value, "__module__", "").startswith("rvi_fast"):
+                yield f"{module.__name__}.{name}", value
+                for inner, member in vars(value).items() if inspect.isclass(value) else ():
+                    member = getattr(member, "fget", getattr(member, "__func__", member))
+                    if inner[0] != "_" and not inner.startswith("test_") and callable(member):
+                        yield f"{module.__name__}.{name}.{inner}", member
+
+
+def test_docstrings_say_something_without_their_context():
+    for name, value in public_members():
+        words = (inspect.getdoc(value) or "").split("\n\n")[0].split()
+        assert len(words) >= 4, f"{name}: {' '.join(words)!r}"
+
+
 @pytest.mark.parametrize(
     "name", [m.name for m in pkgutil.walk_packages(rvi_fast.__path__, "rvi_fast.")]
 )
@@ -250,3 +278,42 @@ def test_version_is_that_of_the_changelog():
     if changelog.is_file():
         top = re.search(r"^## \[?v?(\d[\w.]*)", changelog.read_text(), re.MULTILINE)
         assert top[1] == rvi_fast.__version__
+
+
+def words_of_help(capsys, *command):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_every_figure_format_and_data_set_is_in_the_help_of_the_command_line(capsys):
+    figures, table = (words_of_help(capsys, command) for command in ("reproduce", "train"))
+    assert len(registry.FIGURES) >= 15
+    for name in registry.FIGURES:
+        assert re.search(rf"\b{name}\b", figures), name
+    for name in (*data.DATASETS, *readable()):
+        assert name in table, name
+    for command in ("infer", "impute"):
+        shown = words_of_help(capsys, command)
+        assert all(ending in shown for ending in data.SUFFIXES)
+
+
+# what commands write, and names in examples
+MADE = {"report.md", "page.md", "FILE.md", "run_dir/run.json"}
+SOURCES = (".md", ".py", ".h", ".cpp", ".toml", "")
+NAMED = r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|cpp|h|json|toml|txt))(?:::\w+)?`"
+PAGE = r"(?<![\w/.{}-])[\w-]+\.md\b"
+LINK = r"\]\((?!https?:|#|<)([^)#\s{}]+)\)"
+
+
+def test_pages_and_docstrings_name_files_that_are_in_the_tree():
+    paths = [path.relative_to(ROOT) for path in files_of_the_project()]
+    known = {"/".join(path.parts[start:]) for path in paths for start in range(len(path.parts))}
+    for path in paths:
+        if path.suffix in SOURCES and "fixtures" not in path.parts:
+            text = (ROOT / path).read_text()
+            found = {*re.findall(NAMED, text), *re.findall(PAGE, text)} - known - MADE
+            found = {name for name in found if not name.endswith("/NAME.py")}  # of one to be added
+            assert not found, f"{path}: {sorted(found)}"
+            for link in re.findall(LINK, text) if path.suffix == ".md" else ():
+                assert (ROOT / path.parent / link).exists(), f"{path}: {link}"

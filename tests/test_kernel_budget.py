@@ -27,6 +27,12 @@ def compiled(request):
     return kernel_budget.compile_all(request.config.cache.mkdir("triton"))
 
 
+@pytest.fixture(scope="module")
+def pinned():
+    """Whether this Triton is the one that the budget was written with."""
+    return json.loads(kernel_budget.FILE.read_text())["triton"] == triton.__version__
+
+
 def test_every_kernel_is_compiled_for_every_target(compiled):
     names = set()
     for module in pkgutil.iter_modules(kernels.__path__, "rvi_fast.kernels."):
@@ -37,11 +43,14 @@ def test_every_kernel_is_compiled_for_every_target(compiled):
         assert names == {key.split("/")[2] for key in compiled if key.endswith(f"/sm_{target}")}
 
 
-def test_no_kernel_spills_registers(compiled):
+def test_no_kernel_spills_registers(compiled, pinned):
+    """Other versions than the one of the budget may keep a few numbers in memory around a loop."""
     # from 3.8 on Triton leaves some frames of 8 bytes that no instruction touches
-    framed = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+    spills, stack = (0, 0) if pinned else (8, 24)
     assert not {
-        key: row for key, row in compiled.items() if row["spills"] or (row["stack"] and not framed)
+        key: row
+        for key, row in compiled.items()
+        if row["spills"] > spills or row["stack"] > stack or row["looped"]
     }
 
 
@@ -50,10 +59,10 @@ def test_shared_memory_fits_every_target(compiled):
         assert row["shared"] <= kernel_budget.SHARED_MEMORY[row["target"]], key
 
 
-def test_machine_code_keeps_the_written_budget(compiled):
+def test_machine_code_keeps_the_written_budget(compiled, pinned):
     written, got = json.loads(kernel_budget.FILE.read_text()), kernel_budget.budget(compiled)
     assert written["kernels"].keys() == got["kernels"].keys(), "make budget"
-    if written["triton"] == got["triton"]:  # another version emits other code
+    if pinned:  # another version emits other code
         for key, row in got["kernels"].items():
             assert row == written["kernels"][key], f"{key}: make budget, and look at the difference"
 
@@ -181,17 +190,22 @@ def test_a_launcher_that_waits_for_the_device_fails():
 
 
 @triton.jit
-def _spilling_kernel(x_ptr, SIZE: tl.constexpr):
+def _spilling_kernel(x_ptr, turns, SIZE: tl.constexpr, LOOP: tl.constexpr):
     lanes = tl.arange(0, SIZE)
-    x = tl.load(x_ptr + lanes[:, None] * SIZE + lanes[None, :])
-    y = tl.load(x_ptr + lanes[:, None] + SIZE * lanes[None, :])
-    tl.store(x_ptr + lanes[:, None] * SIZE + lanes[None, :], tl.dot(x, y, input_precision="ieee"))
+    for _ in range(turns if LOOP else 1):
+        x = tl.load(x_ptr + lanes[:, None] * SIZE + lanes[None, :])
+        y = tl.load(x_ptr + lanes[:, None] + SIZE * lanes[None, :])
+        product = tl.dot(x, y, input_precision="ieee")
+        tl.store(x_ptr + lanes[:, None] * SIZE + lanes[None, :], product)
 
 
-def test_spills_are_counted_in_machine_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize("loop", [False, True])
+def test_spills_are_counted_in_machine_code(loop, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with kernel_budget.recorded(90) as launched:
-        _spilling_kernel[(1,)](torch.empty(128 * 128, device="meta"), 128, num_warps=4)
+        square = torch.empty(32 * 32, device="meta")
+        _spilling_kernel[(1,)](square, 7, 32, loop, num_warps=1, maxnreg=32)
     row = kernel_budget.measure(launched[0])
     assert row["stack"] > 0
     assert row["spills"] > 0
+    assert bool(row["looped"]) == loop

@@ -14,8 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rvi_fast.data import DATASETS, DataError, load_data, readers, save_table, sets
+from rvi_fast.data import DATASETS, SUFFIXES, DataError, load_data, save_table
 from rvi_fast.data.formats import binary
+from rvi_fast.data.formats.registry import listed
+from rvi_fast.data.sets import published as module
 
 TABLE = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 TABLE[0, 1] = TABLE[7, 4] = np.nan
@@ -351,7 +353,7 @@ def test_unknown_formats_are_refused(loaded):
 @pytest.mark.parametrize(
     ("name", "array", "features", "words"),
     [
-        ("a.pt", TABLE, None, "expected .npy, .npz, .csv, .tsv or .parquet"),
+        ("a.pt", TABLE, None, f"expected {listed(SUFFIXES)}"),
         ("absent/a.npy", TABLE, None, "absent does not exist"),
         ("a.csv", TABLE[0], None, r"\[N, D\]"),
         ("a.csv", TABLE, ["a"], "1 names"),
@@ -373,7 +375,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(readers.np, "save", full_disk)
+    monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_table(path, TABLE + 1)
     monkeypatch.undo()
@@ -387,7 +389,7 @@ def published(tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     shapes = {
         name: (6 if name.startswith("train") else 4, *shape[1:])
-        for name, shape in sets._IDX_SHAPES.items()
+        for name, shape in module._IDX_SHAPES.items()
     }
     files = {
         owner: {name: idx(rng.integers(0, 10, s, np.uint8)) for name, s in shapes.items()}
@@ -397,9 +399,9 @@ def published(tmp_path, monkeypatch):
         owner: tuple(hashlib.md5(content).hexdigest() for content in contents.values())
         for owner, contents in files.items()
     }
-    monkeypatch.setattr(sets, "_IDX_SHAPES", shapes)
-    monkeypatch.setattr(sets, "_IDX_MD5", sums)
-    monkeypatch.setattr(sets, "_MIRRORS", {"mnist": (), "fashion-mnist": ()})
+    monkeypatch.setattr(module, "_IDX_SHAPES", shapes)
+    monkeypatch.setattr(module, "_IDX_MD5", sums)
+    monkeypatch.setattr(module, "_MIRRORS", {"mnist": (), "fashion-mnist": ()})
     monkeypatch.delenv("RVI_FAST_DATA", raising=False)
     monkeypatch.setenv("RVI_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
@@ -468,7 +470,7 @@ def test_a_file_of_another_size_is_refused(published, tmp_path):
 
 def test_downloads_are_cached(published, mirror, tmp_path, monkeypatch):
     address, served = mirror
-    monkeypatch.setattr(sets, "_MIRRORS", {"mnist": (f"{address}gone/", address)})
+    monkeypatch.setattr(module, "_MIRRORS", {"mnist": (f"{address}gone/", address)})
     for name, content in published["mnist"].items():
         served[f"/{name}.gz"] = gzip.compress(content)
     first = load_data("mnist")
@@ -481,7 +483,7 @@ def test_downloads_are_cached(published, mirror, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", ["content", "truncated", "page", "huge"])
 def test_a_bad_download_leaves_no_file(published, mirror, tmp_path, monkeypatch, fault):
     address, served = mirror
-    monkeypatch.setattr(sets, "_MIRRORS", {"mnist": (address,)})
+    monkeypatch.setattr(module, "_MIRRORS", {"mnist": (address,)})
     name, content = next(iter(published["mnist"].items()))
     served[f"/{name}.gz"], reason = {
         "content": (gzip.compress(content[:-1] + b"\xff"), "MD5"),
@@ -499,7 +501,7 @@ def test_offline_names_every_place_tried_and_the_way_out(published, tmp_path, mo
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-    monkeypatch.setattr(sets, "_MIRRORS", {"mnist": (address,)})
+    monkeypatch.setattr(module, "_MIRRORS", {"mnist": (address,)})
     monkeypatch.setenv("RVI_FAST_DATA", str(tmp_path / "from_env"))
     with pytest.raises(DataError) as caught:
         load_data("mnist", data_dir=tmp_path / "chosen")
@@ -592,7 +594,7 @@ def test_published_images_are_read_whole(name, mean):
     assert (data.train.shape, data.test.shape) == ((60_000, 784), (10_000, 784))
     assert data.train.mean() / 255 == pytest.approx(mean, abs=1e-4)
     assert np.bincount(data.test_labels).sum() == 10_000
-    for array, md5 in zip((data.train, data.test), sets._IDX_MD5[name][::2], strict=True):
+    for array, md5 in zip((data.train, data.test), module._IDX_MD5[name][::2], strict=True):
         assert hashlib.md5(idx(array.reshape(-1, 28, 28))).hexdigest() == md5
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rvi_fast import cli
-from rvi_fast.experiments import imputation, registry, scales
+from rvi_fast.experiments import registry, scales
 from rvi_fast.experiments.experiment import Experiment
-from rvi_fast.experiments.figure import Figure
-from rvi_fast.experiments.sweep import added, directory_of
+from rvi_fast.experiments.figure import REGISTERED, Figure, figure
+from rvi_fast.experiments.figures import imputation
+from rvi_fast.experiments.sweep import directory_of
 
 pytest.importorskip("matplotlib")
 
@@ -142,8 +143,8 @@ def test_the_reduced_scale_has_the_main_figure_whole():
 def test_the_paper_scale_has_the_sizes_of_the_paper():
     scale = scales.SCALES["paper"]
     assert scale.images == ("mnist", "fashion-mnist")
-    for name, figure in registry.FIGURES.items():
-        found = figure.configurations(scale.of(name))
+    for name, one in registry.FIGURES.items():
+        found = one.configurations(scale.of(name))
         assert len(set(found)) == len(found), name
         assert {run.epochs for run in found} == {250}, name
         assert {run.rows for run in found if run.data != "mosi"} == {10_000}, name
@@ -206,10 +207,30 @@ def test_runs_that_are_done_keep_their_names(tmp_path):
 
     @dataclass(frozen=True)
     class Later(Experiment):
-        share: float = added(0.0)
+        share: float = 0.0
 
     assert directory_of(tmp_path, Later()) == directory_of(tmp_path, Experiment())
     assert directory_of(tmp_path, Later(share=0.1)) != directory_of(tmp_path, Experiment())
+
+
+def test_a_figure_registers_itself_with_what_it_needs(tmp_path):
+    @figure("own", "Batch sizes", ("spread",), over="batch_size", labels={"spread": "a spread"})
+    def runs(scale):
+        return [scale.experiment(data="digits", batch_size=size, seed=0) for size in (16, 64)]
+
+    try:
+        (made,) = {name: one for name, one in REGISTERED.items() if name == "own"}.values()
+        results = [(run, {"spread": run.batch_size / 2}) for run in made.configurations(TINY)]
+        made.save(tmp_path / "own", results, [tmp_path] * 2)
+        assert [row["mean"] for row in table(tmp_path / "own.csv")] == ["8.0", "32.0"]
+        with pytest.raises(ValueError, match=r"name: expected another one .* got 'own'"):
+            figure("own", "Again", ("spread",))(runs)
+    finally:
+        del REGISTERED["own"]
+    with pytest.raises(
+        ValueError, match=r"quantities: expected a label for each, got none for 'w'"
+    ):
+        figure("other", "Without words", ("w",))
 
 
 def test_runs_that_fail_are_named(tiny, tmp_path, capsys, monkeypatch):

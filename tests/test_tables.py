@@ -12,6 +12,7 @@ import pytest
 
 import rvi_fast
 from rvi_fast import cli, data
+from rvi_fast.data.formats.registry import listed
 from rvi_fast.files import replacing
 
 N = 60
@@ -333,7 +334,7 @@ def trained(tmp_path, capsys):
     ("out", "more", "message"),
     [
         ("absent/f.csv", (), "--out: the directory"),
-        ("f.xlsx", (), "--out: expected .npy, .npz, .csv, .tsv or .parquet"),
+        ("f.xlsx", (), f"--out: expected {listed(data.SUFFIXES)}"),
         ("f.csv", ("--draws", 2), "--out: expected .npy or .npz"),
         ("f.npy", ("--draws", 0), "--draws: expected an integer >= 1"),
         ("folder.csv", (), "is a directory"),
@@ -472,3 +473,16 @@ def test_a_process_of_its_own_fills_a_file(trained, module):
     assert [line.split(",")[:3] for line in before.split("\n")] == [
         line.split(",")[:3] for line in after.split("\n")
     ]
+
+
+def test_whole_numbers_that_float64_rounds_go_from_text_to_parquet(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.csv"
+    path.write_text(f"n,x\n1,0.5\n{2**53 + 1},\n,2\n")
+    data.write_table(tmp_path / "a.parquet", data.read_table(path))
+    assert pandas.read_parquet(tmp_path / "a.parquet", dtype_backend="pyarrow")["n"][1] == 2**53 + 1
+    path.write_text(f"n\n0.5\n{2**53 + 1}\n")
+    with pytest.raises(ValueError, match=r"path: column 'n': "):
+        data.write_table(tmp_path / "b.parquet", data.read_table(path))
+    assert not (tmp_path / "b.parquet").exists()

@@ -47,8 +47,10 @@ def _open_run(
         if source is None:
             own = Source.of_run(run or {}, arguments.data_dir)
             source = replace(Source.of(arguments, arguments.split), name=own.name)
+        if run is not None and arguments.recipe is None:
+            source = replace(source, recipe=run.get("recipe", "table"))
         table = load_table(source, features)
-    print(table.describe(f"{arguments.run_dir} on {device}"))
+    print(table.describe(f"{arguments.run_dir} on {device}", model.scaler))
     if run is None:
         print("  no run.json: the data are passed as they are, as they were to fit")
     return model, table
@@ -75,7 +77,7 @@ def infer_rows(arguments: argparse.Namespace) -> int:
         latents = torch.cat((posterior.mean(), posterior.std()), dim=1).cpu().numpy()
     parts = [f"{part}_{t}" for part in ("mean", "std") for t in range(posterior.latent_dim)]
     data.save_table(arguments.out, latents, parts)
-    print_scores(table, model.reconstruct(posterior=posterior).cpu().numpy())
+    print_scores(table, model, posterior)
     print(f"\nposterior means and standard deviations of {len(latents)} rows: {arguments.out}")
     return 0
 
@@ -106,7 +108,7 @@ def impute_table(arguments: argparse.Namespace) -> int:
     # observed entries as they were read, not by way of the model's units and back
     if arguments.draws is None:
         data.write_table(arguments.out, table.source.filled(values, gaps))
-        print_scores(table, model.reconstruct(posterior=posterior).cpu().numpy())
+        print_scores(table, model, posterior)
     else:
         read = np.broadcast_to(data.one_array(table.source.columns()), values.shape)
         completed = data.fill(read, values, np.broadcast_to(gaps, values.shape))

@@ -9,6 +9,8 @@ from typing import Any
 from .. import models
 from .._devices import kinds_of_devices
 from .._version import __version__
+from ..data import DATASETS, SUFFIXES
+from ..data.formats.registry import listed, readable
 from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
@@ -16,9 +18,10 @@ from ..optim import MODES
 from . import apply, pages
 from .train import train_model
 
+_WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
-    "digits (built into scikit-learn), artificial, mnist, fashion-mnist, mosi, or the path of a "
-    "table: .npy, .npz, .csv, .tsv or .parquet with NaN (or an empty cell, NA, NULL, ?) for missing; "
+    f"{', '.join(DATASETS)} (digits and artificial need no file), or the path of a table: "
+    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; "
     "uint8 arrays are pixels; columns without any number are carried along as they are"
 )
 _DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
@@ -152,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="table of posterior means and standard deviations: .npy, .npz, .csv, .tsv or .parquet",
+        help=f"table of posterior means and standard deviations: {_WRITABLE}",
     )
 
     fill = _command(
@@ -167,8 +170,8 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="completed table in the units of the data, observed entries as they were read: .npy, .npz, "
-        ".csv, .tsv or .parquet",
+        help="completed table in the units of the data, observed entries as they were read: "
+        f"{_WRITABLE}",
     )
     fill.add_argument(
         "--draws",
@@ -332,6 +335,14 @@ def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         help="hide this many boxes of 4x4 pixels from each image, beside --missing",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--recipe",
+        choices=("table", "figure"),
+        default="table" if required else None,
+        help="figure: rows, hidden entries and scale as in the runs of `rvi-fast reproduce`; of a "
+        "table without a test part a quarter of the rows is one (default: "
+        + ("table)" if required else "that of the run)"),
+    )
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,15 +11,13 @@ from ..training.runs.checkpoints import latest_epoch
 # what is not an option of its own: it follows from the data
 _OF_DATA = (
     "pixels",
-    "standardizer",
-    "column_transform",
     "columns",
     "carried",
     "unseen",
     "digest",
 )
 # what a run of version 0.1, whose run.json does not say it, was
-_BEFORE = {"transform": "none", "column_transform": None}
+_BEFORE = {"transform": "none", "recipe": "table"}
 
 
 def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:
@@ -58,11 +56,9 @@ def find_run(run_dir: Path) -> dict[str, Any] | None:
     return read_run(run_dir)
 
 
-def transform_of(run_dir: Path) -> str | None:
-    """What bends the columns in the run that a directory holds; None where it holds none."""
-    if latest_epoch(run_dir) is None:
-        return None
-    return (_BEFORE | read_run(run_dir))["transform"]
+def run_to_resume(run_dir: Path) -> dict[str, Any] | None:
+    """What run.json says of the run that a directory holds; None where it holds none."""
+    return None if latest_epoch(run_dir) is None else _BEFORE | read_run(run_dir)
 
 
 def _compare(run_dir: Path, stored: dict[str, Any], run: dict[str, Any]) -> None:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 from .. import data
-from ..reference import PIXEL_SCALE
+from ..data.pixels import is_pixels, observed, pixels
+from ..data.recipe import Units, rows_of, rows_of_figure, scores, shown
+from ..models import LatentModel
+from ..scaler import Scaler
 from ..training import distributed
 
 _SHOWN = 10  # names in a message
@@ -32,6 +35,7 @@ class Source:
         subset: how many random rows; None for all.
         missing, boxes: what to hide.
         seed: of the above.
+        recipe: "table", or "figure" for rows, holes and scale of a run of a figure.
         transform: what bends columns in training, of `data.ColumnTransform`.
     """
 
@@ -44,6 +48,7 @@ class Source:
     missing: float
     boxes: int | None
     seed: int
+    recipe: str = "table"
     transform: str = "none"
 
     @classmethod
@@ -59,7 +64,8 @@ class Source:
             arguments.missing,
             arguments.missing_boxes,
             arguments.seed,
-            getattr(arguments, "transform", None) or default_transform(arguments.data),
+            arguments.recipe or "table",
+            getattr(arguments, "transform", None) or default_transform(arguments),
         )
 
     @classmethod
@@ -75,6 +81,7 @@ class Source:
             run["missing"],
             run.get("missing_boxes"),
             run["seed"],
+            run.get("recipe", "table"),
         )
 
 
@@ -88,38 +95,53 @@ class Features:
         carried: names of columns that training did not take as numbers.
         unseen: features that training never observed: they stay missing.
         pixels: uint8; None if that is not known.
-        standardizer: their scale; None for pixels, and where the model takes the data as they are.
-        transform: what bends them before that; None where nothing does.
+        units: what a table has to go through for a model of 0.1 or 0.2, which has no scale of its own;
+            None where the model takes the data as they are.
+        single: numbers are rounded to float32 before that, as 0.1 read them.
     """
 
     columns: tuple[str, ...] | None
-    count: int
+    count: int | None
     carried: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
     pixels: bool | None = None
-    standardizer: data.Standardizer | None = None
-    transform: data.ColumnTransform | None = None
+    units: Units | None = None
+    single: bool = False
 
     @classmethod
-    def of_run(cls, run: dict[str, Any] | None, count: int) -> Features:
+    def of_run(cls, run: dict[str, Any] | None, count: int | None) -> Features:
         """Those of a model with so many features; without run.json nothing more is known of them."""
         if run is None:
             return cls(None, count)
-        columns, scale, bent = run.get("columns"), run["standardizer"], run.get("column_transform")
+        columns, scale, bent = (
+            run.get(name) for name in ("columns", "standardizer", "column_transform")
+        )
+        units = Units(
+            data.Standardizer.from_dict(scale) if scale else None,
+            data.ColumnTransform.from_dict(bent) if bent else None,
+        )
         return cls(
             None if columns is None else tuple(columns),
             count,
             tuple(run.get("carried", ())),
             tuple(run.get("unseen", ())),
             run["pixels"],
-            data.Standardizer.from_dict(scale) if scale else None,
-            data.ColumnTransform.from_dict(bent) if bent else None,
+            units if scale else None,
+            "digest" not in run,
         )
+
+    @classmethod
+    def of_training(cls, run: dict[str, Any] | None) -> Features | None:
+        """Those of a run that goes on; None where the table says, as in a new run."""
+        if run is None:
+            return None
+        # what differs from the table of then is said by `runs.record_run`
+        return replace(cls.of_run(run, None), columns=None, carried=(), pixels=None)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as a model sees it, and the way back.
+    """A table as a model takes it, and the way back.
 
     Args:
         name: what was asked for.
@@ -127,10 +149,10 @@ class Table:
         order: [D], the column of `source` that each feature of the model is.
         raw: [N, D] as read, in the model's order: uint8, or floats with NaN for missing.
         mask: bool [N, D], true = shown to the model.
-        x: `raw`, or transformed and standardised on the training run's observed entries.
+        x: `raw`, or for a model of 0.1 or 0.2 what `units` makes of it.
         seen: bool [D], false = never observed in training.
-        standardizer: of `x`; None where `x` is `raw`.
-        transform: between `raw` and what `standardizer` takes; None where they are the same.
+        units: between `raw` and `x`; None where they are the same.
+        learned: in training, the units that the model is to have; None for pixels.
     """
 
     name: str
@@ -140,13 +162,13 @@ class Table:
     mask: np.ndarray
     x: np.ndarray
     seen: np.ndarray
-    standardizer: data.Standardizer | None
-    transform: data.ColumnTransform | None = None
+    units: Units | None = None
+    learned: Units | None = None
 
     @property
     def known(self) -> np.ndarray:
-        """Entries whose true value the file holds, of features that the model knows."""
-        return self.seen & (~np.isnan(self.raw) if self.raw.dtype != np.uint8 else True)
+        """Entries whose true value the file holds, and that the model knows of."""
+        return observed(self.raw) & self.seen
 
     @property
     def gaps(self) -> np.ndarray:
@@ -165,17 +187,10 @@ class Table:
         return found.hexdigest()
 
     def in_units(self, values: np.ndarray) -> np.ndarray:
-        """[..., D] as a model sees them (pixels in [0, 1]) -> in the units of `raw`, float64."""
-        if self.raw.dtype == np.uint8:
-            return np.clip(np.rint(values / PIXEL_SCALE), 0, 255)
-        values = values.astype(np.float64)
-        if self.standardizer is not None:
-            values = values * self.standardizer.std + self.standardizer.mean
-        if self.transform is not None:
-            values = self.transform.inverse(values.reshape(-1, values.shape[-1])).reshape(
-                values.shape
-            )
-        return values
+        """[..., D] as the model gives them (pixels in [0, 1]) -> in the units of `raw`, float64."""
+        if is_pixels(self.raw):
+            return pixels(values)
+        return values.astype(np.float64) if self.units is None else self.units.to_data(values)
 
     def in_file_order(self, values: np.ndarray) -> np.ndarray:
         """[..., D] in the model's order -> in that of the file."""
@@ -187,8 +202,13 @@ class Table:
         """What a message calls a feature."""
         return _label(self.source.features, int(self.order[feature]))
 
-    def describe(self, model: str) -> str:
-        """What was read, and what was assumed, in a few lines."""
+    def describe(self, model: str, scaler: Scaler | None = None) -> str:
+        """What was read, and what was assumed, in a few lines.
+
+        Args:
+            model: what is done with the table.
+            scaler: that of a trained model.
+        """
         lines = [
             f"{self.name}: {self.raw.shape[0]} rows, {self.raw.shape[1]} features, "
             f"{1 - self.mask.mean():.1%} missing; {model}"
@@ -201,76 +221,77 @@ class Table:
         if not self.seen.all():
             named = [self.label(int(feature)) for feature in np.flatnonzero(~self.seen)]
             lines.append(f"  never observed, stay empty: {_list(named)}")
-        if self.transform is not None:
-            kinds = enumerate(self.transform.kinds)
+        units = self.learned or self.units
+        transform = scaler.transform() if scaler else units.transform if units else None
+        if transform is not None:
+            kinds = enumerate(transform.kinds)
             named = [f"{self.label(feature)} ({kind})" for feature, kind in kinds if kind != "none"]
             lines.append(f"  heavy tails, transformed (--transform): {_list(named)}")
         return "\n".join(lines)
 
 
-def load_table(source: Source, features: Features | None = None) -> Table:
+def load_table(source: Source, features: Features | None = None, *, learn: bool = False) -> Table:
     """Reads a table, and hides what is to be hidden.
 
     Args:
         source: which one.
-        features: what a trained model expects; None in training, where the table says.
+        features: what a trained model expects; None where the table says.
+        learn: the units of the table are those that a model is to have.
     """
     read, image_shape = _read(source, features)
-    if source.subset is not None:
-        count = len(read.values)
-        if not 1 <= source.subset <= count:
-            raise ValueError(f"subset: expected 1 to {count} rows, got {source.subset}")
-        generator = np.random.default_rng(source.seed)
-        read = read.rows(np.sort(generator.permutation(count)[: source.subset]))
     order = _order(read, features)
     ordered = bool((order == np.arange(len(order))).all())
     raw = read.values if ordered else read.values[:, order]
-    pixels = raw.dtype == np.uint8
-    if features is not None and features.pixels not in (None, pixels):
+    if features is not None and features.pixels not in (None, is_pixels(raw)):
         kinds = ("pixels (uint8)", "a table of numbers")
         expected, got = kinds if features.pixels else kinds[::-1]
         raise ValueError(f"--data: expected {expected} as in training, got {got}")
-    mask = data.mcar(raw.shape, source.missing, seed=source.seed)
-    if source.boxes is not None:
-        if image_shape is None:
-            raise ValueError(f"missing-boxes: expected images, {source.name} holds none")
-        mask &= data.missing_boxes(len(raw), image_shape, source.boxes, seed=source.seed)
+    seed = source.seed
+    if source.recipe == "figure":
+        seed = 2 * seed + (source.split != "train")
+    mask = shown(raw.shape, source.missing, source.boxes, image_shape, seed, "missing-boxes")
+    mask &= observed(raw)
+    if is_pixels(raw) and source.transform in ("log", "quantile"):
+        raise ValueError(
+            f"--transform: expected auto or none for pixels (uint8), got {source.transform}"
+        )
     seen: np.ndarray = np.ones(raw.shape[1], bool)
-    if pixels:
-        if source.transform in ("log", "quantile"):
-            raise ValueError(
-                f"--transform: expected auto or none for pixels (uint8), got {source.transform}"
-            )
-        return Table(source.name, read, order, raw, mask, raw, seen, None)
-    mask &= ~np.isnan(raw)
-    if features is None:
+    if features is not None:
+        seen[list(features.unseen)] = False
+    elif not is_pixels(raw):
         seen = np.any(mask, axis=0)
         if not seen.any():
             raise ValueError(f"--data: expected numbers, every entry of {source.name} is missing")
-        transform = _transform(raw, mask, source, read.features)
-        bent = raw if transform is None else transform.transform(raw)
-        standardizer: data.Standardizer | None = _scale(raw, bent, mask, read.features)
-    else:
-        seen[list(features.unseen)] = False
-        standardizer, transform = features.standardizer, features.transform
-        bent = raw if transform is None else transform.transform(raw)
     # a model has learned nothing from, and knows nothing of, what it never saw
     mask &= seen
-    x = bent if standardizer is None else standardizer.transform(bent)
-    return Table(source.name, read, order, raw, mask, x, seen, standardizer, transform)
+    units = None if features is None else features.units
+    learned = _learned(raw, mask, source, read.features) if learn else None
+    x = raw
+    if features is not None and features.units is not None:
+        x = features.units.to_model(raw.astype(np.float32) if features.single else raw)
+    return Table(source.name, read, order, raw, mask, x, seen, units, learned)
 
 
-def print_scores(table: Table, reconstruction: np.ndarray) -> None:
-    """Elastic errors in the model's units: pixels in [0, 1], others transformed and standardised."""
-    rows = [("observed entries", table.mask), ("hidden entries", table.known & ~table.mask)]
+def print_scores(table: Table, model: LatentModel, posterior: Any = None) -> None:
+    """Elastic errors in the model's units: pixels in [0, 1], others transformed and standardised.
+
+    Args:
+        table: what the model is given.
+        model: a trained model.
+        posterior: of the rows; the model's own if not given.
+    """
+    x, scaler = table.x, model.scaler
+    if scaler is not None:
+        x = scaler.to_model(torch.from_numpy(np.ascontiguousarray(x)), torch.float32).numpy()
+    decoded = model.reconstruct_standardized(posterior=posterior).cpu().numpy()
     say("\nelastic error (mean of |error| + error^2, from the posterior mean)")
-    for name, scored in rows:
-        count = int(scored.sum())
-        error = data.elastic(table.x, reconstruction, scored) * count if count else 0.0
+    names = {"observed": "observed entries", "missing": "hidden entries"}
+    for name, (error, count) in scores(x, decoded, table.mask, table.known).items():
         # of the rows of all processes, where there are several
-        error, count = distributed.total(torch.tensor([error, count], dtype=torch.float64)).tolist()
-        if count:
-            say(f"  {name:<18} {error / count:.4f}")
+        sums = torch.tensor([error * count if count else 0.0, count], dtype=torch.float64)
+        total, entries = distributed.total(sums).tolist()
+        if entries:
+            say(f"  {names[name]:<18} {total / entries:.4f}")
 
 
 def say(text: str) -> None:
@@ -278,15 +299,18 @@ def say(text: str) -> None:
     distributed.first(lambda: print(text, flush=True))
 
 
-def default_transform(name: str | None) -> str:
+def default_transform(arguments: argparse.Namespace) -> str:
     """What bends the columns of a data set or a file where --transform says nothing."""
-    return "none" if name is None or name in data.DATASETS else "auto"
+    plain = arguments.data is None or arguments.data in data.DATASETS
+    return "none" if plain or arguments.recipe == "figure" else "auto"
 
 
-def _transform(
+def _learned(
     raw: np.ndarray, mask: np.ndarray, source: Source, names: tuple[str, ...] | None
-) -> data.ColumnTransform | None:
-    """What bends the columns of a table in training; None where all stay as they are."""
+) -> Units | None:
+    """The units of a table in training, None for pixels; warnings are in the words of the file."""
+    if is_pixels(raw):
+        return None
     if source.transform == "log":
         wrong = np.argwhere(mask & (raw <= 0))
         if len(wrong):
@@ -295,17 +319,20 @@ def _transform(
                 f"--transform: expected positive numbers for log, got {raw[row, column]} in row {row}, "
                 f"column {_label(names, column)}; auto takes log only where it fits"
             )
-    transform = data.ColumnTransform.fit(raw, mask, kind=source.transform)
-    return None if set(transform.kinds) == {"none"} else transform
-
-
-def _scale(
-    raw: np.ndarray, bent: np.ndarray, mask: np.ndarray, names: tuple[str, ...] | None
-) -> data.Standardizer:
-    """The scale of transformed columns; what it warns of is said in the words of the file."""
+    robust = source.recipe == "table"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", data.FarEntriesWarning)
-        scale = data.Standardizer.fit(bent, mask)
+        units = Units.fit(raw, mask, kind=source.transform, robust=robust)
+    if robust:
+        _warn_of_far_entries(raw, mask, units, names)
+    return units
+
+
+def _warn_of_far_entries(
+    raw: np.ndarray, mask: np.ndarray, units: Units, names: tuple[str, ...] | None
+) -> None:
+    scale, bent = units.scale, units.bent(raw)
+    assert scale is not None
     far = []
     for column in range(bent.shape[1]):
         distance = np.where(mask[:, column], np.abs(bent[:, column] - scale.mean[column]), 0)
@@ -320,7 +347,6 @@ def _scale(
             data.FarEntriesWarning,
             stacklevel=2,
         )
-    return scale
 
 
 def _label(names: tuple[str, ...] | None, column: int) -> str:
@@ -328,21 +354,40 @@ def _label(names: tuple[str, ...] | None, column: int) -> str:
 
 
 def _read(source: Source, features: Features | None) -> tuple[data.Table, Any]:
-    if source.name not in data.DATASETS:
-        if source.split == "test":
-            raise ValueError(f"--split: {source.name} has no test part")
+    """The rows of a table that are asked for, and the shape of its images."""
+    parts: dict[str, data.Table] = {}
+    if source.name in data.DATASETS:
+        for option, value in (("header", source.header), ("ignore", source.ignore or None)):
+            if value is not None:
+                raise ValueError(f"--{option}: expected a file, got the data set {source.name}")
+        dataset = data.load_data(source.name, data_dir=source.data_dir)
+        for split, array in (("train", dataset.train), ("test", dataset.test)):
+            if array is not None:
+                parts[split] = data.ArrayTable(array, dataset.features, dataset.image_shape)
+    else:
         also = () if features is None else features.carried
-        read = data.read_table(source.name, header=source.header, ignore=source.ignore, also=also)
-        return read, read.image_shape
-    for option, value in (("header", source.header), ("ignore", source.ignore or None)):
-        if value is not None:
-            raise ValueError(f"--{option}: expected a file, got the data set {source.name}")
-    dataset = data.load_data(source.name, data_dir=source.data_dir)
-    split = source.split or ("train" if dataset.test is None else "test")
-    array = dataset.train if split == "train" else dataset.test
-    if array is None:
+        parts["train"] = data.read_table(
+            source.name, header=source.header, ignore=source.ignore, also=also
+        )
+    if source.recipe == "figure":
+        tests = len(parts["test"].values) if "test" in parts else None
+        part, rows = rows_of_figure(
+            len(parts["train"].values),
+            tests,
+            source.split or "test",
+            source.subset,
+            source.seed,
+            "subset",
+        )
+        return parts[part].rows(rows), parts[part].image_shape
+    split = source.split or ("test" if "test" in parts else "train")
+    if split not in parts:
         raise ValueError(f"--split: {source.name} has no test part")
-    return data.ArrayTable(array, dataset.features, dataset.image_shape), dataset.image_shape
+    table = parts[split]
+    if source.subset is not None:
+        generator = np.random.default_rng(source.seed)
+        table = table.rows(rows_of(len(table.values), source.subset, generator, "subset"))
+    return table, parts[split].image_shape
 
 
 def _order(read: data.Table, features: Features | None) -> np.ndarray:
@@ -366,7 +411,7 @@ def _order(read: data.Table, features: Features | None) -> np.ndarray:
                 f"{_list(names)}"
             )
         return np.array([names.index(name) for name in wanted])
-    if features is not None and features.count != count:
+    if features is not None and features.count not in (None, count):
         raise ValueError(f"--data: expected {features.count} features as in training, got {count}")
     return np.arange(count)
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from .. import data, models
+from ..data.pixels import is_pixels
+from ..scaler import Scaler
 from ..training import distributed, fit, held_out_error, infer
 from ..training.collapse import warn_of_collapse
 from .checks import check_device
-from .runs import record_run, transform_of
-from .tables import Source, load_table, print_scores, say
+from .runs import record_run, run_to_resume
+from .tables import Features, Source, load_table, print_scores, say
 
 # options of one model alone
 _OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
@@ -25,10 +27,12 @@ def train_model(arguments: argparse.Namespace) -> int:
     device = check_device(arguments.device)
     if distributed.launched():
         device = str(distributed.init(timeout=arguments.timeout, device=arguments.device))
-    if arguments.resume and arguments.transform is None:
-        arguments.transform = transform_of(arguments.run_dir)
+    stored = run_to_resume(arguments.run_dir) if arguments.resume else None
+    if stored is not None and arguments.transform is None:
+        arguments.transform = stored["transform"]
     source = Source.of(arguments)
-    table = load_table(source)
+    scaled = stored is not None and stored.get("standardizer") is not None
+    table = load_table(source, Features.of_training(stored), learn=not scaled)
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
     for name, owner in _OPTIONS.items():
         value = getattr(arguments, name)
@@ -54,24 +58,26 @@ def train_model(arguments: argparse.Namespace) -> int:
         "missing": arguments.missing,
         "missing_boxes": arguments.missing_boxes,
         "seed": arguments.seed,
+        "recipe": arguments.recipe,
         "transform": source.transform,
-        "pixels": table.raw.dtype == np.uint8,
+        "pixels": is_pixels(table.raw),
         "columns": None if table.source.features is None else list(table.source.features),
         "carried": list(table.source.carried_names),
         "unseen": np.flatnonzero(~table.seen).tolist(),
-        "standardizer": table.standardizer.to_dict() if table.standardizer else None,
-        "column_transform": table.transform.to_dict() if table.transform else None,
         "digest": table.digest(),
     }
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
     say(table.describe(f"{arguments.model} on {device}"))
     if "shard" in options:
         table = table.part(options["shard"])
+    # a run that goes on takes the scale of its checkpoint
+    if stored is None and table.learned is not None and table.learned.scale is not None:
+        model.scaler = Scaler(table.learned.scale, table.learned.transform)
     fit(
         model,
         table.x,
         mask=table.mask,
-        standardize=False,  # the table is, its standardizer in run.json
+        standardize=table.units is None,  # the tables of 0.1 and 0.2 are, outside the model
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,
@@ -87,10 +93,11 @@ def train_model(arguments: argparse.Namespace) -> int:
         checkpoint_every=arguments.checkpoint_every,
     )
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
-    print_scores(table, model.reconstruct(posterior=encoded).cpu().numpy())
-    if table.standardizer is not None and not named and not distributed.launched():
+    print_scores(table, model, encoded)
+    if not is_pixels(table.raw) and not named and not distributed.launched():
         # as many steps as a few epochs of a small table, and never more rows than 1,024
-        warn_of_collapse(held_out_error(model, table.x, mask=table.mask), arguments.lr)
+        steps = arguments.epochs * -(-len(table.x) // arguments.batch_size)
+        warn_of_collapse(held_out_error(model, table.x, mask=table.mask), arguments.lr, steps)
     say(f"\nwritten to {run_dir}")
     if distributed.launched():
         distributed.leave()

@@ -6,7 +6,8 @@ True = observed.
 
 from .artificial import artificial
 from .files import DataError
-from .formats.table import ArrayTable, Table, fill
+from .formats.npy import ArrayTable
+from .formats.table import Table, fill, one_array
 from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import elastic
 from .missingness import mcar, missing_boxes
@@ -14,7 +15,6 @@ from .readers import (
     SUFFIXES,
     check_target,
     load_data,
-    one_array,
     read_table,
     save_table,
     write_table,

@@ -50,7 +50,7 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, float]
 
 
 def artificial(num_rows: int = 10_000, *, seed: int = 0, first: int = 0) -> np.ndarray:
-    """Draws rows of the artificial set.
+    """Draws rows of the artificial set, mixtures of draws from ten distributions.
 
         x_i = A s_i,   A_dk = normal / sqrt(30),   s_i in R^30
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .._devices import beside
+from .pixels import is_pixels
 from .scaling import Standardizer as Standardizer
 from .tables import Table, check_mask, refuse, row_chunks
 
@@ -67,4 +68,4 @@ def _tensor(part: Table, dtype: type[np.generic]) -> torch.Tensor:
 
 def _float64(part: Table, device: torch.device) -> torch.Tensor:
     values = _tensor(part, np.float64).detach().to(device).to(torch.float64)
-    return values / 255 if str(part.dtype) in ("uint8", "torch.uint8") else values
+    return values / 255 if is_pixels(part) else values

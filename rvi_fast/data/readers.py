@@ -8,24 +8,21 @@ comes out as one error, `DataError`, which names the file and the reason.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import remove_partial, replacing
-from .files import blaming, require
-from .formats import parquet
-from .formats.csv import is_header, read_csv, write_columns
-from .formats.idx import read_idx
-from .formats.npy import read_npy, read_npz
-from .formats.table import ArrayTable, Column, Table, single_precision, write_array
-from .sets import DATASETS, Dataset, load_named
+from . import formats  # noqa: F401  (registers them)
+from .files import blaming
+from .formats.registry import WRITERS, listed, reader_of, writable
+from .formats.table import Column, Table, one_array, single_precision
+from .sets import DATASETS, Dataset
+from .sets.registry import LOADERS
 
-SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".parquet")
-
-_IDX_NAME = re.compile(r"[.-]idx\d-ubyte(\.gz)?$")
+SUFFIXES = writable()
 
 
 def load_data(
@@ -61,8 +58,8 @@ def load_data(
     >>> load_data("digits").train.shape
     (1797, 64)
     """
-    if name in DATASETS:
-        return load_named(str(name), data_dir)
+    if name in LOADERS:
+        return LOADERS[str(name)](str(name), data_dir)
     table = read_table(name, header=header, ignore=ignore)
     if table.text is not None:
         with blaming(Path(name)):
@@ -88,8 +85,8 @@ def read_table(
     comes out as it came in. Text among numbers is an error.
 
     Args:
-        path: .npy; .npz (the array `x`, or the only 2-D array); .csv or .tsv; .parquet; .idx?-ubyte,
-            plain or .gz.
+        path: .npy; .npz (the array `x`, or the only 2-D array); .csv or .tsv; .parquet; .feather or
+            .arrow; .idx?-ubyte, plain or .gz.
 
             In text, cells are separated by commas, semicolons, tabs or bars, which is guessed; beside
             another separator than the comma, decimal commas are recognised. An empty cell, NA, N/A,
@@ -97,8 +94,8 @@ def read_table(
             line is, elsewhere it counts for nothing. Cells may be quoted, a line that begins with # is
             a comment. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-            In Parquet, columns of numbers, bools and decimals are taken, and categories of numbers; the
-            index of a DataFrame is carried.
+            In Parquet and Feather, columns of numbers, bools and decimals are taken, and categories of
+            numbers; the index of a DataFrame is carried.
         header: of a text file: whether its first line holds names. None takes it for names where it
             holds some text and no number.
         ignore: columns to carry, by name or, where none has that name, by number from 0.
@@ -114,16 +111,16 @@ def read_table(
         path = path.expanduser()
         if not os.path.isfile(path):
             raise ValueError(f"no such file, nor a data set (those are {', '.join(DATASETS)})")
-        suffix = path.suffix.lower()
-        if suffix in (".csv", ".tsv"):
-            return read_csv(path, header, ignore, also)
-        if header is not None:
-            raise ValueError(f"header: expected a text file, got {suffix}")
-        if suffix == ".parquet":
-            return parquet.read_parquet(path, ignore, also)
-        if ignore:
-            raise ValueError(f"ignore: expected a file with named columns, got {suffix}")
-        return ArrayTable(_read_array(path))
+        ending, reader = reader_of(path)
+        given = {"header": header, "ignore": ignore, "also": also}
+        for option, expected in (
+            ("header", "a text file"),
+            ("ignore", "a file with named columns"),
+        ):
+            refused = given[option] is not None and given[option] != ()
+            if refused and option not in reader.takes:
+                raise ValueError(f"{option}: expected {expected}, got {ending}")
+        return reader.read(path, **{option: given[option] for option in reader.takes})
 
 
 def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] | None = SUFFIXES) -> Path:
@@ -138,17 +135,15 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str] | None = 
     """
     path = Path(path)
     if suffixes is not None and path.suffix.lower() not in suffixes:
-        expected = ", ".join(suffixes[:-1]) + f" or {suffixes[-1]}" if suffixes[1:] else suffixes[0]
-        raise ValueError(f"path: expected {expected}, got {str(path)!r}")
+        raise ValueError(f"path: expected {listed(suffixes)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise ValueError(f"path: the directory {path.parent} does not exist")
     if path.is_dir():
         raise ValueError(f"path: expected a file, {path} is a directory")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"path: the directory {path.parent} cannot be written to")
-    if suffixes is not None and path.suffix.lower() == ".parquet":
-        for module in ("pandas", "pyarrow"):
-            require(module, "tabular")
+    if suffixes is not None:
+        WRITERS[path.suffix.lower()].check()
     remove_partial(path.parent, path.name)
     return path
 
@@ -160,7 +155,7 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
     their values, .npy and .npz hold the columns of numbers alone.
 
     Args:
-        path: ends in .npy, .npz (stored as `x`), .csv, .tsv or .parquet; its directory exists.
+        path: ends in .npy, .npz (stored as `x`) or another of `SUFFIXES`; its directory exists.
         table: from `read_table`, perhaps `filled`.
 
     Raises:
@@ -173,47 +168,10 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
         with replacing(path) as file:
             table.write(file, suffix)
         return
-    columns = table.columns()
-    array = one_array(columns) if suffix in (".npy", ".npz") else None
+    writer, columns = WRITERS[suffix], table.columns()
+    written = one_array(columns) if writer.arrays else columns
     with replacing(path) as file:
-        if array is not None:
-            write_array(file, suffix, array)
-        elif suffix == ".parquet":
-            parquet.write_columns(file, columns)
-        else:
-            write_columns(file, columns, "\t" if suffix == ".tsv" else ",")
-
-
-def one_array(columns: Sequence[Column]) -> np.ndarray:
-    """The columns of numbers of a table as one array [N, D], none of the whole numbers changed.
-
-    Args:
-        columns: what `Table.columns()` gives; those that are carried are left out.
-
-    Returns:
-        [N, D] in the dtype that holds all of them, NaN for missing.
-
-    Raises:
-        ValueError: a whole number that this dtype cannot hold, one beyond 2^53 beside fractions.
-    """
-    parts = []
-    for column in columns:
-        if column.modelled:
-            values = column.values
-            if not isinstance(values, np.ndarray):
-                whole = all(isinstance(value, int) for value in values)
-                values = np.array(
-                    [np.nan if value is None else value for value in values],
-                    None if whole else np.float64,
-                )
-            parts.append(values)
-    array = np.stack(parts, axis=1)
-    for column, values in zip((c for c in columns if c.modelled), array.T, strict=True):
-        for before, after in zip(column.values, values.tolist(), strict=True):
-            # a decimal is rounded to a float64, a whole number must not be
-            if isinstance(before, int | np.integer) and before != after:
-                raise ValueError(f"path: column {column.name!r}: {before} would become {after}")
-    return array
+        writer.write(file, suffix, written)
 
 
 def save_table(
@@ -222,7 +180,7 @@ def save_table(
     """Writes an array to a file, whole or not at all.
 
     Args:
-        path: ends in .npy, .npz (stored as `x`), .csv, .tsv or .parquet; its directory exists.
+        path: ends in .npy, .npz (stored as `x`) or another of `SUFFIXES`; its directory exists.
         array: numbers, [N, D] for text and .parquet, any shape for the other two.
         features: D names, the header of text (none without them) and the columns of .parquet
             (feature_0, ... without them); the other two formats hold no names.
@@ -235,33 +193,16 @@ def save_table(
     suffix = path.suffix.lower()
     if array.dtype.kind not in "biuf":
         raise ValueError(f"array: expected numbers, got dtype {array.dtype}")
-    if suffix not in (".npy", ".npz") and array.ndim != 2:
+    writer = WRITERS[suffix]
+    if not writer.arrays and array.ndim != 2:
         raise ValueError(f"array: expected [N, D] for {suffix}, got shape {list(array.shape)}")
     if features is not None and (array.ndim != 2 or len(features) != array.shape[1]):
         raise ValueError(f"features: got {len(features)} names for shape {list(array.shape)}")
-    if suffix in (".csv", ".tsv") and features is not None and not is_header(features):
+    if features is not None and writer.names is not None and not writer.names(features):
         raise ValueError(f"features: {features!r} would read back as numbers from {suffix}")
-    if suffix in (".npy", ".npz"):
-        with replacing(path) as file:
-            write_array(file, suffix, array)
-        return
-    names: Sequence[str | None] = features or [None] * array.shape[1]
-    columns = [Column(name, array[:, d], True) for d, name in enumerate(names)]
+    written: Any = array
+    if not writer.arrays:
+        names: Sequence[str | None] = features or [None] * array.shape[1]
+        written = [Column(name, array[:, d], True) for d, name in enumerate(names)]
     with replacing(path) as file:
-        if suffix == ".parquet":
-            parquet.write_columns(file, columns)
-        else:
-            write_columns(file, columns, "\t" if suffix == ".tsv" else ",")
-
-
-def _read_array(path: Path) -> np.ndarray:
-    suffix = path.suffix.lower()
-    if _IDX_NAME.search(path.name):
-        return read_idx(path)
-    if suffix == ".npy":
-        with path.open("rb") as file:
-            return read_npy(file, path.stat().st_size)
-    if suffix == ".npz":
-        (array,) = read_npz(path).values()
-        return array
-    raise ValueError("expected .npy, .npz, .csv, .tsv, .parquet, .idx?-ubyte or .idx?-ubyte.gz")
+        writer.write(file, suffix, written)

@@ -163,7 +163,7 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, values: dict[str, list[float]]) -> Self:
-        """The inverse of `to_dict`."""
+        """The scale that a dict of `to_dict` describes, with or without `limit`."""
         if not isinstance(values, dict) or values.keys() - {"limit"} != {"mean", "std"}:
             raise ValueError(f"expected a dict of mean and std, got {values!r}")
         return cls(**{name: np.array(value) for name, value in values.items()})
@@ -259,13 +259,13 @@ class Moments:
 
     @property
     def sample(self) -> np.ndarray:
-        """See the class."""
+        """Some rows [n, D] float64, from which quantiles are taken."""
         return np.concatenate(self._samples) if self._samples else np.empty((0, len(self.count)))
 
     def standardizer(
         self, *, robust: bool = True, columns: np.ndarray | None = None
     ) -> Standardizer:
-        """The scale of what was seen, see the module.
+        """The scale of the entries that were looked at, robust where some lie far off.
 
         Args:
             robust: as in `Standardizer.fit`.

@@ -19,7 +19,7 @@ _KNOTS = 257
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """A column as it is."""
+    """The function of a column that stays as it is."""
 
     kind = "none"
 
@@ -28,6 +28,12 @@ class _Column:
 
     def backward(self, y: np.ndarray) -> np.ndarray:
         return y
+
+    def slope(self, x: np.ndarray) -> np.ndarray:
+        return np.ones_like(x)
+
+    def knots(self) -> list[Any]:
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -55,6 +61,12 @@ class _Log(_Column):
         # exp and log together round: the range itself is exact
         y = np.clip(y, np.log(self.low), np.log(self.high))
         return np.clip(np.exp(y), self.low, self.high)
+
+    def slope(self, x: np.ndarray) -> np.ndarray:
+        return 1 / np.maximum(x, self.low)
+
+    def knots(self) -> list[Any]:
+        return [self.low, self.high]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "low": self.low, "high": self.high}
@@ -87,6 +99,15 @@ class _Quantile(_Column):
 
     def backward(self, y: np.ndarray) -> np.ndarray:
         return _interpolated(y, self.scores, self.values)
+
+    def slope(self, x: np.ndarray) -> np.ndarray:
+        if len(self.values) < 2:
+            return np.ones_like(x)
+        at = np.searchsorted(self.values, x).clip(1, len(self.values) - 1)
+        return (np.diff(self.scores) / np.diff(self.values))[at - 1]
+
+    def knots(self) -> list[Any]:
+        return [self.values, self.scores]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -149,8 +170,8 @@ class ColumnTransform:
             x: [N, D] numbers, NaN = missing.
             mask: bool [N, D], True = observed; without it, every entry that is not NaN.
             kind: "auto", "none", "log" or "quantile", for every column.
-            columns: bool [D]: those that may be bent, all if not given. Others stay as they are, as codes
-                and counts have to.
+            columns: bool [D]: those that may be bent, all if not given. Others stay as they are, as
+                codes and counts have to.
 
         Raises:
             ValueError: kind or shapes are not as expected, observed entries are not finite, or kind is
@@ -181,7 +202,7 @@ class ColumnTransform:
 
     @property
     def kinds(self) -> list[str]:
-        """ "none", "log" or "quantile" for each column."""
+        """What bends each column, in their order: "none", "log" or "quantile"."""
         return [column.kind for column in self._columns]
 
     def transform(self, x: np.ndarray) -> np.ndarray:
@@ -192,13 +213,58 @@ class ColumnTransform:
         """What `transform` gives -> the data's units, [N, D] float64, or x itself. NaN stays NaN."""
         return self._mapped(x, lambda column: column.backward)
 
+    def slope(self, x: np.ndarray) -> np.ndarray:
+        """Derivative of `transform` at [N, D], float64, positive; at a knot that of the line below.
+
+        Outside the range that was seen in `fit` a quantile column has that of its nearest line, which a
+        density needs, though `transform` itself goes no further there.
+        """
+        return self._mapped(
+            np.asarray(x, np.float64), lambda column: column.slope, all_columns=True
+        )
+
+    def knots(self) -> tuple[np.ndarray, np.ndarray]:
+        """All that defines it as two arrays, see `from_knots`.
+
+        Returns:
+            float64 [D, 2, K], padded with NaN, and int64 [D]: 0 for "none", 1 for "log", whose knots
+            are the least and the greatest entry, 2 for "quantile", whose knots are entries and scores.
+        """
+        parts = [[np.atleast_1d(part) for part in column.knots()] for column in self._columns]
+        most = max((len(part) for column in parts for part in column), default=1)
+        knots = np.full((len(parts), 2, most), np.nan)
+        for column, own in enumerate(parts):
+            for row, part in enumerate(own):
+                knots[column, row, : len(part)] = part
+        return knots, np.array([list(_KINDS).index(kind) for kind in self.kinds], np.int64)
+
+    @classmethod
+    def from_knots(cls, knots: np.ndarray, kinds: np.ndarray) -> ColumnTransform:
+        """The transform that two arrays of `knots` describe.
+
+        Raises:
+            ValueError: they are not what `knots` gives.
+        """
+        columns: list[_Column] = []
+        for own, kind in zip(knots, kinds.tolist(), strict=True):
+            first, second = (part[~np.isnan(part)] for part in own)
+            if kind == 0:
+                columns.append(_Column())
+            elif kind == 1:
+                columns.append(_Log(float(first[0]), float(second[0])))
+            elif kind == 2:
+                columns.append(_Quantile(first, second))
+            else:
+                raise ValueError(f"kinds: expected 0, 1 or 2, got {kind}")
+        return cls(columns)
+
     def to_dict(self) -> dict[str, Any]:
-        """Strings and Python floats, exact through JSON."""
+        """All that defines the transform as strings and Python floats, exact through JSON."""
         return {"columns": [column.to_dict() for column in self._columns]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ColumnTransform:
-        """The inverse of `to_dict`.
+        """The transform that a dict of `to_dict` describes.
 
         Raises:
             ValueError: it is not a dict that `to_dict` has made.
@@ -215,12 +281,17 @@ class ColumnTransform:
         return cls(columns)
 
     def _mapped(
-        self, x: np.ndarray, function: Callable[[_Column], Callable[[np.ndarray], np.ndarray]]
+        self,
+        x: np.ndarray,
+        function: Callable[[_Column], Callable[[np.ndarray], np.ndarray]],
+        *,
+        all_columns: bool = False,
     ) -> np.ndarray:
         x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != len(self._columns):
             raise ValueError(f"x: expected [N, {len(self._columns)}], got shape {list(x.shape)}")
-        bent = [(at, column) for at, column in enumerate(self._columns) if column.kind != "none"]
+        every = enumerate(self._columns)
+        bent = [(at, column) for at, column in every if all_columns or column.kind != "none"]
         if not bent:
             return x
         out = x.astype(np.float64)
@@ -268,5 +339,5 @@ def _heavy(values: np.ndarray) -> bool:
 
 
 def _interpolated(x: np.ndarray, at: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """As np.interp, NaN for NaN."""
+    """Straight lines between knots as np.interp draws them, and NaN where x is NaN."""
     return np.where(np.isnan(x), np.nan, np.interp(x, at, values))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import data, models
-from ..reference import PIXEL_SCALE
+from ..data.pixels import fractions
 from ..training import fit, impute
 from .pictures import save_imputations, save_loss
 
@@ -29,7 +29,7 @@ def run(run_dir: Path, *, epochs: int = EPOCHS, progress: bool = True) -> dict[s
     digits = data.load_data("digits")
     assert digits.image_shape is not None
     mask = data.mcar(digits.train.shape, MISSING, seed=0)
-    truth = digits.train.astype(np.float32) * PIXEL_SCALE
+    truth = fractions(digits.train, np.float32)
     seen = np.where(mask, truth, np.nan)
 
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)

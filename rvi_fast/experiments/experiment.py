@@ -6,23 +6,23 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import data, models
+from ..data.pixels import fractions, is_pixels, observed
+from ..data.recipe import Units, rows_of_figure, scores, shown
 from ..drawing import drawing_from
 from ..posteriors.relay import RelayPosterior
 from ..training import History, fit, infer
 from ..training.loop.seeds import stream
 from . import latents
 
-# share of the rows of a set without a test part that become one
-_TEST_SHARE = 0.25
 _SHOWN = 8  # images kept of a progression
-_SPLIT, _CLASSIFIER = 1, 2  # uses of the seed
+_CLASSIFIER = 2  # use of the seed; another one is in `data.recipe`
 # rows without relays need larger steps; an encoder takes none
 INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
@@ -44,8 +44,18 @@ class Experiment:
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
 
-    A further field is made by `sweep.added`, or every finished run would lose its name.
+    Further fields need a default, and count towards the name of a run where they differ from it: see
+    `sweep.directory_of`.
     """
+
+    # what 0.1.0 named runs by
+    NAMED: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("data", "rows", "test_rows", "missing", "boxes", "model", "latent_dim", "hidden"),
+            *("groups", "top", "form", "epochs", "batch_size", "lr", "posterior_lr", "infer_steps"),
+            *("infer_lr", "classifier_epochs", "progression", "latents", "seed"),
+        )
+    )
 
     data: str = "digits"
     rows: int | None = None
@@ -69,6 +79,10 @@ class Experiment:
     latents: bool = False
     seed: int = 0
 
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
+        """Trains and scores, see `run`; a figure of other runs has a class with another `result`."""
+        return run(self, directory, data_dir=data_dir)
+
 
 class Part(NamedTuple):
     """Rows as the model sees them: x uint8 or standardised, mask true = shown."""
@@ -80,13 +94,8 @@ class Part(NamedTuple):
 
     def scores(self, prefix: str, reconstruction: np.ndarray) -> dict[str, float | None]:
         """Elastic error of shown and of hidden entries; None where there are none."""
-        entries = {"observed": self.mask, "missing": self.known & ~self.mask}
-        return {
-            f"{prefix}_{name}": data.elastic(self.x, reconstruction, scored)
-            if scored.any()
-            else None
-            for name, scored in entries.items()
-        }
+        found = scores(self.x, reconstruction, self.mask, self.known)
+        return {f"{prefix}_{k}": error if count else None for k, (error, count) in found.items()}
 
 
 def run(
@@ -177,44 +186,25 @@ def _dataset(name: str, data_dir: str | None) -> data.Dataset:
 def parts(experiment: Experiment, data_dir: str | Path | None) -> tuple[Part, Part]:
     """Training and test rows, those that the seed draws, with what the seed hides."""
     dataset = _dataset(experiment.data, None if data_dir is None else str(data_dir))
-    train, test = dataset.train, dataset.test
-    labels, test_labels = dataset.train_labels, dataset.test_labels
-    if test is None:  # the same split for every seed
-        order = np.random.default_rng(0).permutation(len(train))
-        held_out = max(1, round(_TEST_SHARE * len(train)))
-        if held_out == len(train):
-            raise ValueError(f"data: expected at least two rows, {experiment.data} has one")
-        tested, trained = np.sort(order[:held_out]), np.sort(order[held_out:])
-        test, train = train[tested], train[trained]
-        if labels is not None:
-            labels, test_labels = labels[trained], labels[tested]
-    generator = np.random.default_rng((experiment.seed, _SPLIT))
+    owners = {
+        "train": (dataset.train, dataset.train_labels),
+        "test": (dataset.test, dataset.test_labels),
+    }
+    sizes = len(dataset.train), None if dataset.test is None else len(dataset.test)
+    wanted = {"train": ("rows", experiment.rows), "test": ("test_rows", experiment.test_rows)}
     parts = []
-    for number, (name, raw, own, count) in enumerate(
-        (
-            ("rows", train, labels, experiment.rows),
-            ("test_rows", test, test_labels, experiment.test_rows),
-        )
-    ):
-        chosen = generator.permutation(len(raw))
-        if count is not None:
-            if not 1 <= count <= len(raw):
-                raise ValueError(f"{name}: expected 1 to {len(raw)}, got {count}")
-            chosen = chosen[:count]
-        chosen.sort()
-        raw = raw[chosen]
-        mask = data.mcar(raw.shape, experiment.missing, seed=2 * experiment.seed + number)
-        if experiment.boxes:
-            if dataset.image_shape is None:
-                raise ValueError(f"boxes: expected images, {experiment.data} holds none")
-            seed = 2 * experiment.seed + number
-            mask &= data.missing_boxes(len(raw), dataset.image_shape, experiment.boxes, seed=seed)
-        known = np.ones_like(mask) if raw.dtype == np.uint8 else ~np.isnan(raw)
-        parts.append(Part(raw, mask & known, known, None if own is None else own[chosen]))
-    if parts[0].x.dtype != np.uint8:
-        standardizer = data.Standardizer.fit(parts[0].x, parts[0].mask, robust=False)
-        parts = [part._replace(x=standardizer.transform(part.x)) for part in parts]
-    return parts[0], parts[1]
+    for number, (split, (name, count)) in enumerate(wanted.items()):
+        owner, chosen = rows_of_figure(*sizes, split, count, experiment.seed, name)
+        table, labels = owners[owner]
+        assert table is not None
+        raw = table[chosen]
+        seed = 2 * experiment.seed + number
+        mask = shown(raw.shape, experiment.missing, experiment.boxes, dataset.image_shape, seed)
+        known = observed(raw)
+        parts.append(Part(raw, mask & known, known, None if labels is None else labels[chosen]))
+    units = Units.fit(parts[0].x, parts[0].mask, robust=False)
+    train, test = (part._replace(x=units.to_model(part.x)) for part in parts)
+    return train, test
 
 
 def _classify(
@@ -256,7 +246,7 @@ def _progress(model: models.LatentModel, train: Part, directory: Path) -> list[f
         scores.append(data.elastic(train.x, decoded, train.known))
         images.append(decoded[:_SHOWN])
     originals = train.x[:_SHOWN]
-    originals = originals / 255.0 if originals.dtype == np.uint8 else originals
+    originals = fractions(originals, np.float64 if is_pixels(originals) else originals.dtype)
     # sweeps replace result.json last, so that this file is whole wherever that one is
     data.save_table(directory / "progression.npy", np.stack((*images, originals)))
     assert all(map(math.isfinite, scores))

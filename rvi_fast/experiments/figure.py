@@ -47,7 +47,7 @@ MODELS = ("rvi", "vad", "vae")
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the paper.
+    """A figure: which runs it takes, and what is shown of them; see `figure`.
 
     Args:
         title: in words.
@@ -127,6 +127,51 @@ class Figure:
         save_panels(stem.with_suffix(".png"), titled, label, self.title, log=self.log)
         if self.extra is not None:
             self.extra(stem, results, directories)
+
+
+REGISTERED: dict[str, Figure] = {}
+
+Configurations = Callable[[Scale], list[Experiment]]
+
+
+def figure(
+    name: str,
+    title: str,
+    quantities: tuple[str, ...],
+    *,
+    labels: dict[str, str] | None = None,
+    **options: Any,
+) -> Callable[[Configurations], Configurations]:
+    """Registers a figure: decorates the function that gives the runs of a scale.
+
+    Args:
+        name: what `rvi-fast reproduce` calls it.
+        title, quantities, options: as in `Figure`.
+        labels: words for quantities and fields that `LABELS` does not know.
+
+    Raises:
+        ValueError: there is a figure of that name already, or a quantity without a label.
+
+    Example:
+        >>> from rvi_fast.experiments.figure import REGISTERED, figure
+        >>> @figure("batch", "Batch sizes", ("test_observed",), over="batch_size", log=True)
+        ... def runs(scale):
+        ...     return [scale.experiment(data="digits", batch_size=size) for size in (16, 64, 256)]
+        >>> REGISTERED.pop("batch").title
+        'Batch sizes'
+    """
+    LABELS.update(labels or {})
+    for quantity in quantities:
+        if quantity not in LABELS:
+            raise ValueError(f"quantities: expected a label for each, got none for {quantity!r}")
+
+    def register(configurations: Configurations) -> Configurations:
+        if name in REGISTERED:
+            raise ValueError(f"name: expected another one than that of a figure, got {name!r}")
+        REGISTERED[name] = Figure(title, configurations, quantities, **options)
+        return configurations
+
+    return register
 
 
 def _text(value: Any) -> Any:

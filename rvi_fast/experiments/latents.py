@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
+from ..data.pixels import fractions
 
 _PAIRS, _STEPS = 64, 9  # lines, and points of each, both ends among them
 _SHOWN = 8  # lines whose images are kept
@@ -42,8 +43,7 @@ def explore(
         "agreement": by the number of leading principal components, the share of test rows whose
         nearest neighbour has the same label.
     """
-    real = x / np.float32(255) if x.dtype == np.uint8 else x
-    real = np.nan_to_num(real)
+    real = np.nan_to_num(fractions(x, np.float32))
     pairs = min(_PAIRS, len(real) // 2)
     if not pairs or len(test_means) < 2:
         raise ValueError(f"rows: expected at least 2 of each part, got {len(x)}, {len(test_means)}")

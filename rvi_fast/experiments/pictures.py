@@ -156,3 +156,15 @@ def save_map(path: Path, panels: dict[str, np.ndarray]) -> None:
     handles, names = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize="small", markerscale=3)
     figure.savefig(path)
+
+
+def square(features: int) -> tuple[int, int]:
+    """Height and width of square images of so many pixels.
+
+    Raises:
+        ValueError: no square has that many.
+    """
+    side = int(np.sqrt(features))
+    if side * side != features:
+        raise ValueError(f"images: expected square ones, got {features} pixels")
+    return side, side

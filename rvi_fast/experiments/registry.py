@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import convergence, experiment, imputation, missing, progression, representations
+from . import figures  # noqa: F401  (registers them)
 from .experiment import Experiment
-from .figure import Figure
+from .figure import REGISTERED, Figure
 from .pictures import check_matplotlib
 from .scales import IMAGES, SCALES
 from .sweep import SweepError, directory_of, read_result, sweep
@@ -22,18 +22,14 @@ def _place(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else sys.maxsize, name)
 
 
-_FAMILIES = (convergence, missing, representations, progression, imputation)
-_ALL = {name: figure for family in _FAMILIES for name, figure in family.FIGURES.items()}
-FIGURES: dict[str, Figure] = {name: _ALL[name] for name in sorted(_ALL, key=_place)}
+FIGURES: dict[str, Figure] = {name: REGISTERED[name] for name in sorted(REGISTERED, key=_place)}
 
 
 def run(
     configuration: Experiment, directory: Path, *, data_dir: Path | None = None
 ) -> dict[str, Any]:
-    """One run of a figure."""
-    if isinstance(configuration, imputation.Imputation):
-        return imputation.run(configuration, directory, data_dir=data_dir)
-    return experiment.run(configuration, directory, data_dir=data_dir)
+    """One run of a figure, by the configuration's own `result`."""
+    return configuration.result(directory, data_dir)
 
 
 def _configurations(name: str, scale: str, sets: Sequence[str]) -> list[Experiment]:

@@ -31,6 +31,7 @@ class Scale:
         latent_dims: of the figure on latent dimensions.
         own: figure -> what differs there: fields of this class or of `Experiment`.
         sets: data set -> fields of `Experiment` that differ there, in every figure.
+        name: in `SCALES`; by it a figure finds sizes of its own.
     """
 
     images: tuple[str, ...]
@@ -49,6 +50,7 @@ class Scale:
     latent_dims: tuple[int, ...]
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    name: str = ""
 
     def of(self, figure: str) -> Scale:
         """The sizes of one figure."""
@@ -76,6 +78,7 @@ _TENTHS = tuple(tenth / 10 for tenth in range(10))
 SCALES = {
     # digits need no file
     "quick": Scale(
+        name="quick",
         images=("digits",),
         tables=("artificial",),
         common={
@@ -99,6 +102,7 @@ SCALES = {
     ),
     # meant for an hour or so on two cores
     "reduced": Scale(
+        name="reduced",
         images=("mnist",),
         tables=("mosi", "artificial"),
         common={
@@ -139,6 +143,7 @@ SCALES = {
         },
     ),
     "paper": Scale(
+        name="paper",
         images=("mnist", "fashion-mnist"),
         tables=("mosi", "artificial"),
         common={"rows": 10_000, "epochs": 250, "batch_size": 256},

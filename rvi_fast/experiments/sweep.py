@@ -6,9 +6,9 @@
                                          whether an earlier start had been interrupted (seconds
                                          are then those since the last start)
 
-The directory is named by a hash of the configuration (a field that came later, see `added`, counts
-where it differs from its default). A run that is done is not started again; one
-that was interrupted is called again with its directory, where it finds its own checkpoints.
+The directory is named by a hash of the configuration, see `directory_of`. A run that is done is not
+started again; one that was interrupted is called again with its directory, where it finds its own
+checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, fields
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from ..training.runs.directory import RunDirectory
 # a frozen dataclass and the directory of its run -> what JSON can hold
 Run = Callable[[Any, Path], dict[str, Any]]
 
-_ADDED = "added"
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -110,22 +109,19 @@ def sweep(
         return [results[config] or {} for config in configurations]
 
 
-def added(default: Any) -> Any:
-    """A field that a configuration has got after runs had been made.
-
-    It counts towards the name of a run only where it differs from its default, so that the runs that
-    are done keep theirs.
-    """
-    return field(default=default, metadata={_ADDED: True})
-
-
 def directory_of(out: Path, config: Any) -> Path:
-    """Where the run of a configuration lies."""
-    later = {f.name: f.default for f in fields(config) if _ADDED in f.metadata}
+    """Where the run of a configuration lies.
+
+    The name is a hash of the fields that its class lists in `NAMED`, and of all others that differ from
+    their defaults: a field that comes later leaves the runs that are done with the names they have. A
+    class without `NAMED` is named by what differs from its defaults alone.
+    """
+    named: frozenset[str] = getattr(config, "NAMED", frozenset())
+    defaults = {entry.name: entry.default for entry in fields(config)}
     own = {
         name: value
         for name, value in asdict(config).items()
-        if name not in later or value != later[name]
+        if name in named or value != defaults[name]
     }
     text = json.dumps(own, sort_keys=True, allow_nan=False)
     return out / hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -72,9 +72,9 @@ class Bernoulli(Elementwise, law="bernoulli"):
         return ((ones + 0.5) / (entries - ones + 0.5)).log()
 
     def legal(self, values: Tensor) -> Tensor:
-        """Zeros and ones."""
+        """Whether entries are zeros and ones."""
         return (values == 0) | (values == 1)
 
     def support(self, column: int) -> str:
-        """See `Likelihood.support`."""
+        """What the entries of each column may be, see `Likelihood.support`."""
         return "0 or 1"

@@ -76,12 +76,12 @@ class Categorical(Likelihood, law="categorical"):
 
     @property
     def numeric(self) -> list[bool]:
-        """No column."""
+        """Columns of numbers: none, as classes have no order."""
         return [False] * self.num_features
 
     @classmethod
     def made(cls, num_features: int, arguments: dict[str, Any]) -> Self:
-        """See `Likelihood.made`."""
+        """The law of some arguments, see `Likelihood.made`."""
         if "num_classes" not in arguments:
             raise ValueError(
                 "likelihood: expected ('categorical', k) with k classes, got 'categorical'"
@@ -89,7 +89,7 @@ class Categorical(Likelihood, law="categorical"):
         return cls(num_features, **arguments)
 
     def arguments(self) -> dict[str, Any]:
-        """See `Likelihood.arguments`."""
+        """What it is made of, for a config, see `Likelihood.arguments`."""
         one = len(set(self.num_classes)) == 1
         return {"num_classes": self.num_classes[0] if one else self.num_classes}
 
@@ -150,7 +150,7 @@ class Categorical(Likelihood, law="categorical"):
         return (values >= 0) & (values < sizes) & (values == values.floor())
 
     def support(self, column: int) -> str:
-        """See `Likelihood.support`."""
+        """What the entries of each column may be, see `Likelihood.support`."""
         return f"a code 0 to {self.num_classes[column] - 1}"
 
     def _logits(self, outputs: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Counts(Elementwise):
         self.size_factor = _checks.check_bool("size_factor", size_factor)
 
     def arguments(self) -> dict[str, Any]:
-        """See `Likelihood.arguments`."""
+        """What it is made of, for a config, see `Likelihood.arguments`."""
         return {"size_factor": True} if self.size_factor else {}
 
     def of_rows(self, x: Tensor, mask: Tensor | None = None) -> Likelihood:
@@ -83,7 +83,7 @@ class Counts(Elementwise):
         return (values >= 0) & (values == values.floor())
 
     def support(self, column: int) -> str:
-        """See `Likelihood.support`."""
+        """What the entries of each column may be, see `Likelihood.support`."""
         return "a count 0, 1, 2, ..."
 
     def _located(self, outputs: Tensor, values: Tensor, observed: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Counts(Elementwise):
 
 
 class Poisson(Counts, law="poisson"):
-    """Independent Poisson counts.
+    """Independent Poisson counts, one rate to a feature.
 
         log p(x_b) = sum_{d observed} (x_bd log rate_bd - rate_bd - log x_bd!)
 
@@ -194,7 +194,7 @@ class NegativeBinomial(Counts, law="negative_binomial"):
         return 2 * self.num_features
 
     def arguments(self) -> dict[str, Any]:
-        """See `Likelihood.arguments`."""
+        """What it is made of, for a config, see `Likelihood.arguments`."""
         kind = {} if self.kind == "scalar" else {"dispersion": self.kind}
         return super().arguments() | kind
 

@@ -97,12 +97,12 @@ class Mixed(Likelihood, law="mixed"):
 
     @property
     def standardizable(self) -> list[bool]:
-        """See `Likelihood.standardizable`."""
+        """Which columns may be shifted and scaled, see `Likelihood.standardizable`."""
         return self._by_column([part.standardizable for part in self._laws()])
 
     @property
     def numeric(self) -> list[bool]:
-        """See `Likelihood.numeric`."""
+        """Which columns have numbers for entries, see `Likelihood.numeric`."""
         return self._by_column([part.numeric for part in self._laws()])
 
     @property
@@ -111,12 +111,12 @@ class Mixed(Likelihood, law="mixed"):
         return sum(part.num_noise for part in self._laws())
 
     def arguments(self) -> dict[str, Any] | None:
-        """See `Likelihood.arguments`."""
+        """What it is made of, for a config, see `Likelihood.arguments`."""
         return None if None in self.columns else {"columns": self.columns}
 
     @classmethod
     def made(cls, num_features: int, arguments: dict[str, Any]) -> Self:
-        """See `Likelihood.made`."""
+        """The law of some arguments, see `Likelihood.made`."""
         return cls(**arguments)
 
     def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:

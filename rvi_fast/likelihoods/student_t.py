@@ -95,7 +95,7 @@ class StudentT(Elementwise, law="student_t"):
         return 2 * self.num_features
 
     def arguments(self) -> dict[str, Any]:
-        """See `Likelihood.arguments`."""
+        """What it is made of, for a config, see `Likelihood.arguments`."""
         kinds = {"scale": self.kind, "df": self.df_kind}
         return {name: kind for name, kind in kinds.items() if kind != "scalar"}
 

@@ -333,7 +333,7 @@ class RowAdam(torch.optim.Optimizer):
 
     @property
     def num_steps(self) -> int:
-        """Steps taken."""
+        """Number of steps that the optimizer has taken."""
         return self._num_steps
 
     @contextmanager
@@ -367,7 +367,7 @@ class RowAdam(torch.optim.Optimizer):
         }
 
     def raw_state(self) -> dict[str, Tensor]:
-        """All else that the next step depends on."""
+        """All that the next step depends on beside rows and moments."""
         used = self._num_steps - self._flushed_at + 1
         return {"clock": self._clock, "history": self._history[:used]}
 
@@ -515,7 +515,7 @@ class RowAdam(torch.optim.Optimizer):
         return index, grad[index]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As `torch.optim.Optimizer.zero_grad`."""
+        """Lets go of all gradients, as `torch.optim.Optimizer.zero_grad` does."""
         self._present.clear()
         with _as_they_are():
             super().zero_grad(set_to_none)

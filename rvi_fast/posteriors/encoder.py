@@ -64,7 +64,7 @@ class EncoderPosterior(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """T."""
+        """Number of latent dimensions T."""
         return self.layout.latent_dim
 
     def forward(

@@ -168,7 +168,7 @@ class RelayPosterior(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """T."""
+        """Number of latent dimensions T."""
         return self.layout.latent_dim
 
     @property

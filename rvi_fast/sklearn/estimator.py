@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,8 +14,10 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 
 from .. import _checks
+from ..data.recipe import Units
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
+from ..likelihoods import Likelihood, make
 from ..models import LatentModel, rvi
 from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
@@ -27,6 +30,8 @@ from .tables import checked_table, is_nan
 # what epochs=None asks for: steps in all, and visits of each row
 _STEPS, _VISITS = 2000, 50
 _BATCH = 256
+# rows decoded at once
+_DECODED = 8192
 
 
 class RelayEstimator(TransformerMixin, BaseEstimator):
@@ -98,32 +103,26 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         _checks.check_positive_int("steps", options["steps"])
         _checks.check_positive_float("infer_lr", options["infer_lr"])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        # a module learns in the model: the estimator's own stays as it was given
-        self._law = make(copy.deepcopy(options["likelihood"]), x.shape[1])
-        if not isinstance(self._law, Likelihood):
-            raise TypeError(
-                "likelihood: expected a name, a Likelihood, or one of them for each column, got "
-                f"{options['likelihood']!r}"
-            )
-        self._check(x, missing)
+        law = self._law_of(x.shape[1])
+        self._check(law, x, missing)
         self._empty = missing.all(axis=0)
         self._constants = _constants(x, missing)
-        self.column_transform_ = self._shape_of(x, missing)
-        self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing)
+        self.column_transform_ = self._shape_of(x, missing, law)
+        self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         rows = self._rows(x, missing)
         names = ("latent_dim", "hidden", "groups", "top")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         chosen = {name: options[name] for name in names}
-        model = rvi(*x.shape, **chosen, likelihood=self._law, generator=generator)
-        if self._factor(model) != 1:
+        model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
+        if not self._without_scale(law):
             check_scale_factor(model, options["scale_factor"])
         batch_size, epochs = options["batch_size"], options["epochs"]
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
             batch_size = min(_BATCH, max(16, len(x) // 4))
+        in_an_epoch = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
         if epochs is None:
-            steps = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
-            epochs = max(_VISITS, -(-_STEPS // steps))
+            epochs = max(_VISITS, -(-_STEPS // in_an_epoch))
         with full_precision():
             self.history_ = fit(
                 model,
@@ -140,7 +139,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             posterior = model.posterior
             self.model_ = _without_rows(model.eval())
             self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, options["lr"])
+        warn_of_collapse(self.held_out_error_, options["lr"], epochs * in_an_epoch)
         return x, missing, posterior
 
     def _options(self) -> dict[str, Any]:
@@ -166,7 +165,39 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         """X as checked numbers [N, D], and which of them are missing."""
         return checked_table(self, X, self.missing_values, reset=reset)
 
-    def _shape_of(self, x: np.ndarray, missing: np.ndarray) -> ColumnTransform:
+    def _law_of(self, num_features: int) -> Likelihood:
+        """What `likelihood` stands for; a module learns in the model, and the user's stays as it is."""
+        given = self._options()["likelihood"]
+        law = make(copy.deepcopy(given), num_features)
+        if not isinstance(law, Likelihood):
+            raise TypeError(
+                f"likelihood: expected a name, a Likelihood, or one for each column, got {given!r}"
+            )
+        return law
+
+    def _check(self, law: Likelihood, x: np.ndarray, missing: np.ndarray) -> None:
+        """Refuses what the law of a column cannot give, with row, column and value of X."""
+        if not law.restricted:
+            return
+        names = getattr(self, "feature_names_in_", None)
+        values = x if x.dtype == np.uint8 else x.astype(np.float64)
+        law.check(
+            torch.from_numpy(np.ascontiguousarray(values)),
+            torch.from_numpy(~missing),
+            columns=None if names is None else [repr(str(name)) for name in names],
+        )
+
+    def _without_scale(self, law: Likelihood) -> bool:
+        """Whether there is no scale to look for, although `scale_factor` asks for it."""
+        if self._options()["scale_factor"] != "held-out":
+            return False
+        try:
+            law.widened(2.0)
+        except ValueError:
+            return True
+        return False
+
+    def _shape_of(self, x: np.ndarray, missing: np.ndarray, law: Likelihood) -> ColumnTransform:
         """What bends the columns of X before they are standardised."""
         kind = self.column_transform
         if kind not in TRANSFORMS:
@@ -179,9 +210,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             )
         if kind == "auto" and (x.dtype == np.uint8 or not self.standardize):
             kind = "none"
-        return ColumnTransform.fit(x, ~missing, kind=kind)
+        return ColumnTransform.fit(x, ~missing, kind=kind, columns=np.array(law.standardizable))
 
-    def _scale_of(self, bent: np.ndarray, missing: np.ndarray) -> Standardizer:
+    def _scale_of(self, bent: np.ndarray, missing: np.ndarray, law: Likelihood) -> Standardizer:
         """From bent columns to the units of the model."""
         size = bent.shape[1]
         if bent.dtype == np.uint8:
@@ -189,7 +220,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         if self.standardize:
             try:
                 with np.errstate(over="ignore", invalid="ignore"):
-                    return Standardizer.fit(bent, ~missing)
+                    columns = np.array(law.standardizable)
+                    return Standardizer.fit(bent, ~missing, columns=columns)
             except ValueError as error:
                 raise ValueError(
                     f"X: expected numbers that can be standardised: {error}"
@@ -201,9 +233,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
 
         Features that were never observed in `fit` count as missing: the decoder has not learned them.
         """
-        bent = self.column_transform_.transform(x)
         with np.errstate(over="ignore"):
-            rows = self.standardizer_.transform(np.where(missing | self._empty, np.nan, bent))
+            rows = self._units().to_model(x)
+        rows[missing | self._empty] = np.nan
         wrong = np.isinf(rows)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
@@ -212,6 +244,10 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
                 f"{x[row, column]} at row {row}, column {column}"
             )
         return rows
+
+    def _units(self) -> Units:
+        """Between X's units and those of the model."""
+        return Units(self.standardizer_, self.column_transform_)
 
     def _infer(self, rows: np.ndarray | torch.Tensor, factor: float) -> RelayPosterior:
         options = self._options()
@@ -238,6 +274,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         """
         factor = self._options()["scale_factor"]
         factors = FACTORS if isinstance(factor, str) else (float(factor),)
+        if self._without_scale(self.model_.law):
+            factors = (1.0,)
 
         def inferred(shown: Inputs, factor: float) -> RelayPosterior:
             return self._infer(shown.x, factor)
@@ -247,13 +285,23 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         except TooFewEntries:
             return HeldOut(factors[0], math.nan)
 
-    def _decode(self, means: torch.Tensor) -> np.ndarray:
-        """Posterior means [N, T] -> [N, D] float64 in the units of X."""
+    def _decode(
+        self, means: torch.Tensor, rows: np.ndarray | None = None, kind: str | None = None
+    ) -> np.ndarray:
+        """Posterior means [N, T] -> [N, D] float64 in the units of X.
+
+        Args:
+            means: of rows of X.
+            rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
+            kind: "mean" or "mode"; None for what each law takes for the better estimate.
+        """
+        shown = None if rows is None else torch.from_numpy(rows).to(means.device)
+        parts = []
         with torch.no_grad(), full_precision():
-            parts = [self.model_.decoder(part) for part in means.split(8192)]
-        scale = self.standardizer_
-        bent = torch.cat(parts).cpu().numpy().astype(np.float64) * scale.std + scale.mean
-        values = self.column_transform_.inverse(bent)
+            for own in torch.arange(len(means), device=means.device).split(_DECODED):
+                law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
+                parts.append(law.estimate(self.model_.decode(means[own]), kind))
+        values = self._units().to_data(torch.cat(parts).cpu().numpy())
         return np.where(np.isnan(self._constants), values, self._constants)
 
 

@@ -28,7 +28,7 @@ class AdamStepCase:
 
 
 class AdamStepContract(OpContract):
-    """`adam_step`."""
+    """What an implementation of `adam_step` has to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {"adam_step": ()}
     cases: ClassVar[Sequence[AdamStepCase]] = (

@@ -48,7 +48,7 @@ def assert_close(got: Sequence[Tensor], expected: Sequence[Tensor], rtol: float 
 
 
 def assert_bit_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Every entry equal, NaN equal to NaN."""
+    """Asserts that every entry is equal bit for bit; NaN equals NaN."""
     assert got.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(

@@ -37,7 +37,7 @@ class GaussianLogLikelihoodCase:
 
 
 class GaussianLogLikelihoodContract(OpContract):
-    """`gaussian_log_likelihood_fwd` and `gaussian_log_likelihood_bwd`."""
+    """What `gaussian_log_likelihood_fwd` and `gaussian_log_likelihood_bwd` have to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "gaussian_log_likelihood_fwd": ("log_prob",),

@@ -25,7 +25,7 @@ class LinearGaussianLogLikelihoodCase(GaussianLogLikelihoodCase):
 
 
 class LinearGaussianLogLikelihoodContract(GaussianLogLikelihoodContract):
-    """`linear_gaussian_log_likelihood_fwd` and `linear_gaussian_log_likelihood_bwd`."""
+    """What `linear_gaussian_log_likelihood_fwd` and its `_bwd` have to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "linear_gaussian_log_likelihood_fwd": ("log_prob",),

@@ -40,7 +40,7 @@ class RelaySampleCase:
 
 
 class RelaySampleContract(OpContract):
-    """`relay_sample_fwd` and `relay_sample_bwd`."""
+    """What `relay_sample_fwd` and `relay_sample_bwd` have to keep."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "relay_sample_fwd": ("z", "kl", "bits", "mean"),

@@ -14,7 +14,6 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _checks
-from ..data.scaling import Standardizer
 from ..drawing import Drawing
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
@@ -89,7 +88,7 @@ def fit(
     block_rows: int | None = None,
     moment_dtype: torch.dtype | None = None,
 ) -> History:
-    """Trains a model on all rows of x.
+    """Trains a model on all rows of a table, missing entries and all.
 
     Every epoch visits each row once, in a new random order. The last batch may be smaller; its loss
     is a sum over its rows divided by the size of a full batch, so that all rows weigh the same; where
@@ -104,9 +103,9 @@ def fit(
     that number, one that was never observed as 0. A feature with an entry beyond all others (see
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
     in training. A model that has a scale keeps it, also when it is fitted again to other data. Columns
-    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are. There the bias
-    of the decoder's last layer, where it is 0 as the builders make it, starts at what the law of the
-    column as a whole says: the logarithm of a mean count, of the share of a class.
+    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are. There the
+    bias of the decoder's last layer, where it is 0 as the builders make it, starts at what the law of
+    the column as a whole says: the logarithm of a mean count, of the share of a class.
 
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
@@ -377,7 +376,7 @@ def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -
 def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path | None) -> None:
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
-    own = None if model.scaler is None else model.scaler.standardizer().to_dict()
+    own = None if model.scaler is None else model.scaler.to_dict()
     if stored is not None and own is not None and stored != own:
         raise ValueError(
             f"model: expected the scale of the checkpoint in {resumed}, or none, got another"
@@ -390,12 +389,12 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path |
         )
         for other in others:
             moments.merge(other)
-        scale = moments.standardizer(columns=np.array(model.law.standardizable))
+        scaler = Scaler(moments.standardizer(columns=np.array(model.law.standardizable)))
         if ranks.leads:
             moments.warn()
     else:
-        scale = Standardizer.from_dict(stored)
-    model.scaler = Scaler(scale).to(device_of(model)).train(model.training)
+        scaler = Scaler.from_dict(stored)
+    model.scaler = scaler.to(device_of(model)).train(model.training)
 
 
 @torch.no_grad()
@@ -422,7 +421,7 @@ def _start_outputs(
     bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
 
 
-def _stored_scale(run_dir: Path) -> dict[str, list[float]] | None:
+def _stored_scale(run_dir: Path) -> dict[str, Any] | None:
     """The scale of the model in the last good checkpoint."""
     for epoch, path in checkpoints(run_dir):
         with contextlib.suppress(CheckpointError):

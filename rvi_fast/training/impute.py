@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..data import pixels as data_pixels
 from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
@@ -132,11 +133,9 @@ def _filled(
         keys = index if keys is None else keys
         noise = _noise(outputs, law.num_noise, keys, stream(seed, _AROUND))
         values = model.to_data(law.sample(outputs, noise=noise))
-    pixels = x.dtype == torch.uint8
-    if mask is None:
-        mask = torch.ones_like(x, dtype=torch.bool) if pixels else ~torch.isnan(x)
+    mask = data_pixels.observed(x) if mask is None else mask
     x, mask = x.to(values.device), mask.to(values.device)
-    x = x.to(values.dtype) / 255 if pixels else x
+    x = data_pixels.fractions(x, values.dtype) if data_pixels.is_pixels(x) else x
     source.release(int(rows[0]), int(rows[-1]) + 1)
     return torch.where(mask, x, values.to(x.dtype))
 

@@ -26,7 +26,7 @@ _FUSED_TENSORS, _AUTOGRAD_TENSORS = 2, 16
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that `fit` needs.
+    """How many bytes `fit` needs, and for what.
 
     Attributes:
         tables: the rows of the posterior.

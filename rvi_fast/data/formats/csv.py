@@ -6,107 +6,23 @@ those cells: whatever else it holds comes out byte for byte.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import math
 import re
 from array import array as packed_array
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from .cells import DELIMITERS, LINE, Form, Record, content, decode, delimiter_of, is_row, records_of
+from .registry import reads, writes
 from .table import Column, Table, check_finite, column_name, left_out, not_a_number
 
-# cells that say that an entry is missing, in any case and with spaces around
-MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?", "-", ".")
-
-# longer marks first: that of UTF-32 begins with that of UTF-16
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_DELIMITERS = {"\t": "tab", ";": "semicolon", "|": "bar", ",": "comma"}
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _COMMA_NUMBER = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?")
-_SAMPLE = 50  # lines from which the delimiter is guessed
-_MOST_RECORD = 1 << 16  # characters of a row, whose quotes may hold line ends
-
-
-class _Record(NamedTuple):
-    """A row of text with its line end: it may hold line ends in quotes."""
-
-    line: int  # number of its first line, from 1
-    text: str
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How a file writes its cells."""
-
-    encoding: str
-    mark: bytes
-    delimiter: str
-    decimal: str = "."
-
-    def number(self, cell: str) -> float:
-        """The number in a cell, NaN for a missing one; ValueError where it holds text."""
-        text = cell
-        if self.decimal == "," and "," in text and "." not in text:
-            text = text.replace(",", ".")
-        elif self.decimal == "," and "." in text and cell.strip().lower() not in MISSING:
-            raise ValueError(cell)
-        try:
-            value = float(text)
-        except ValueError:
-            inner = _content(cell)
-            if inner.lower() in MISSING:
-                return math.nan
-            if inner != cell.strip():
-                return self.number(inner)
-            raise
-        if "_" in text:  # 12_3 is an identifier, though Python reads 123
-            raise ValueError(cell)
-        return value
-
-    def cells(self, record: _Record) -> list[str]:
-        """The cells of a row as they stand, quotes and spaces included."""
-        body = record.text.rstrip("\r\n")
-        if '"' not in body:
-            return body.split(self.delimiter)
-        space = " " if self.delimiter == "\t" else r"[ \t]"
-        quoted = re.compile(rf'{space}*"((?:[^"]|"")*)("?){space}*')
-        cells, start = [], 0
-        while True:
-            if match := quoted.match(body, start):
-                if not match[2]:
-                    raise _UnclosedQuote(f"line {record.line}: unexpected end within quotes")
-                stop = match.end()
-                if stop < len(body) and body[stop] != self.delimiter:
-                    raise ValueError(f"line {record.line}: text after a closing quote")
-            else:
-                stop = body.find(self.delimiter, start)
-                stop = len(body) if stop < 0 else stop
-            cells.append(body[start:stop])
-            if stop >= len(body):
-                return cells
-            start = stop + 1
-
-    def text(self, number: str) -> str:
-        """A number as this file would write it."""
-        written = number.replace(".", self.decimal)
-        return f'"{written}"' if self.delimiter in written else written
-
-
-class _UnclosedQuote(ValueError):
-    """A row ends within quotes, and may go on in the next line."""
 
 
 class CsvTable(Table):
@@ -127,9 +43,9 @@ class CsvTable(Table):
 
     def __init__(
         self,
-        form: _Form,
+        form: Form,
         head: str,
-        records: list[_Record],
+        records: list[Record],
         places: np.ndarray,
         width: int,
         names: tuple[str, ...] | None,
@@ -145,21 +61,9 @@ class CsvTable(Table):
         # the last line of a file may lack its end
         end = next((r.text[len(r.text.rstrip("\r\n")) :] for r in self.records), "") or "\n"
         records = [
-            r if r.text.endswith(("\r", "\n")) else _Record(r.line, r.text + end) for r in records
+            r if r.text.endswith(("\r", "\n")) else Record(r.line, r.text + end) for r in records
         ]
-        table = CsvTable(
-            self.form,
-            self.head,
-            records,
-            np.arange(len(records)),
-            self.width,
-            self.names,
-            self.modelled,
-            self.values[index],
-        )
-        table.carried, table.carried_names = self.carried, self.carried_names
-        table.assumed = self.assumed
-        return table
+        return self._like(records, np.arange(len(records)), self.values[index])
 
     def filled(self, values: np.ndarray, where: np.ndarray) -> CsvTable:
         digits = [_digits(column) for column in self.values.T]
@@ -179,20 +83,8 @@ class CsvTable(Table):
                     cell[:start] + number + cell[start + len(inner) :] if inner else number
                 )
             end = record.text[len(record.text.rstrip("\r\n")) :]
-            records[place] = _Record(record.line, self.form.delimiter.join(cells) + end)
-        table = CsvTable(
-            self.form,
-            self.head,
-            records,
-            self.places,
-            self.width,
-            self.names,
-            self.modelled,
-            np.where(where, values, self.values),
-        )
-        table.carried, table.carried_names = self.carried, self.carried_names
-        table.assumed = self.assumed
-        return table
+            records[place] = Record(record.line, self.form.delimiter.join(cells) + end)
+        return self._like(records, self.places, np.where(where, values, self.values))
 
     def columns(self) -> list[Column]:
         names = self.names or [None] * self.width
@@ -201,7 +93,7 @@ class CsvTable(Table):
         return [
             Column(name, _exact(self.values[:, numbers[cell]], [row[cell] for row in rows]), True)
             if cell in numbers
-            else Column(name, [_content(row[cell]) or None for row in rows], False)
+            else Column(name, [content(row[cell]) or None for row in rows], False)
             for cell, name in enumerate(names)
         ]
 
@@ -210,51 +102,43 @@ class CsvTable(Table):
         for record in self.records:
             file.write(record.text.encode(self.form.encoding))
 
+    def _like(self, records: list[Record], places: np.ndarray, values: np.ndarray) -> CsvTable:
+        """Another table of the same columns."""
+        own = (self.width, self.names, self.modelled)
+        table = CsvTable(self.form, self.head, records, places, *own, values)
+        table.carried, table.carried_names = self.carried, self.carried_names
+        table.assumed = self.assumed
+        return table
 
-def read_csv(
+
+@reads(".csv", ".tsv", takes=("header", "ignore", "also"))
+def read(
     path: Path, header: bool | None, ignore: Sequence[str], also: Sequence[str] = ()
 ) -> CsvTable:
     """Reads a text table; see `rvi_fast.data.read_table`."""
-    text, encoding, mark = _decode(path.read_bytes())
-    lines = [_Record(number, line) for number, line in enumerate(_LINE.findall(text), 1)]
-    form = _Form(encoding, mark, _delimiter(lines))
-    records = list(_records(lines, form))
+    text, encoding, mark = decode(path.read_bytes())
+    lines = [Record(number, line) for number, line in enumerate(LINE.findall(text), 1)]
+    form = Form(encoding, mark, delimiter_of(lines))
+    records = list(records_of(lines, form))
     comments = sum(record.text.startswith("#") for record in records)
-    first = next((n for n, r in enumerate(records) if _is_row(r)), None)
+    first = next((n for n, r in enumerate(records) if is_row(r)), None)
     if first is None:
         raise ValueError("an empty table: no row of numbers")
     cells = form.cells(records[first])
-    width = len(cells)
-    guessed = header is None
-    if header is None:
-        header = is_header(cells)
-    names = tuple(map(_content, cells)) if header else None
+    width, guessed = len(cells), header is None
+    header = is_header(cells) if header is None else header
+    names = tuple(map(content, cells)) if header else None
     # in a file of one column an empty line is a missing entry, and everywhere else it is none
     start = first + 1 if header else 0
     places = [
         n
         for n, record in enumerate(records)
-        if n >= start and (_is_row(record) or (width == 1 and not record.text.strip("\r\n")))
+        if n >= start and (is_row(record) or (width == 1 and not record.text.strip("\r\n")))
     ]
     if not places:
         raise ValueError("an empty table: no row of numbers")
-    rows = [records[place] for place in places]
     ignored = left_out(ignore, also, names, width)
-    parsed = _parse(rows, form, width, names, ignored)
-    if form.delimiter != "," and any(_COMMA_NUMBER.fullmatch(t.cell) for t in parsed.faults):
-        commas = _parse(rows, _Form(encoding, mark, form.delimiter, ","), width, names, ignored)
-        if (len(commas.mixed), len(commas.text)) < (len(parsed.mixed), len(parsed.text)):
-            parsed = commas
-    if parsed.mixed:
-        fault = parsed.mixed[0]
-        hint = (
-            ""
-            if header or fault.line != rows[0].line
-            else "; if it is a name, say header (--header)"
-        )
-        raise ValueError(
-            f"{not_a_number(f'line {fault.line}', fault.column, names, fault.cell)}{hint}"
-        )
+    parsed = _parsed([records[place] for place in places], form, width, names, ignored)
     out = {*ignored, *(fault.column for fault in parsed.text)}
     modelled = np.array([cell for cell in range(width) if cell not in out], np.int64)
     if not len(modelled):
@@ -278,7 +162,7 @@ def read_csv(
 
 def is_header(row: Sequence[str]) -> bool:
     """Some text and no number. Text beside numbers is a row with a fault, to be reported."""
-    plain, comma = _Form("", b"", ";"), _Form("", b"", ";", ",")
+    plain, comma = Form("", b"", ";"), Form("", b"", ";", ",")
     text = False
     for cell in row:
         for form in (plain, comma):
@@ -293,8 +177,10 @@ def is_header(row: Sequence[str]) -> bool:
     return text
 
 
-def write_columns(file: IO[bytes], columns: Sequence[Column], delimiter: str) -> None:
+@writes(".csv", ".tsv", names=is_header)
+def write(file: IO[bytes], suffix: str, columns: Sequence[Column]) -> None:
     """Writes the columns of any table as text, and names where all have some."""
+    delimiter = "\t" if suffix == ".tsv" else ","
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     names = [column.name for column in columns]
@@ -315,62 +201,6 @@ def _as_text(values: Any) -> Sequence[object]:
     return ["" if value is None or value != value else value for value in values]
 
 
-def _decode(content: bytes) -> tuple[str, str, bytes]:
-    mark, encoding = next((m for m in _MARKS if content.startswith(m[0])), (b"", "utf-8"))
-    try:
-        text = content[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: len(mark) + error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line}: not {encoding} text ({error.reason}); save it as utf-8, or as UTF-16 with "
-            "a byte-order mark"
-        ) from None
-    if "\0" in text:
-        raise ValueError("holds NUL characters: expected utf-8, or UTF-16 with a byte-order mark")
-    return text, encoding, mark
-
-
-def _delimiter(lines: Sequence[_Record]) -> str:
-    """The one that every line of a sample has as often, the rarer one in text and numbers first."""
-    bodies = [_QUOTED.sub("", r.text).rstrip("\r\n") for r in lines[:_SAMPLE] if _is_row(r)]
-    for delimiter in _DELIMITERS:
-        counts = {body.count(delimiter) for body in bodies}
-        if len(counts) == 1 and counts != {0}:
-            return delimiter
-    # no line agrees with another: the first one decides, and what does not fit is refused
-    return next((d for d in _DELIMITERS if bodies and d in bodies[0]), ",")
-
-
-def _is_row(record: _Record) -> bool:
-    return bool(record.text.strip("\r\n")) and not record.text.startswith("#")
-
-
-def _records(lines: Sequence[_Record], form: _Form) -> Iterator[_Record]:
-    """Lines, joined where quotes hold their ends."""
-    pending: _Record | None = None
-    for line in lines:
-        record = line if pending is None else _Record(pending.line, pending.text + line.text)
-        # within quotes only a line with an odd number of them can be the last
-        closes = pending is None or line.text.count('"') % 2
-        if '"' in record.text and not (pending is None and line.text.startswith("#")):
-            try:
-                if closes:
-                    form.cells(record)
-            except _UnclosedQuote:
-                closes = False
-            if not closes:
-                if len(record.text) > _MOST_RECORD:
-                    raise ValueError(
-                        f"line {record.line}: quotes not closed within {_MOST_RECORD} characters"
-                    )
-                pending = record
-                continue
-        pending = None
-        yield record
-    if pending is not None:
-        form.cells(pending)
-
-
 class _Fault(NamedTuple):
     """The first text of a column."""
 
@@ -383,16 +213,43 @@ class _Fault(NamedTuple):
 class _Parsed:
     """The numbers of all cells, NaN for text, and the columns that hold some."""
 
-    form: _Form
+    form: Form
     values: packed_array
     faults: list[_Fault]
     mixed: list[_Fault]  # of columns that hold numbers beside it
     text: list[_Fault]
 
 
+def _parsed(
+    rows: Sequence[Record],
+    form: Form,
+    width: int,
+    names: Sequence[str] | None,
+    ignored: Container[int],
+) -> _Parsed:
+    """The numbers of all cells, with decimal commas where fewer columns are text then.
+
+    Raises:
+        ValueError: a column holds text and numbers.
+    """
+    parsed = _parse(rows, form, width, names, ignored)
+    if form.delimiter != "," and any(_COMMA_NUMBER.fullmatch(t.cell) for t in parsed.faults):
+        commas = _parse(rows, replace(form, decimal=","), width, names, ignored)
+        if (len(commas.mixed), len(commas.text)) < (len(parsed.mixed), len(parsed.text)):
+            parsed = commas
+    if parsed.mixed:
+        fault = parsed.mixed[0]
+        named = names is not None or fault.line != rows[0].line
+        hint = "" if named else "; if it is a name, say header (--header)"
+        raise ValueError(
+            f"{not_a_number(f'line {fault.line}', fault.column, names, fault.cell)}{hint}"
+        )
+    return parsed
+
+
 def _parse(
-    rows: Sequence[_Record],
-    form: _Form,
+    rows: Sequence[Record],
+    form: Form,
     width: int,
     names: Sequence[str] | None,
     ignored: Container[int],
@@ -412,7 +269,7 @@ def _parse(
                 numbers[column] = form.number(cell)
             except ValueError:
                 if column not in first:
-                    first[column] = _Fault(record.line, column, _content(cell))
+                    first[column] = _Fault(record.line, column, content(cell))
         values.extend(numbers)
     table = np.frombuffer(values, np.float64).reshape(-1, width)
     faults = sorted(first.values())
@@ -420,23 +277,19 @@ def _parse(
     return _Parsed(form, values, faults, mixed, [fault for fault in faults if fault not in mixed])
 
 
-def _content(cell: str) -> str:
-    """What a cell says, without quotes and spaces around."""
-    inner = cell.strip()
-    if len(inner) > 1 and inner[0] == inner[-1] == '"':
-        inner = inner[1:-1].replace('""', '"').strip()
-    return inner
-
-
 def _exact(values: np.ndarray, cells: Sequence[str]) -> Any:
     """A column's numbers; where whole ones are too large for float64, as Python's own."""
     large = np.abs(np.nan_to_num(values)) >= 2**53
     if not large.any():
         return values
-    exact: list[Any] = values.tolist()
+    known = values[~np.isnan(values)]
+    whole = bool((known == np.rint(known)).all())
+    exact = [
+        None if value != value else int(value) if whole else value for value in values.tolist()
+    ]
     for row in np.flatnonzero(large).tolist():
-        if re.fullmatch(r"[+-]?\d+", _content(cells[row])):
-            exact[row] = int(_content(cells[row]))
+        if re.fullmatch(r"[+-]?\d+", content(cells[row])):
+            exact[row] = int(content(cells[row]))
     return exact
 
 
@@ -453,15 +306,13 @@ def _shortest(value: float, digits: int | None) -> str:
     return repr(int(rounded)) if rounded.is_integer() and abs(rounded) < 1e15 else repr(rounded)
 
 
-def _assumed(
-    form: _Form, header: bool, guessed: bool, comments: int, width: int
-) -> tuple[str, ...]:
+def _assumed(form: Form, header: bool, guessed: bool, comments: int, width: int) -> tuple[str, ...]:
     notes = []
     if guessed:
         other = "--no-header if it is data" if header else "--header if it holds names"
         notes.append(f"the first line {'holds names' if header else 'is data'} ({other})")
     if width > 1 and form.delimiter != ",":
-        notes.append(f"delimiter {_DELIMITERS[form.delimiter]}")
+        notes.append(f"delimiter {DELIMITERS[form.delimiter]}")
     if form.decimal == ",":
         notes.append("decimal comma")
     if form.encoding != "utf-8":

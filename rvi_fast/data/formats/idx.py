@@ -10,9 +10,17 @@ from typing import IO
 import numpy as np
 
 from .binary import DEFLATE_RATIO, read_bytes, read_values
+from .npy import ArrayTable
+from .registry import reads
 
 # bytes of a compressed file; a larger one is to be unpacked beforehand
 _MOST_INFLATED = 1 << 30
+
+
+@reads("[.-]idx[0-9]-ubyte", "[.-]idx[0-9]-ubyte.gz")
+def read(path: Path) -> ArrayTable:
+    """Reads a file of images or labels."""
+    return ArrayTable(read_idx(path))
 
 
 def read_idx(path: Path, expected: tuple[int, ...] | None = None) -> np.ndarray:

@@ -12,9 +12,75 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from .binary import DEFLATE_RATIO, read_bytes, read_values
+from .registry import reads, writes
+from .table import Column, Table, check_finite, check_table, fill
 
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_NPY_HEADER = 10_000  # bytes, as numpy's own limit
+
+
+class ArrayTable(Table):
+    """A table from an array of numbers: .npy, .npz, IDX, and data sets by name.
+
+    Args:
+        array: [N, D] numbers, or uint8 [N, H, W].
+        features: D names.
+        image_shape: where [N, D] holds images.
+    """
+
+    suffixes = (".npy", ".npz")
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        features: Sequence[str] | None = None,
+        image_shape: tuple[int, int] | None = None,
+    ) -> None:
+        check_table(array)
+        self.array = array
+        self.features = None if features is None else tuple(features)
+        self.image_shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else image_shape
+        flat = array.reshape(len(array), -1)
+        if flat.dtype != np.uint8:
+            narrow = flat.dtype.kind == "f" and flat.dtype.itemsize <= 4
+            flat = flat.astype(np.float32 if narrow else np.float64, copy=False)
+            check_finite(flat, self.features)
+        self.values = flat
+
+    def rows(self, index: np.ndarray) -> ArrayTable:
+        return ArrayTable(self.array[index], self.features, self.image_shape)
+
+    def filled(self, values: np.ndarray, where: np.ndarray) -> ArrayTable:
+        shape = self.array.shape
+        array = fill(self.array, values.reshape(shape), where.reshape(shape))
+        return ArrayTable(array, self.features, self.image_shape)
+
+    def columns(self) -> list[Column]:
+        flat = self.array.reshape(len(self.array), -1)
+        names = self.features or [None] * flat.shape[1]
+        return [Column(name, flat[:, d], True) for d, name in enumerate(names)]
+
+    def write(self, file: IO[bytes], suffix: str) -> None:
+        write(file, suffix, self.array)
+
+
+@reads(".npy", ".npz")
+def read(path: Path) -> ArrayTable:
+    """Reads the array of a file, or `x` or the only table of an archive."""
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            return ArrayTable(read_npy(file, path.stat().st_size))
+    (array,) = read_npz(path).values()
+    return ArrayTable(array)
+
+
+@writes(".npy", ".npz", arrays=True)
+def write(file: IO[bytes], suffix: str, array: np.ndarray) -> None:
+    """Writes an array as .npy, or as `x` of an .npz."""
+    if suffix == ".npy":
+        np.save(file, array, allow_pickle=False)
+    else:
+        np.savez(file, x=array)
 
 
 def read_npy(file: IO[bytes], most_bytes: int) -> np.ndarray:

@@ -1,211 +1,34 @@
-"""Parquet, by way of pyarrow. Types, metadata and the index of a DataFrame stay as they were read."""
+"""Parquet files."""
 
 from __future__ import annotations
 
-import decimal
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from ..files import column_name, require
-from .table import Column, Table, check_finite, left_out, not_a_number
-
-_INDEX = "the index"
+from ..files import require
+from .arrow import ArrowTable, arrow, from_columns, table_of
+from .registry import reads, writes
+from .table import Column
 
 
-class ParquetTable(Table):
-    """A table from a Parquet file.
-
-    Args:
-        table: the `pyarrow.Table`.
-        modelled: numbers of the columns with numbers.
-        values: [N, D].
-    """
-
-    suffixes = (".parquet",)
-
-    def __init__(self, table: Any, modelled: np.ndarray, values: np.ndarray) -> None:
-        self.table, self.modelled, self.values = table, modelled, values
-        self.features = tuple(table.column_names[column] for column in modelled)
-
-    def rows(self, index: np.ndarray) -> ParquetTable:
-        table = ParquetTable(self.table.take(index), self.modelled, self.values[index])
-        table.carried, table.carried_names = self.carried, self.carried_names
-        return table
-
-    def filled(self, values: np.ndarray, where: np.ndarray) -> ParquetTable:
-        table = self.table
-        changed = []
-        for place, column in enumerate(self.modelled):
-            own = where[:, place]
-            if own.any():
-                field = table.schema.field(int(column))
-                filled = _fill(table.column(int(column)), values[:, place], own)
-                if filled.type != field.type:
-                    changed.append(field.name)
-                table = table.set_column(int(column), field.with_type(filled.type), filled)
-        table = table.replace_schema_metadata(_metadata(table.schema.metadata, changed))
-        own_table = ParquetTable(table, self.modelled, np.where(where, values, self.values))
-        own_table.carried, own_table.carried_names = self.carried, self.carried_names
-        return own_table
-
-    def columns(self) -> list[Column]:
-        modelled = {int(column): place for place, column in enumerate(self.modelled)}
-        found = []
-        for column, name in enumerate(self.table.column_names):
-            data = self.table.column(column)
-            kind = require("pyarrow", "tabular").types
-            # floats as numpy's, whose text is the shortest; whole numbers are exact as Python's
-            values = data.to_numpy() if kind.is_floating(data.type) else data.to_pylist()
-            found.append(Column(name, values, column in modelled))
-        return found
-
-    def write(self, file: IO[bytes], suffix: str) -> None:
-        require("pyarrow.parquet", "tabular").write_table(self.table, file)
-
-
-def read_parquet(path: Path, ignore: Sequence[str], also: Sequence[str] = ()) -> ParquetTable:
+@reads(".parquet", takes=("ignore", "also"))
+def read(path: Path, ignore: Sequence[str], also: Sequence[str] = ()) -> ArrowTable:
     """Reads a Parquet file; see `rvi_fast.data.read_table`."""
-    require("pandas", "tabular")
-    require("pyarrow", "tabular")
+    arrow()
     parquet = require("pyarrow.parquet", "tabular")
     with path.open("rb") as file:
         # unlike read_table it takes names that come twice
         table = parquet.ParquetFile(file).read()
-    names = table.column_names
-    index = _index(table.schema.metadata)
-    reasons = left_out(ignore, also, names, len(names))
-    texts: list[int] = []
-    columns: list[np.ndarray] = []
-    modelled: list[int] = []
-    for number, name in enumerate(names):
-        if number in reasons:
-            continue
-        if name in index:
-            reasons[number] = _INDEX
-        elif (values := _numbers(table.column(number))) is None:
-            reasons[number] = "no number"
-            texts.append(number)
-        else:
-            columns.append(values)
-            modelled.append(number)
-    if not modelled and not texts:
-        raise ValueError(f"an empty table, shape {[table.num_rows, 0]}")
-    values = np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0))
-    found = ParquetTable(table, np.array(modelled, np.int64), values)
-    found.carried = tuple((column_name(n, names), reasons[n]) for n in sorted(reasons))
-    found.carried_names = tuple(names[n] for n in sorted(reasons))
-    if texts:
-        found.text = _first_text(table, texts[0])
-    if not values.size:
-        raise ValueError(found.text or f"an empty table, shape {list(values.shape)}")
-    check_finite(values, found.features)
-    return found
+    return table_of(table, ignore, also, save, (".parquet",))
 
 
-def write_columns(file: IO[bytes], columns: Sequence[Column]) -> None:
-    """Writes the columns of any table, feature_0, ... where they have no names."""
-    require("pandas", "tabular")
-    arrow = require("pyarrow", "tabular")
-    arrays, names = [], []
-    for number, column in enumerate(columns):
-        values = column.values
-        if isinstance(values, np.ndarray):
-            # a missing number is null, as pandas writes it
-            arrays.append(arrow.array(np.ascontiguousarray(values), from_pandas=True))
-        else:
-            arrays.append(arrow.array(values))
-        names.append(f"feature_{number}" if column.name is None else column.name)
-    require("pyarrow.parquet", "tabular").write_table(arrow.table(arrays, names=names), file)
+@writes(".parquet", needs=("pandas", "pyarrow"))
+def write(file: IO[bytes], suffix: str, columns: Sequence[Column]) -> None:
+    """Writes the columns of any table as a Parquet file."""
+    save(from_columns(columns), file)
 
 
-def _numbers(column: Any) -> np.ndarray | None:
-    """Float64 [N] with NaN for null; None where the type is none of numbers."""
-    arrow = require("pyarrow", "tabular")
-    types, kind = arrow.types, column.type
-    if types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if types.is_null(kind):
-        return np.full(len(column), np.nan)
-    if types.is_floating(kind):
-        return np.array(column.to_numpy(), np.float64)
-    if types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind):
-        # not safe: a large whole number is rounded for the model alone
-        return np.array(column.cast(arrow.float64(), safe=False).to_numpy(), np.float64)
-    return None
-
-
-def _fill(column: Any, values: np.ndarray, where: np.ndarray) -> Any:
-    """The column with some entries filled in, in its own type where that can hold them.
-
-    Whole numbers and bools become float64, as in `rvi_fast.data.tables.fill`.
-    """
-    arrow = require("pyarrow", "tabular")
-    compute = require("pyarrow.compute", "tabular")
-    types, kind = arrow.types, column.type
-    if types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    fills: Any = values
-    if types.is_null(kind) or types.is_boolean(kind):
-        column, kind = column.cast(arrow.float64()), arrow.float64()
-    elif types.is_integer(kind):
-        whole = bool((values[where] == np.rint(values[where])).all())
-        kept = compute.if_else(arrow.array(where), arrow.scalar(None, kind), column)
-        try:
-            if not whole:
-                column, kind = kept.cast(arrow.float64()), arrow.float64()
-        except arrow.ArrowInvalid:  # float64 would change one of the others
-            pass
-    if types.is_integer(kind):
-        bounds = np.iinfo(kind.to_pandas_dtype())
-        low, high = int(bounds.min), int(bounds.max)
-        fills = [
-            min(max(round(float(v)), low), high) if w else None
-            for v, w in zip(values, where, strict=True)
-        ]
-    elif types.is_decimal(kind):
-        step = decimal.Decimal(1).scaleb(-kind.scale)
-        with decimal.localcontext(prec=76):
-            fills = [
-                decimal.Decimal(float(v)).quantize(step) if w else None
-                for v, w in zip(values, where, strict=True)
-            ]
-        try:
-            arrow.array(fills, kind)
-        except arrow.ArrowInvalid:  # more digits than those that were observed
-            kind = arrow.decimal256(76, kind.scale)
-            column = column.cast(kind)
-    else:
-        fills = values.astype(kind.to_pandas_dtype())
-    return compute.if_else(arrow.array(where), arrow.array(fills, kind), column)
-
-
-def _index(metadata: dict[bytes, bytes] | None) -> set[str]:
-    """Names of the columns that hold the index of a DataFrame."""
-    if not metadata or b"pandas" not in metadata:
-        return set()
-    columns = json.loads(metadata[b"pandas"]).get("index_columns", [])
-    return {column for column in columns if isinstance(column, str)}
-
-
-def _metadata(
-    metadata: dict[bytes, bytes] | None, changed: Sequence[str]
-) -> dict[bytes, bytes] | None:
-    """What pandas wrote about the types of its columns, put right for those that have another."""
-    if not metadata or b"pandas" not in metadata or not changed:
-        return metadata
-    described = json.loads(metadata[b"pandas"])
-    for column in described.get("columns", []):
-        if column.get("field_name") in changed:
-            column |= {"pandas_type": "float64", "numpy_type": "float64", "metadata": None}
-    return {**metadata, b"pandas": json.dumps(described).encode()}
-
-
-def _first_text(table: Any, column: int) -> str:
-    values = table.column(column)
-    row = next((row for row, value in enumerate(values) if value.is_valid), 0)
-    shown = values[row].as_py() if len(values) else ""
-    return not_a_number(f"row {row}", column, table.column_names, shown)
+def save(table: Any, file: IO[bytes]) -> None:
+    """Writes a `pyarrow.Table`."""
+    require("pyarrow.parquet", "tabular").write_table(table, file)

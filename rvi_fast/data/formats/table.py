@@ -46,7 +46,7 @@ class Table(ABC):
 
     @abstractmethod
     def rows(self, index: np.ndarray) -> Table:
-        """The table of some rows, in that order."""
+        """A table of the rows with these numbers, in that order, with everything else as it was read."""
 
     @abstractmethod
     def filled(self, values: np.ndarray, where: np.ndarray) -> Table:
@@ -59,56 +59,11 @@ class Table(ABC):
 
     @abstractmethod
     def columns(self) -> list[Column]:
-        """All columns, for a file of another format."""
+        """All columns with names and values, as a file of another format would hold them."""
 
     @abstractmethod
     def write(self, file: IO[bytes], suffix: str) -> None:
         """Writes it in its own format, which one of `suffixes` names."""
-
-
-class ArrayTable(Table):
-    """A table from an array of numbers: .npy, .npz, IDX, and data sets by name.
-
-    Args:
-        array: [N, D] numbers, or uint8 [N, H, W].
-        features: D names.
-        image_shape: where [N, D] holds images.
-    """
-
-    suffixes = (".npy", ".npz")
-
-    def __init__(
-        self,
-        array: np.ndarray,
-        features: Sequence[str] | None = None,
-        image_shape: tuple[int, int] | None = None,
-    ) -> None:
-        check_table(array)
-        self.array = array
-        self.features = None if features is None else tuple(features)
-        self.image_shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else image_shape
-        flat = array.reshape(len(array), -1)
-        if flat.dtype != np.uint8:
-            narrow = flat.dtype.kind == "f" and flat.dtype.itemsize <= 4
-            flat = flat.astype(np.float32 if narrow else np.float64, copy=False)
-            check_finite(flat, self.features)
-        self.values = flat
-
-    def rows(self, index: np.ndarray) -> ArrayTable:
-        return ArrayTable(self.array[index], self.features, self.image_shape)
-
-    def filled(self, values: np.ndarray, where: np.ndarray) -> ArrayTable:
-        shape = self.array.shape
-        array = fill(self.array, values.reshape(shape), where.reshape(shape))
-        return ArrayTable(array, self.features, self.image_shape)
-
-    def columns(self) -> list[Column]:
-        flat = self.array.reshape(len(self.array), -1)
-        names = self.features or [None] * flat.shape[1]
-        return [Column(name, flat[:, d], True) for d, name in enumerate(names)]
-
-    def write(self, file: IO[bytes], suffix: str) -> None:
-        write_array(file, suffix, self.array)
 
 
 def fill(array: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -147,12 +102,36 @@ def _exact(numbers: np.ndarray) -> bool:
     return not numbers.size or -_EXACT <= int(numbers.min()) <= int(numbers.max()) <= _EXACT
 
 
-def write_array(file: IO[bytes], suffix: str, array: np.ndarray) -> None:
-    """Writes an array as .npy, or as `x` of an .npz."""
-    if suffix == ".npy":
-        np.save(file, array, allow_pickle=False)
-    else:
-        np.savez(file, x=array)
+def one_array(columns: Sequence[Column]) -> np.ndarray:
+    """The columns of numbers of a table as one array [N, D], none of the whole numbers changed.
+
+    Args:
+        columns: what `Table.columns()` gives; those that are carried are left out.
+
+    Returns:
+        [N, D] in the dtype that holds all of them, NaN for missing.
+
+    Raises:
+        ValueError: a whole number that this dtype cannot hold, one beyond 2^53 beside fractions.
+    """
+    parts = []
+    for column in columns:
+        if column.modelled:
+            values = column.values
+            if not isinstance(values, np.ndarray):
+                whole = all(isinstance(value, int) for value in values)
+                values = np.array(
+                    [np.nan if value is None else value for value in values],
+                    None if whole else np.float64,
+                )
+            parts.append(values)
+    array = np.stack(parts, axis=1)
+    for column, values in zip((c for c in columns if c.modelled), array.T, strict=True):
+        for before, after in zip(column.values, values.tolist(), strict=True):
+            # a decimal is rounded to a float64, a whole number must not be
+            if isinstance(before, int | np.integer) and before != after:
+                raise ValueError(f"path: column {column.name!r}: {before} would become {after}")
+    return array
 
 
 def check_table(array: np.ndarray) -> None:

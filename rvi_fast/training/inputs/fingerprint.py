@@ -103,7 +103,9 @@ def _words(values: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
     for name, numbers in found.items():
         # -0 becomes 0, and all that is not a number the same
         numbers = torch.where(torch.isnan(numbers), torch.nan, numbers + 0.0)
-        found[name] = numbers.contiguous().view(torch.int32).to(torch.int64)
+        # a column of a wider table counts as contiguous, with the stride of that table
+        whole = numbers.clone(memory_format=torch.contiguous_format).reshape(-1)
+        found[name] = whole.view(torch.int32).view(len(numbers), -1).to(torch.int64)
     return found
 
 

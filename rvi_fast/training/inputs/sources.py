@@ -129,7 +129,7 @@ class MappedArray:
         return self.x.dtype == np.uint8
 
     def kind(self, dtype: torch.dtype) -> str:
-        """That of the same table in memory."""
+        """What all rows have in common, in the words of the same table in memory."""
         pixels = self.pixels()
         return kind_of(
             self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
@@ -138,7 +138,7 @@ class MappedArray:
     def digest(
         self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
     ) -> int:
-        """That of the same table in memory."""
+        """What `digest_of` gives for these rows of the same table in memory."""
         total = 0
         for rows in chunks(len(self)):
             seen = convert(*self.read(rows), dtype, rows, scaler)
@@ -266,7 +266,7 @@ class HostInputs:
     ) -> None:
         self.source, self.device, self.dtype, self.law = source, device, dtype, law
         # batches are converted where they are read
-        self.scaler = None if scaler is None else Scaler(scaler.standardizer())
+        self.scaler = None if scaler is None else scaler.copy()
         self._ready: tuple[Tensor, Batch] | None = None
 
     @property

@@ -23,7 +23,7 @@ class History(dict[str, list[float]]):
 
     @property
     def epochs(self) -> int:
-        """Epochs trained."""
+        """Number of epochs that have been trained."""
         return len(self["loss"])
 
     def records(self) -> list[dict[str, float]]:

@@ -550,9 +550,7 @@ class Run:
             "settings": self.settings,
             "history": dict(self.history),
             "stopped": self.stopped,
-            "scale": None
-            if self.model.scaler is None
-            else self.model.scaler.standardizer().to_dict(),
+            "scale": None if self.model.scaler is None else self.model.scaler.to_dict(),
             "structure": structure_of(self.model),
             "kl_weights": self.kl_weights,
         }
