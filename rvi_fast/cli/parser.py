@@ -16,6 +16,7 @@ from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from ..optim import MODES
 from . import apply, pages
+from .laws import NAMES
 from .train import train_model
 
 _WRITABLE = listed(SUFFIXES)
@@ -123,6 +124,23 @@ def make_parser() -> argparse.ArgumentParser:
         "scores of ranks), or auto, which takes either where a column has heavy tails (default: auto "
         "for files, none for named data sets and pixels; with --resume that of the run)",
     )
+    train.add_argument(
+        "--likelihood",
+        nargs="+",
+        metavar="[COLUMN=]LAW",
+        help=f"what the data are: {', '.join(NAMES)}; LAW for all columns, COLUMN=LAW for one, by name "
+        "or number from 0. categorical:K has codes 0 to K - 1, without K the largest code counts "
+        "(default: gaussian)",
+    )
+    train.add_argument(
+        "--binarize",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="THRESHOLD",
+        help="pixels above this share of white become white, the others black, as --likelihood "
+        "bernoulli wants them; new images likewise (default: pixels as they are; THRESHOLD: 0.5)",
+    )
     train.add_argument("--device", help=_DEVICE_HELP)
     train.add_argument(
         "--resume",
@@ -178,6 +196,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="S",
         help="write S random completions [S, N, D] instead of one; .npy or .npz",
+    )
+
+    fill.add_argument(
+        "--estimate",
+        choices=("mean", "mode"),
+        help="what is filled in (default: the mean of numbers and counts, the most probable of yes/no "
+        "and classes; mode: whole counts too)",
     )
 
     for bound, extreme in (("min", "smallest"), ("max", "largest")):

@@ -15,6 +15,7 @@ from ..scaler import Scaler
 from ..training import distributed, fit, held_out_error, infer
 from ..training.collapse import warn_of_collapse
 from .checks import check_device
+from .laws import check_laws
 from .runs import record_run, run_to_resume
 from .tables import Features, Source, load_table, print_scores, say
 
@@ -46,8 +47,10 @@ def train_model(arguments: argparse.Namespace) -> int:
         if arguments.model == "vae":
             raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
         options["shard"] = distributed.rows_of_rank(shape[0])
+    options["likelihood"] = table.likelihood
     options["generator"] = torch.Generator().manual_seed(arguments.seed)
     model = models.BUILDERS[arguments.model](*shape, **options)
+    check_laws(model, table.raw, table.mask, table.labels)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
     run = {
@@ -60,6 +63,8 @@ def train_model(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "recipe": arguments.recipe,
         "transform": source.transform,
+        "binarize": arguments.binarize,
+        "likelihood": table.likelihood,
         "pixels": is_pixels(table.raw),
         "columns": None if table.source.features is None else list(table.source.features),
         "carried": list(table.source.carried_names),
