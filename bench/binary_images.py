@@ -8,8 +8,8 @@ decoder 64-[64, 64]-D, batch 256, learning rate 0.001, epochs, rows and mask; al
 images, and RVI's and VAD's posteriors are those of the training.
 
 Prints a table: nats of the missing pixels of an image (more is better) from the posterior predictive,
-the logarithm of the mean over 50 draws of the latents of the probability of all of them; and the share of
-missing pixels that `impute` fills in wrongly. The first row knows each pixel's frequency alone.
+the logarithm of the mean over 50 draws of the latents of the probability of all of them; and the share
+of missing pixels that `impute` fills in wrongly. The first row knows each pixel's frequency alone.
 """
 
 from __future__ import annotations

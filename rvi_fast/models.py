@@ -572,7 +572,9 @@ def _model(
     # what takes another number of outputs than it has features, and does not say so, is found below
     outputs = as_likelihood(law).num_outputs or num_features
     decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
-    _start_at_zero(decoder[-1].bias, as_likelihood(law))  # type: ignore[arg-type]
+    if not isinstance(posterior, EncoderPosterior):
+        # beside a decoder that knows all columns an encoder learns nothing for a long while
+        _start_at_zero(decoder[-1].bias, as_likelihood(law))  # type: ignore[arg-type]
     config = {name: _checks.plain(value) for name, value in config.items()}
     said = described(law)
     if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0

@@ -32,6 +32,8 @@ class Likelihood(nn.Module):
             that `fit` may standardise them. Every finite number is possible then.
         pixels: whether x may be uint8, which counts as x / 255.
         estimated: "mean" or "mode": what `impute` fills in where it is not told.
+        step_tensors: tensors [batch, `num_outputs`] that log-likelihood and gradient by autograd hold at
+            once, at most, for `estimate_memory`; some are float64.
 
     Example:
         >>> import torch, rvi_fast
@@ -46,6 +48,7 @@ class Likelihood(nn.Module):
     location_scale: bool = False
     pixels: bool = False
     estimated: str = "mean"
+    step_tensors: float = 24.0
 
     def __init_subclass__(cls, law: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -37,6 +37,7 @@ class Bernoulli(Elementwise, law="bernoulli"):
 
     pixels = True
     estimated = "mode"
+    step_tensors = 6.0
 
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry, see `Elementwise`."""

@@ -45,6 +45,7 @@ class Categorical(Likelihood, law="categorical"):
     """
 
     estimated = "mode"
+    step_tensors = 5.0
 
     def __init__(self, num_features: int, num_classes: int | Sequence[int]) -> None:
         super().__init__(num_features)

@@ -115,6 +115,8 @@ class Poisson(Counts, law="poisson"):
         tensor([-2.7918])
     """
 
+    step_tensors = 16.0
+
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry given log rates, see `Elementwise`."""
         x, outputs = wide(x), wide(outputs)
@@ -167,6 +169,7 @@ class NegativeBinomial(Counts, law="negative_binomial"):
     """
 
     log_inverse_dispersion: Tensor
+    step_tensors = 22.0
 
     def __init__(
         self,

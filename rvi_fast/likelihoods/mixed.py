@@ -20,6 +20,10 @@ _EACH: dict[str, dict[str, Any]] = {
 }
 
 
+# tensors [batch, outputs] of a step: outputs, x and mask by law, and gradients on the way back
+_GATHERED = 3.0
+
+
 class Mixed(Likelihood, law="mixed"):
     """A table whose columns have laws of their own: numbers, yes/no, classes and counts in one model.
 
@@ -94,6 +98,12 @@ class Mixed(Likelihood, law="mixed"):
     def pixels(self) -> bool:  # type: ignore[override]
         """Whether all laws take them."""
         return all(part.pixels for part in self._laws())
+
+    @property
+    def step_tensors(self) -> float:  # type: ignore[override]
+        """That of the laws, by the outputs they take, and what is gathered for them."""
+        parts = [part.step_tensors * (part.num_outputs or 1) for part in self._laws()]
+        return sum(parts) / self._width + _GATHERED
 
     @property
     def standardizable(self) -> list[bool]:

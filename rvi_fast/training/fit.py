@@ -104,8 +104,9 @@ def fit(
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
     in training. A model that has a scale keeps it, also when it is fitted again to other data. Columns
     whose law is no matter of location and scale (yes/no, classes, counts) stay as they are. There the
-    bias of the decoder's last layer, where it is 0 as the builders make it, starts at what the law of
-    the column as a whole says: the logarithm of a mean count, of the share of a class.
+    bias of the decoder's last layer, where it is 0 as the builders make it for posteriors of rows,
+    starts at what the law of the column as a whole says: the logarithm of a mean count, of the share of
+    a class.
 
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
