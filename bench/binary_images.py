@@ -54,7 +54,13 @@ def nats(model: rvi_fast.models.LatentModel, posterior: Any, x: Tensor, hidden: 
 
 
 def scores(
-    x: np.ndarray, mask: np.ndarray, *, epochs: int, seed: int = 0, names: Any = tuple(MODELS)
+    x: np.ndarray,
+    mask: np.ndarray,
+    *,
+    epochs: int,
+    seed: int = 0,
+    names: Any = tuple(MODELS),
+    **sizes: Any,
 ) -> dict[str, tuple[float, float]]:
     """Nats and share of wrong pixels, by model."""
     pixels, shown = torch.from_numpy(x), torch.from_numpy(mask)
@@ -63,10 +69,10 @@ def scores(
     wrong = (law.mode(outputs) != pixels / 255)[~shown].double().mean()
     found = {"frequencies": (float(law(pixels, outputs, ~shown).mean()), float(wrong))}
     for name in names:
-        builder, options = MODELS[name]
+        builder, own = MODELS[name]
         generator = torch.Generator().manual_seed(seed)
         model = rvi_fast.models.BUILDERS[builder](
-            *x.shape, likelihood="bernoulli", generator=generator, **options
+            *x.shape, likelihood="bernoulli", generator=generator, **own, **sizes
         )
         rvi_fast.fit(model, x, mask=mask, epochs=epochs, seed=seed, eval_every=0, progress=False)
         posterior = rvi_fast.infer(model, x, mask=mask) if model.amortized else model.posterior
