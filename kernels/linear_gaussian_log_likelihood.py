@@ -339,8 +339,11 @@ def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: Any) -
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
     chunk = min(block, 32)
-    if scale != "scalar" and tiles is _FEATURES_TILES:  # more numbers per row and feature to keep
-        rows, chunk = 16, min(block, 16)
+    if tiles is _FEATURES_TILES:
+        if scale != "scalar":  # more numbers per row and feature to keep
+            rows = 16
+        if scale != "scalar" or input_precision() == "bf16x3":  # each operand is kept in two parts
+            chunk = min(block, 16)
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
     return blocks | {"num_warps": warps, "maxnreg": 255}

@@ -22,6 +22,7 @@ from .likelihoods.base import Likelihood, lacking
 from .likelihoods.foreign import as_likelihood, lacks
 from .likelihoods.named import described, make
 from .memory.room import check_memory
+from .posteriors.base import as_posterior
 from .posteriors.encoder import EncoderPosterior
 from .posteriors.relay import RelayPosterior
 from .scaler import Scaler
@@ -119,6 +120,7 @@ class LatentModel(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # Any: whoever reads rows or relays of it knows that it owns them
         self.posterior: Any = posterior
         self.decoder = decoder
         self.likelihood: Any = likelihood
@@ -149,7 +151,7 @@ class LatentModel(nn.Module):
     @property
     def amortized(self) -> bool:
         """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
-        return getattr(self.posterior, "amortized", False)
+        return not as_posterior(self.posterior).owns_rows
 
     def forward(
         self,

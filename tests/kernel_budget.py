@@ -134,43 +134,49 @@ def without_memory(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-def _compile(job: tuple[int, str, Any, str, str]) -> dict[str, dict[str, Any]]:
-    """ "<function>/<case>/<kernel>/sm_<target>" -> measurements and TTIR, for one launch."""
+def _compile(job: tuple[int, str, Any, str]) -> dict[str, dict[str, Any]]:
+    """ "<function>/<case>/<kernel>/sm_<target>" -> measurements and TTIR, for one launch.
+
+    In another precision the case is called "<case>-<precision>", and has the kernels that differ.
+    """
     import torch
-    from kernel_cases import LAUNCHES
+    from kernel_cases import LAUNCHES, PRECISIONS
 
     from rvi_fast import kernels
 
-    number, function, case, precision, cache = job
+    number, function, case, cache = job
     os.environ["TRITON_CACHE_DIR"] = cache
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision(precision)
-    name_of_case = str(case) if precision == "highest" else f"{case}-{precision}"
-    contract = [*LAUNCHES][number]()
-    arguments = [without_memory(value) for value in contract.arguments(function, case)]
-    results = {}
-    for target in TARGETS:
-        with recorded(target) as compiled:
-            answer = getattr(kernels, function)(*arguments)
-        assert answer is not NotImplemented, f"{function} {case}: left to the reference"
-        assert compiled, f"{function} {case}: nothing was launched"
-        for kernel in compiled:
-            name = kernel.src.fn.__name__
-            key = f"{function}/{name_of_case}/{name}/sm_{target}"
-            results[key] = measure(kernel) | {"target": target, "ttir": kernel.asm["ttir"]}
+    contract = [*LAUNCHES][number]
+    arguments = [without_memory(value) for value in contract().arguments(function, case)]
+    results: dict[str, dict[str, Any]] = {}
+    known = set()
+    others = PRECISIONS.get(contract, ()) if case in LAUNCHES[contract][:2] else ()
+    for precision in ("highest", *others):
+        torch.set_float32_matmul_precision(precision)
+        name_of_case = str(case) if precision == "highest" else f"{case}-{precision}"
+        for target in TARGETS:
+            with recorded(target) as compiled:
+                answer = getattr(kernels, function)(*arguments)
+            assert answer is not NotImplemented, f"{function} {case}: left to the reference"
+            assert compiled, f"{function} {case}: nothing was launched"
+            for kernel in compiled:
+                key = f"{function}/{name_of_case}/{kernel.src.fn.__name__}/sm_{target}"
+                if kernel.hash not in known:
+                    results[key] = measure(kernel) | {"target": target, "ttir": kernel.asm["ttir"]}
+            known |= {kernel.hash for kernel in compiled}
     return results
 
 
 def compile_all(cache: Path) -> dict[str, dict[str, Any]]:
     """Every kernel of every launch for every target; `cache` keeps the compiled code."""
-    from kernel_cases import LAUNCHES, PRECISIONS
+    from kernel_cases import LAUNCHES
 
     jobs = [
-        (number, function, case, precision, str(cache))
+        (number, function, case, str(cache))
         for number, (contract, cases) in enumerate(LAUNCHES.items())
         for function in contract.functions
         for case in cases
-        for precision in ("highest", *(PRECISIONS.get(contract, ()) if case is cases[0] else ()))
     ]
     results: dict[str, dict[str, Any]] = {}
     context = multiprocessing.get_context("spawn")

@@ -15,7 +15,7 @@ from rvi_fast.testing import (
     RowAdamCase,
 )
 
-# the first case of these is compiled for the other float32 matmul precisions too
+# the first two cases of these are compiled for the other float32 matmul precisions too
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearGaussianLogLikelihoodContract: ("high", "medium"),
@@ -32,6 +32,8 @@ LAUNCHES = {
     ),
     testing.LinearGaussianLogLikelihoodContract: (
         LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=64),
+        # pixels and a mask, as `fit` trains on them
+        LinearGaussianLogLikelihoodCase(256, 784, 1, "scalar", True, torch.uint8, hidden_dim=64),
         LinearGaussianLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
         LinearGaussianLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
         LinearGaussianLogLikelihoodCase(256, 273, hidden_dim=256),

@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     # posterior
     Mutant(
-        "rvi_fast/posteriors/relay.py",
+        "rvi_fast/posteriors/rows.py",
         "rows of a shard draw the noise of the first rows of the table",
         "return index.to(torch.int64) + self.first_row if self.first_row else None",
         "return None",
@@ -301,22 +301,22 @@ MUTANTS = [
     Mutant(
         "rvi_fast/training/loop/run.py",
         "generators of an interrupted epoch are not restored",
-        "self.drawing.restore(partial.generators)",
+        "self.drawing.restore(broken_off.generators)",
         "pass",
         "tests/test_interrupts.py::test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece",
     ),
     Mutant(
-        "rvi_fast/training/loop/run.py",
+        "rvi_fast/training/loop/archive.py",
         "that a callback has stopped a run is not restored",
-        'self.stopped = checkpoint.metadata["stopped"]',
-        "self.stopped = False",
+        'standing.stopped = metadata["stopped"]',
+        "standing.stopped = False",
         "tests/test_fit.py::test_early_stopping_outlives_a_resume_and_fewer_epochs_take_nothing_back",
     ),
     Mutant(
-        "rvi_fast/training/loop/run.py",
+        "rvi_fast/training/runs/tables.py",
         "a checkpoint does not wait for the tables in files",
-        "        tables.sync()\n        token",
-        "        token",
+        "        self.files.sync()\n",
+        "",
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     Mutant(
@@ -472,8 +472,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/sklearn/estimator.py",
         "held-out entries are found under a scale that has its factor already",
-        "posterior=self._infer(shown.x, 1.0))",
-        "posterior=self._infer(shown.x, 2.0))",
+        "return self._infer(shown.x, factor)",
+        "return self._infer(shown.x, 2.0 * factor)",
         "tests/test_sklearn_tables.py::test_factors_of_the_scale_are_tried_once_each_and_not_one_upon_the_other",
     ),
     Mutant(

@@ -16,7 +16,7 @@ from distributed_worker import TOLERANCE, alone, assert_close, assert_equal, tog
 
 import rvi_fast
 from rvi_fast import cli
-from rvi_fast.posteriors import relay as posterior_module
+from rvi_fast.posteriors import rows as posterior_module
 from rvi_fast.training import distributed, export
 from rvi_fast.training.runs.metrics import read_metrics
 

@@ -53,6 +53,35 @@ BELOW = {
     "__main__": "cli",
     "__init__": "training info",
 }
+# what a room of training may import of the others
+ROOMS = {
+    "settings": "",
+    "inputs": "",
+    "runs": "settings",
+    "distributed": "inputs runs",
+    "places": "inputs runs settings",
+    "loop": "places distributed inputs runs settings",
+    "memory": "places inputs settings",
+    "held_out": "inputs loop",
+    "fit": "loop",
+    "load": "places",
+    "infer": "loop held_out",
+    "impute": "infer",
+    "collapse": "infer",
+    "__init__": "fit load impute collapse memory",
+}
+# longer than a sitting: CONTRIBUTING says why
+LONG = {
+    "rvi_fast/_op_checks.py",
+    "rvi_fast/cli/tables.py",
+    "rvi_fast/data/formats/csv.py",
+    "rvi_fast/models.py",
+    "rvi_fast/optim/row_adam.py",
+}
+# words of a mode of training, which the loop does not know
+MODE = (
+    "block_rows|blocks|journal|staging|staged|amortized|owns_rows|isinstance|storage|tables|sharded"
+)
 # the ops alone choose an implementation
 ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
@@ -107,6 +136,51 @@ def test_imports_point_downwards(path):
             assert inner in allowed or own in FREE, f"{path} imports {name}"
         else:
             assert top in outside or own in FREE, f"{path} imports {name}"
+
+
+def reached(name, rooms):
+    direct = rooms[name].split()
+    return set(direct).union(*(reached(other, rooms) for other in direct))
+
+
+def test_rooms_of_training_import_downwards():
+    for path in (path for path in FILES if path.parts[:2] == ("rvi_fast", "training")):
+        own = path.parts[2].removesuffix(".py")
+        for name in imported(path):
+            match name.split("."):
+                case ["rvi_fast", "training", room, *_] if room in ROOMS:
+                    assert room in {own, *reached(own, ROOMS)}, f"{path} imports {name}"
+
+
+def test_files_are_read_in_one_sitting():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in (path for path in FILES if path.parts[0] == "rvi_fast"):
+        name = path.as_posix()
+        length = len((ROOT / path).read_text().splitlines())
+        assert length <= 400 or name in LONG, f"{name}: {length} lines"
+        assert name not in LONG or f"`{name.removeprefix('rvi_fast/')}`" in text, name
+
+
+def length_of(function):
+    """Lines of code of a function, its docstring left out."""
+    body = function.body[ast.get_docstring(function) is not None :]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "rvi_fast"], ids=str)
+def test_no_function_is_longer_than_a_page(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert length_of(node) <= 60, f"{path}: {node.name}: {length_of(node)} lines"
+
+
+def test_the_loop_of_a_run_asks_for_no_mode():
+    source = (ROOT / "rvi_fast/training/loop/run.py").read_text()
+    assert len(source.splitlines()) <= 200
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Match):
+            condition = ast.unparse(node.subject if isinstance(node, ast.Match) else node.test)
+            assert not re.search(MODE, condition), f"line {node.lineno}: {condition}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -88,7 +88,7 @@ def test_standard_deviations_are_clamped_at_both_ends():
 
 
 def test_reads_of_all_rows_equal_reads_one_by_one(monkeypatch):
-    monkeypatch.setattr("rvi_fast.posteriors.relay._CHUNK", 4)
+    monkeypatch.setattr("rvi_fast.posteriors.rows._CHUNK", 4)
     posterior = make_posterior()
     index = torch.arange(10)
     for read in (posterior.mean, posterior.std, posterior.coefficients):

@@ -23,6 +23,8 @@ from rvi_fast.optim import MODES, RowAdam
 from rvi_fast.optim.shared_adam import SharedAdam
 from rvi_fast.testing import assert_bit_equal, training_step
 from rvi_fast.training.loop.run import Run
+from rvi_fast.training.places.in_memory import InMemory
+from rvi_fast.training.runs.tables import RowTables
 
 NUM_DATA = 40
 
@@ -349,7 +351,7 @@ def test_a_constructor_that_fails_leaves_the_posterior_to_the_optimiser_before()
 
 def test_after_too_little_memory_a_model_reads_saves_and_trains(monkeypatch):
     posterior, optimizer = trained()
-    monkeypatch.setattr(rvi_fast.memory.room, "free_memory", lambda device: 8)
+    monkeypatch.setattr("rvi_fast.memory.room.free_memory", lambda device: 8)
     with pytest.raises(InsufficientMemory):
         RowAdam(posterior)
     monkeypatch.undo()
@@ -368,8 +370,8 @@ def test_a_fit_that_fails_while_it_sets_up_leaves_a_model_that_fits():
     expected = make()
     rvi_fast.fit(expected, x, **options)
     model, initial = make(), make().state_dict()
-    functions = [Run.__init__, Run._set_up, Run._make_row_optimizer, Run.start, RowAdam.__init__]
-    functions += [RowAdam._set_up, SharedAdam.__init__]
+    functions = [Run.__init__, Run._set_up, InMemory.open, RowTables.open, RowAdam.__init__]
+    functions += [Run.start, RowAdam._set_up, SharedAdam.__init__]
     failures = 0
     for _ in broken_lines(functions, lambda: rvi_fast.fit(model, x, **options)):
         failures += 1

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from rvi_fast import fit, impute, infer, models
-from rvi_fast.training.inputs import sources
+from rvi_fast.training.inputs import feed, sources
 from rvi_fast.training.inputs.prepare import prepare
 
 N, D = 53, 5
@@ -208,7 +208,7 @@ def test_no_more_than_a_few_batches_are_read_ahead():
 
     model.decoder.register_forward_hook(look)
     run(model, data, batch_size=2, epochs=1, eval_every=0, standardize=False)
-    assert max(ahead) <= sources.AHEAD + 2
+    assert max(ahead) <= feed.AHEAD + 2
 
 
 def test_a_run_on_a_map_goes_on_with_the_table_in_memory(tmp_path):

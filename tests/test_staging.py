@@ -19,8 +19,9 @@ from rvi_fast import RelayPosterior, fit, impute, infer, models
 from rvi_fast.optim import RowAdam
 from rvi_fast.posteriors import tables as storage
 from rvi_fast.testing import training_step
-from rvi_fast.training.places.blocks import EpochOrder
-from rvi_fast.training.places.staging import Mover, Staging
+from rvi_fast.training.places.mover import Mover
+from rvi_fast.training.places.order import EpochOrder
+from rvi_fast.training.places.staging import Staging
 
 N, D, BLOCK = 131, 4, 7
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from rvi_fast import GaussianLikelihood, fit, impute, infer, load, models
 from rvi_fast.data.scaling import FarEntriesWarning, Standardizer
 from rvi_fast.scaler import Scaler
 from rvi_fast.training import CheckpointError, export, load_checkpoint
-from rvi_fast.training.loop import run as runs
+from rvi_fast.training.settings import Settings
 
 N, D = 60, 5
 CENTRE = np.array([2e5, 1.7e9, 0.3, 0.0, -40.0])
@@ -289,13 +289,12 @@ def test_a_run_on_a_model_with_a_scale_goes_on_in_a_new_model(tmp_path):
 
 def test_a_checkpoint_that_says_nothing_of_a_scale_is_gone_on_with_without(tmp_path, monkeypatch):
     options = {**FAST, "standardize": False, "run_dir": tmp_path}
-    saved = runs.Run._save
+    kept = Settings.kept
 
     def as_before(self):
-        self.settings = {k: v for k, v in self.settings.items() if k != "standardize"}
-        saved(self)
+        return {name: value for name, value in kept(self).items() if name != "standardize"}
 
-    monkeypatch.setattr(runs.Run, "_save", as_before)
+    monkeypatch.setattr(Settings, "kept", as_before)
     fit(make(), X, **options)
     assert "standardize" not in load_checkpoint(tmp_path).metadata["settings"]
     monkeypatch.undo()

@@ -21,8 +21,8 @@ from rvi_fast.optim import RowAdam
 from rvi_fast.posteriors import checksums
 from rvi_fast.posteriors import tables as storage
 from rvi_fast.training import CheckpointError, RunDirectoryInUse
-from rvi_fast.training.loop import run as training_run
-from rvi_fast.training.places.blocks import EpochOrder
+from rvi_fast.training.distributed import ranks
+from rvi_fast.training.places.order import EpochOrder
 from rvi_fast.training.runs import journal
 
 N, D, BLOCK = 61, 4, 7
@@ -332,7 +332,7 @@ def test_a_model_broken_off_by_an_exception_is_taken_back(tmp_path):
 
 def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monkeypatch):
     events, call, write = [], pages.call, storage.write_bytes
-    save = training_run.save_checkpoint
+    save = ranks.save_checkpoint
 
     def look(name, *arguments):
         events.extend([name] * (name == "msync"))
@@ -340,9 +340,7 @@ def test_tables_are_on_disk_before_the_file_that_vouches_for_them(tmp_path, monk
 
     monkeypatch.setattr(pages, "call", look)
     monkeypatch.setattr(storage, "write_bytes", lambda *a: (events.append("json"), write(*a)))
-    monkeypatch.setattr(
-        training_run, "save_checkpoint", lambda *a: (events.append("save"), save(*a))[1]
-    )
+    monkeypatch.setattr(ranks, "save_checkpoint", lambda *a: (events.append("save"), save(*a))[1])
     model = make(tmp_path / "tables")
     assert events == ["msync", "json"]
     events.clear()

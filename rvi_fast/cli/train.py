@@ -17,7 +17,7 @@ from ..training.collapse import warn_of_collapse
 from .checks import check_device
 from .laws import check_laws
 from .runs import record_run, run_to_resume
-from .tables import Features, Source, load_table, print_scores, say
+from .tables import Features, Source, Table, load_table, print_scores, say
 
 # options of one model alone
 _OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
@@ -34,47 +34,14 @@ def train_model(arguments: argparse.Namespace) -> int:
     source = Source.of(arguments)
     scaled = stored is not None and stored.get("standardizer") is not None
     table = load_table(source, Features.of_training(stored), learn=not scaled)
-    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name, owner in _OPTIONS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            if arguments.model != owner:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option}: expected with --model {owner} only")
-            options[name] = value
-    shape = table.raw.shape
-    if distributed.launched():
-        if arguments.model == "vae":
-            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
-        options["shard"] = distributed.rows_of_rank(shape[0])
-    options["likelihood"] = table.likelihood
-    options["generator"] = torch.Generator().manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*shape, **options)
-    check_laws(model, table.raw, table.mask, table.labels)
+    model, shard = _model_of(arguments, table)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
-    run = {
-        "data": arguments.data if named else str(Path(arguments.data).resolve()),
-        "header": arguments.header,
-        "ignore": arguments.ignore,
-        "subset": arguments.subset,
-        "missing": arguments.missing,
-        "missing_boxes": arguments.missing_boxes,
-        "seed": arguments.seed,
-        "recipe": arguments.recipe,
-        "transform": source.transform,
-        "binarize": arguments.binarize,
-        "likelihood": table.likelihood,
-        "pixels": is_pixels(table.raw),
-        "columns": None if table.source.features is None else list(table.source.features),
-        "carried": list(table.source.carried_names),
-        "unseen": np.flatnonzero(~table.seen).tolist(),
-        "digest": table.digest(),
-    }
+    run = _described(arguments, source, table, named)
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
     say(table.describe(f"{arguments.model} on {device}"))
-    if "shard" in options:
-        table = table.part(options["shard"])
+    if shard is not None:
+        table = table.part(shard)
     # a run that goes on takes the scale of its checkpoint
     if stored is None and table.learned is not None and table.learned.scale is not None:
         model.scaler = Scaler(table.learned.scale, table.learned.transform)
@@ -107,3 +74,50 @@ def train_model(arguments: argparse.Namespace) -> int:
     if distributed.launched():
         distributed.leave()
     return 0
+
+
+def _model_of(
+    arguments: argparse.Namespace, table: Table
+) -> tuple[models.LatentModel, range | None]:
+    """The model that is asked for, and its rows where it is one process of several."""
+    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
+    for name, owner in _OPTIONS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            if arguments.model != owner:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: expected with --model {owner} only")
+            options[name] = value
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(len(table.raw))
+    options["likelihood"] = table.likelihood
+    options["generator"] = torch.Generator().manual_seed(arguments.seed)
+    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
+    check_laws(model, table.raw, table.mask, table.labels)
+    return model, options.get("shard")
+
+
+def _described(
+    arguments: argparse.Namespace, source: Source, table: Table, named: bool
+) -> dict[str, Any]:
+    """What run.json says of a run: where its table comes from, and what was done to it."""
+    return {
+        "data": arguments.data if named else str(Path(arguments.data).resolve()),
+        "header": arguments.header,
+        "ignore": arguments.ignore,
+        "subset": arguments.subset,
+        "missing": arguments.missing,
+        "missing_boxes": arguments.missing_boxes,
+        "seed": arguments.seed,
+        "recipe": arguments.recipe,
+        "transform": source.transform,
+        "binarize": arguments.binarize,
+        "likelihood": table.likelihood,
+        "pixels": is_pixels(table.raw),
+        "columns": None if table.source.features is None else list(table.source.features),
+        "carried": list(table.source.carried_names),
+        "unseen": np.flatnonzero(~table.seen).tolist(),
+        "digest": table.digest(),
+    }

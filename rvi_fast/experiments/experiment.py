@@ -19,6 +19,7 @@ from ..drawing import drawing_from
 from ..posteriors.relay import RelayPosterior
 from ..training import History, fit, infer
 from ..training.loop.seeds import stream
+from ..training.settings import Settings
 from . import latents
 
 _SHOWN = 8  # images kept of a progression
@@ -68,10 +69,10 @@ class Experiment:
     groups: tuple[int, ...] = (25, 50, 100)
     top: float = 0.5
     form: str = "linear"
-    epochs: int = 250
-    batch_size: int = 256
-    lr: float = 1e-3
-    posterior_lr: float | None = None
+    epochs: int = Settings.epochs
+    batch_size: int = Settings.batch_size
+    lr: float = Settings.lr
+    posterior_lr: float | None = Settings.posterior_lr
     infer_steps: int = 100
     infer_lr: float | None = None
     classifier_epochs: int = 0

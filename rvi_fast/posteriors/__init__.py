@@ -1,6 +1,7 @@
 """Posteriors of the latents: owned by each datapoint, or computed by an encoder."""
 
+from .base import Posterior
 from .encoder import EncoderPosterior
 from .relay import RelayPosterior
 
-__all__ = ["EncoderPosterior", "RelayPosterior"]
+__all__ = ["EncoderPosterior", "Posterior", "RelayPosterior"]

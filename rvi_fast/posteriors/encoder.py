@@ -9,13 +9,14 @@ from torch.nn.functional import pad
 from .. import _checks, reference
 from ..functional import RelaySample, relay_sample
 from ..layout import RowLayout
+from .base import Posterior
 from .relay import RelayPosterior
 
 # rows encoded at once when a whole table is asked for
 _CHUNK = 8192
 
 
-class EncoderPosterior(nn.Module):
+class EncoderPosterior(Posterior):
     """q(z | x) = N(mean(x), exp(log_std(x))^2), both the output of one network (VAE).
 
     Missing entries enter the network as zeros. Nothing is owned by a datapoint: the posterior of new
@@ -42,9 +43,6 @@ class EncoderPosterior(nn.Module):
     Source:
         Kingma and Welling 2014; the baseline of paper section 5.
     """
-
-    # the posterior of a row is computed from its data, which forward therefore needs
-    amortized = True
 
     def __init__(
         self,
@@ -152,6 +150,12 @@ class EncoderPosterior(nn.Module):
         parts = [slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK)]
         rows = torch.cat([self.encode(x[p], None if mask is None else mask[p]) for p in parts])
         return RelayPosterior.from_rows(rows, rows.new_empty((0, self.latent_dim)), self.layout)
+
+    def rows_of(
+        self, index: Tensor, x: Tensor, mask: Tensor | None
+    ) -> tuple[RelayPosterior, Tensor | None]:
+        """The rows of a batch, encoded from its data: all of the posterior that is returned."""
+        return self.of(x, mask), None
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, latent_dim={self.latent_dim}" + (

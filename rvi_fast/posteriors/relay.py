@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from .. import _checks, reference
-from .._devices import beside, device_row
 from ..files import StrPath
 from ..functional import RelaySample, relay_sample
-from ..layout import FORMS, RowLayout
+from ..layout import RowLayout
 from ..memory.room import check_memory
-from ..ops import check_rows_read
-from .tables import HostTables, MappedTables, Tables, open_tables
-
-# rows read at once when a whole table is asked for
-_CHUNK = 8192
-# rows drawn at once
-_DRAWN = 65536
-# within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
-# bring all up to date, as it does for readers of the parameter
-_as_they_are = torch._C.DisableTorchFunctionSubclass
+from ..ops import ops
+from .base import Drawn
+from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal
+from .tables import HostTables, Tables, open_tables
 
 
-class _RowOptimizer(Protocol):
-    def before_read(self, index: Tensor | None) -> None: ...
-    def after_forward(self, index: Tensor) -> None: ...
-
-
-class RelayPosterior(nn.Module):
+class RelayPosterior(OwnedRows):
     """q(z | x_i) = N(relay_i + e_i, exp(r_i)^2) for every datapoint i, without an encoder.
 
         relay_i = sum_g sum_{k kept in g} a_ik R_k
@@ -104,11 +88,6 @@ class RelayPosterior(nn.Module):
         torch.Size([10, 8])
     """
 
-    rows: nn.Parameter
-    relays: nn.Parameter
-    first_row: int = 0
-    row_numbers: Tensor | None = None
-
     def __init__(
         self,
         num_data: int,
@@ -126,12 +105,12 @@ class RelayPosterior(nn.Module):
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
-        own = _check_shard(shard, num_data, storage)
+        own = check_shard(shard, num_data, storage)
         self.sharded = shard is not None
         self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
-        self._row_optimizer: _RowOptimizer | None = None
+        self._row_optimizer = None
         # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
         # for a place of every key of a state_dict
         self.register_buffer("_extra_state", self.get_extra_state(), persistent=False)
@@ -144,37 +123,12 @@ class RelayPosterior(nn.Module):
         )
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
-        self.tables = tables = open_tables(storage, device)
-        shape, like = (self.num_data, self.layout.width), self.relays
-        place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
-        if isinstance(tables, MappedTables):
-            opened = tables.holds(self._description())
-            with tables.kept() if opened else contextlib.nullcontext():
-                self.rows = nn.Parameter(tables.make("rows", shape, like.dtype, place))
-            before = None if generator is None else generator.get_state()
-            if not opened:
-                self._draw_rows(generator)
-                tables.finish(self._description(), before, generator)
-            elif generator is None:
-                # other threads draw from torch's as well: it can be drawn from, but not be set
-                self._draw_rows(None, keep=False)
-            else:
-                tables.skip_drawing(generator)
-            self._draw_relays(generator)
-        else:
-            check_memory(place, "posterior.rows", math.prod(shape) * like.element_size())
-            self.rows = nn.Parameter(torch.empty(shape, device=place, dtype=like.dtype))
-            self.reset_parameters(generator)
+        self._make_rows(open_tables(storage, device), generator)
 
     @property
     def latent_dim(self) -> int:
         """Number of latent dimensions T."""
         return self.layout.latent_dim
-
-    @property
-    def staged(self) -> bool:
-        """Whether the rows lie in host memory while all else is on a GPU."""
-        return self.tables.staged(self.relays.device)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -187,37 +141,8 @@ class RelayPosterior(nn.Module):
         self._draw_relays(generator)
 
     @torch.no_grad()
-    def _draw_rows(self, generator: torch.Generator | None, *, keep: bool = True) -> None:
-        """Fills the rows; or, where they are not to be kept, draws the numbers alone."""
-        if self.rows.is_meta:  # holds no numbers
-            return
-        if keep:
-            self.tables.before_rewrite()
-        first, end = self.first_row, self.first_row + self.num_data
-        for start in range(0, self.table_size, _DRAWN):
-            stop = min(start + _DRAWN, self.table_size)
-            inside = keep and first <= start and stop <= end
-            # rows that others hold are drawn as well, or those here would depend on who holds them
-            shape = (stop - start, self.layout.width)
-            part = self.rows[start - first : stop - first] if inside else self.rows.new_empty(shape)
-            part.zero_()
-            for columns in (*self.layout.group_slices, self.layout.deviation_slice):
-                _draw_normal(part[:, columns], 0.01, generator)
-            part[:, self.layout.log_std_slice].fill_(-2.0)
-            begin, finish = max(start, first), min(stop, end)
-            if keep and begin < finish:
-                if not inside:
-                    self.rows[begin - first : finish - first] = part[begin - start : finish - start]
-                self.tables.release(begin - first, finish - first)
-
-    @torch.no_grad()
     def _draw_relays(self, generator: torch.Generator | None) -> None:
-        _draw_normal(self.relays, 1.0, generator)
-
-    def _description(self) -> dict[str, Any]:
-        """What the files of a table must have been made for."""
-        layout = [int(number) for number in self.get_extra_state()]
-        return {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+        draw_normal(self.relays, 1.0, generator)
 
     def forward(
         self,
@@ -260,7 +185,7 @@ class RelayPosterior(nn.Module):
             seed = torch.randint(
                 2**63 - 1, (1,), dtype=torch.int64, device=self.relays.device, generator=generator
             )
-        with _as_they_are():
+        with as_they_are():
             rows, place = self._lent(index)
             sample = relay_sample(
                 rows,
@@ -277,12 +202,44 @@ class RelayPosterior(nn.Module):
             self._row_optimizer.after_forward(index)
         return sample
 
-    def noise_index(self, index: Tensor) -> Tensor | None:
-        """The row numbers that key the noise of rows `index`; None where they are `index` itself."""
-        if self.row_numbers is not None:
-            # what is out of range is for the op to report
-            return self.row_numbers[index.clamp(0, self.num_data - 1)]
-        return index.to(torch.int64) + self.first_row if self.first_row else None
+    def draw(
+        self,
+        index: Tensor,
+        seed: Tensor,
+        keys: Tensor | None = None,
+        *,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: Tensor | None = None,
+        learn: bool = True,
+    ) -> Drawn:
+        """Samples z [B, T] for rows `index` [B] of a step, without autograd; see `Posterior.draw`.
+
+        The rows are brought up to date. Those in files are not compared with their checksums: `fit` does
+        that for a block at a time.
+
+        Returns:
+            `Drawn`, whose `pullback` gives the gradient of the rows [B, W], in the order of `index`.
+        """
+        self._bring_up_to_date(index)
+        with as_they_are():
+            rows = self.rows.data
+        relays, layout = self.relays, self.layout
+        constants = (layout.groups, layout.kept, layout.form)
+        keys = self.noise_index(index) if keys is None else keys
+        batch = (rows, relays.data, index, seed, noise)
+        z, kl, *saved = ops.relay_sample_fwd(*batch, *constants, 1, keys)
+        learn = learn and relays.requires_grad
+
+        def pullback(grad_z: Tensor, grad_kl: Tensor) -> Tensor:
+            grad_rows, grad_relays = ops.relay_sample_bwd(
+                grad_z[None], grad_kl, *batch, *saved, *constants, True, learn, keys
+            )
+            if learn:
+                relays.grad = grad_relays
+            return grad_rows
+
+        return Drawn(z[0], kl, pullback)
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
@@ -305,7 +262,7 @@ class RelayPosterior(nn.Module):
         return torch.cat([self._mean(part, relays, deviation) for part in self._parts(index)])
 
     def _mean(self, index: Tensor, relays: Tensor, deviation: bool) -> Tensor:
-        with _as_they_are():
+        with as_they_are():
             rows, index = self._lent(index)
             if not deviation:
                 keep = torch.ones(self.layout.width, dtype=torch.bool, device=rows.device)
@@ -344,18 +301,6 @@ class RelayPosterior(nn.Module):
                 reference.selected(rows, self.layout), self.layout.kept, strict=True
             )
         ]
-
-    def mean_row(self) -> Tensor:
-        """The average of all packed rows [W]: where rows of new datapoints can start."""
-        self._bring_up_to_date(None)
-        rows, device = self.rows.detach(), beside(self.relays.device)
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
-        for start in range(0, len(rows), _DRAWN):
-            self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
-            part = rows[start : start + _DRAWN].to(device)
-            total += part.sum(0, dtype=torch.float64)
-            self.tables.release(start, start + len(part))
-        return (total / len(rows)).to(rows.dtype).to(self.relays.device)
 
     def for_new_data(
         self, num_data: int, *, generator: torch.Generator | None = None
@@ -408,7 +353,7 @@ class RelayPosterior(nn.Module):
             >>> posterior.num_data, posterior.std().shape
             (5, torch.Size([5, 2]))
         """
-        _check_rows_and_relays(rows, relays, layout)
+        check_rows_and_relays(rows, relays, layout)
         posterior = cls.__new__(cls)
         nn.Module.__init__(posterior)
         posterior.layout, posterior.sparse = layout, sparse
@@ -450,176 +395,3 @@ class RelayPosterior(nn.Module):
         if self.num_data < self.table_size:
             text += f", first_row={self.first_row}, table_size={self.table_size}"
         return text + (", sparse=True" if self.sparse else "")
-
-    def _read(self, index: Tensor | None, columns: slice) -> Tensor:
-        """Some columns of rows `index`, or of all rows, where the relays are."""
-        if index is not None:
-            self._check_rows(index)
-        self._before_read(index)
-        with _as_they_are():
-            rows = self.rows if index is None else self.rows[index.to(self.rows.device)]
-            return rows[:, columns].to(self.relays.device)
-
-    def _lent(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """A table where the relays are, and where in it rows `index` lie."""
-        if not self.staged:
-            return self.rows, index
-        _checks.check_row_numbers(index, self.num_data)
-        rows = nn.functional.embedding(index.cpu(), self.rows, sparse=self.sparse)
-        return rows.to(index.device), torch.arange(len(index), device=index.device)
-
-    def _summed_by_ddp(self) -> bool:
-        """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
-        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
-        return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
-
-    def _check_rows(self, index: Tensor) -> None:
-        _checks.check_index(index, self.relays.device)
-        if not torch.compiler.is_compiling():
-            _checks.check_row_numbers(index, self.num_data)
-
-    def _parts(self, index: Tensor | None) -> Iterator[Tensor]:
-        if index is not None:
-            self._check_rows(index)
-            self._before_read(index)
-            yield index
-            return
-        self._bring_up_to_date(None)
-        for start in range(0, self.num_data, _CHUNK):
-            end = min(start + _CHUNK, self.num_data)
-            self.tables.before_rows(start, end)
-            yield torch.arange(start, end, device=self.relays.device)
-            self.tables.release(start, end)
-
-    def _before_read(self, index: Tensor | None) -> None:
-        self._bring_up_to_date(index)
-        self.tables.before_read(index)
-
-    def _bring_up_to_date(self, index: Tensor | None) -> None:
-        if self._row_optimizer is not None:
-            self._row_optimizer.before_read(index)
-        else:
-            self.tables.notice_writes()
-        if index is None:
-            check_rows_read(self.relays.device)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> RelayPosterior:
-        # moved or converted rows can no longer be caught up: the moments stay where they are
-        self._bring_up_to_date(None)
-        if not isinstance(self.tables, HostTables):
-            return super()._apply(*args, **kwargs)
-        rows, moved = self.rows, args[0](self.rows.detach()[:0])
-        mapped = isinstance(self.tables, MappedTables)
-        if (mapped and moved.dtype != rows.dtype) or not device_row(moved.device.type).hosts:
-            raise ValueError(
-                f"storage: the rows stay {rows.dtype} on {rows.device}"
-                f"{', where their files are' if mapped else ''}; asked for {moved.dtype} on "
-                f"{moved.device}"
-            )
-        del self._parameters["rows"]
-        try:
-            super()._apply(*args, **kwargs)
-        finally:
-            self._parameters["rows"] = rows
-        if moved.dtype != rows.dtype:
-            rows.data = rows.data.to(moved.dtype)
-        return self
-
-    # Copies, pickles and state_dicts hold rows that are up to date, and no optimiser.
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._before_read(None)
-        # a copy has its rows in memory
-        tables = HostTables() if isinstance(self.tables, HostTables) else self.tables
-        return {**self.__dict__, "_row_optimizer": None, "tables": tables}
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._before_read(None)
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def get_extra_state(self) -> Tensor:
-        """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
-        layout = self.layout
-        return torch.tensor(
-            [layout.latent_dim, FORMS.index(layout.form), *layout.groups, *layout.kept]
-        )
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Compared with the layout before anything is loaded, see `_load_from_state_dict`."""
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        self._bring_up_to_date(None)
-        rows = state_dict.get(prefix + "rows")
-        layout = state_dict.get(prefix + "_extra_state")
-        errors = []
-        if layout is not None and layout.tolist() != self.get_extra_state().tolist():
-            errors.append(
-                f"{prefix}layout: the checkpoint's [T, form, K_g..., m_g...] is "
-                f"{layout.tolist()}, the module's is {self.get_extra_state().tolist()}"
-            )
-        if rows is not None and len(rows) != self.num_data:
-            errors.append(
-                f"{prefix}rows: the checkpoint has {len(rows)} rows, the module has {self.num_data}"
-            )
-        if errors:
-            error_msgs += errors
-            return
-        if rows is not None:
-            self.tables.before_rewrite()
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-
-def _draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:
-    """Fills a tensor from N(0, std^2), drawn on the generator's device."""
-    if values.is_meta:
-        return
-    if generator is None or generator.device.type == values.device.type:
-        values.normal_(std=std, generator=generator)
-        return
-    drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
-    values.copy_(drawn.normal_(std=std, generator=generator))
-
-
-def _check_rows_and_relays(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
-    if not isinstance(layout, RowLayout):
-        raise TypeError(f"layout: expected a RowLayout, got {type(layout).__name__}")
-    if not _checks.check_tensor("rows", rows).is_floating_point():
-        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
-    if rows.dim() != 2 or not len(rows) or rows.shape[1] != layout.width:
-        raise ValueError(
-            f"rows: expected shape [N, {layout.width}] with N >= 1, got {_checks.shape_of(rows)}"
-        )
-    shape = (layout.num_relays, layout.latent_dim)
-    _checks.check_shape("relays", _checks.check_tensor("relays", relays), shape)
-    if relays.dtype != rows.dtype:
-        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
-    hosted = rows.device.type == "cpu" and device_row(relays.device.type).hosts
-    if rows.device != relays.device and not hosted:
-        raise ValueError(
-            f"rows: expected a tensor on {relays.device} or cpu, got one on {rows.device}"
-        )
-
-
-def _check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
-    if shard is None:
-        return range(num_data)
-    if not isinstance(shard, range):
-        raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
-    if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
-        raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
-    if storage not in ("device", "host"):
-        raise ValueError(
-            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
-        )
-    return shard

@@ -1,9 +1,10 @@
 """Training, inference for new data, imputation, checkpoints."""
 
 from .collapse import CollapseWarning, held_out_error
-from .fit import EarlyStopping, fit, load
+from .fit import EarlyStopping, fit
 from .impute import impute
 from .infer import infer
+from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
 from .runs.checkpoints import (

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from .. import _checks
 from ..drawing import Drawing
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
-from ..optim import MODES
+from ..posteriors.base import as_posterior
 from ..posteriors.encoder import EncoderPosterior
-from ..posteriors.tables import MappedTables
 from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.fingerprint import fingerprint
@@ -27,15 +27,12 @@ from .inputs.prepare import inputs_of, open_source
 from .inputs.sources import Opened, chunks, moments_of
 from .loop.history import Callback, History
 from .loop.interrupts import deferred
-from .loop.run import KLWeight, Run, device_of
+from .loop.run import Run
 from .loop.threads import one_thread_where_small
-from .places.blocks import default_block_rows, row_bytes
-from .runs.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_manifest
-from .runs.described import build_described
+from .places import directory_of, settled
+from .runs.checkpoints import CheckpointError, checkpoints, read_manifest
 from .runs.directory import RunDirectory
-from .runs.export import load_export
-from .runs.journal import Journal
-from .runs.state import lags, name_of, restore_lagging, row_adam
+from .settings import KLWeight, Settings
 
 
 class EarlyStopping:
@@ -69,24 +66,24 @@ def fit(
     x: Any,
     *,
     mask: Any = None,
-    standardize: bool = True,
-    epochs: int = 250,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    posterior_lr: float | None = None,
-    optimizer: str = "dense",
-    kl_weight: KLWeight = 1.0,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    eval_every: int = 1,
-    callbacks: Sequence[Callback] = (),
-    run_dir: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 30.0,
-    capture: bool = True,
-    block_rows: int | None = None,
-    moment_dtype: torch.dtype | None = None,
+    standardize: bool = Settings.standardize,
+    epochs: int = Settings.epochs,
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    posterior_lr: float | None = Settings.posterior_lr,
+    optimizer: str = Settings.optimizer,
+    kl_weight: KLWeight = Settings.kl_weight,
+    seed: int = Settings.seed,
+    device: torch.device | str | None = Settings.device,
+    progress: bool = Settings.progress,
+    eval_every: int = Settings.eval_every,
+    callbacks: Sequence[Callback] = Settings.callbacks,
+    run_dir: str | os.PathLike[str] | None = Settings.run_dir,
+    resume: bool = Settings.resume,
+    checkpoint_every: float = Settings.checkpoint_every,
+    capture: bool = Settings.capture,
+    block_rows: int | None = Settings.block_rows,
+    moment_dtype: torch.dtype | None = Settings.moment_dtype,
 ) -> History:
     """Trains a model on all rows of a table, missing entries and all.
 
@@ -177,159 +174,103 @@ def fit(
             last one cannot be written; the model is trained all the same then.
         KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
     """
-    epochs = _checks.check_positive_int("epochs", epochs)
-    batch_size = _checks.check_positive_int("batch_size", batch_size)
-    lr = _checks.check_positive_float("lr", lr)
-    standardize = _checks.check_bool("standardize", standardize)
-    resume = _checks.check_bool("resume", resume)
-    if optimizer not in MODES:
-        raise ValueError(f"optimizer: expected one of {', '.join(MODES)}, got {optimizer!r}")
-    if not callable(kl_weight):
-        kl_weight = _checks.check_non_negative("kl_weight", kl_weight)
-    eval_every = _checks.check_count("eval_every", eval_every)
-    if eval_every and lacks(model.likelihood, "mean"):
-        raise ValueError(
-            f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
-            f"mean(outputs), got {eval_every}"
-        )
-    checkpoint_every = _checks.check_non_negative("checkpoint_every", checkpoint_every)
-    posterior_lr = lr if posterior_lr is None else posterior_lr
-    posterior_lr = _checks.check_positive_float("posterior_lr", posterior_lr)
-    seed = _checks.check_seed(seed)
-    if resume and run_dir is None:
-        raise ValueError("run_dir: expected a directory to resume from, got None")
-    if block_rows is not None:
-        block_rows = _checks.check_positive_int("block_rows", block_rows)
-        if model.amortized:
-            raise ValueError("block_rows: expected None for an encoder, which has no rows")
-    if device is not None:
-        model.to(device)
-    tables = moments = None
-    if not model.amortized:
-        rows, tables = model.posterior.rows, model.posterior.tables
-        moments = _checks.check_moment_dtype(moment_dtype, rows.dtype)
-        in_blocks = isinstance(tables, MappedTables) or model.posterior.staged
-        if block_rows is None and in_blocks:
-            block_rows = default_block_rows(row_bytes(rows.shape[1], rows.dtype, moments))
-    elif moment_dtype is not None:
-        raise ValueError("moment_dtype: expected None for an encoder, which has no rows")
-    ranks = ranks_of(model)
-    if not ranks.alone and moments is not None and model.posterior.staged:
-        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
-    if not ranks.alone and block_rows is not None:
-        raise ValueError(f"block_rows: expected None for a shard, got {block_rows}")
-    source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
-    standardize = standardize and not source.pixels() and _standardizable(model)
-    _check_standardize(model, standardize, pixels=source.pixels())
-    if min(batch_size, ranks.num_data) == 1 or ranks.num_data % batch_size == 1:
-        _check_batch_of_one(model, ranks.num_data, batch_size)
-    settings = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "posterior_lr": posterior_lr,
-        "optimizer": optimizer,
-        "kl_weight": "function" if callable(kl_weight) else kl_weight,
-        "seed": seed,
-        "eval_every": eval_every,
-        "block_rows": block_rows,
-        "moment_dtype": None if moments is None else name_of(moments),
-        "standardize": standardize,
-        "data": "",
-    }
-    called = {**settings, "epochs": epochs, "resume": resume, "run_dir given": run_dir is not None}
-    ranks.begin(model, source.kind(next(model.posterior.parameters()).dtype), called)
-    directory = None if run_dir is None else Path(run_dir)
-    own = fingerprint(
-        *ranks.own(x, mask), model.num_features, getattr(model.posterior, "first_row", 0)
+    settings = Settings(
+        standardize=standardize,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        posterior_lr=posterior_lr,
+        optimizer=optimizer,
+        kl_weight=kl_weight,
+        seed=seed,
+        device=device,
+        progress=progress,
+        eval_every=eval_every,
+        callbacks=callbacks,
+        run_dir=run_dir,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        capture=capture,
+        block_rows=block_rows,
+        moment_dtype=moment_dtype,
     )
-    settings["data"] = ranks.added(own)
+    _check_evaluation(model, settings)
+    if settings.device is not None:
+        model.to(settings.device)
+    settings = settled(model, settings)
+    ranks = ranks_of(model)
+    _check_shard(model, ranks, settings)
+    source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
+    standardize = settings.standardize and not source.pixels() and _standardizable(model)
+    settings = replace(settings, standardize=standardize)
+    _check_standardize(model, settings.standardize, pixels=source.pixels())
+    _check_batch_of_one(model, ranks.num_data, settings.batch_size)
+    kind = source.kind(next(model.posterior.parameters()).dtype)
+    ranks.begin(model, kind, settings.called())
+    first_row = as_posterior(model.posterior).first_row
+    own = fingerprint(*ranks.own(x, mask), model.num_features, first_row)
+    data = ranks.added(own)
     with contextlib.ExitStack() as stack:
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())
         unbegun.callback(setattr, model, "scaler", model.scaler)
-        if standardize:
-            _set_scale(model, source, ranks, directory if resume else None)
-        inputs = inputs_of(model, source, checked=standardize)
-
-        def hold() -> None:
-            if directory is not None:
-                stack.enter_context(RunDirectory(directory))
-
-        ranks.first(hold)
+        if settings.standardize:
+            _set_scale(model, source, ranks, settings)
+        inputs = inputs_of(model, source, checked=settings.standardize)
+        _hold_directories(model, ranks, settings, stack)
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(one_thread_where_small(model.decoder, batch_size))
+        stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
         stack.enter_context(_unchanged(model))
-        if isinstance(tables, MappedTables) and (
-            directory is None or directory.resolve() != tables.directory.resolve()
-        ):  # two runs must not share them
-            stack.enter_context(RunDirectory(tables.directory))
-        run = Run(
-            model, inputs, ranks, settings, kl_weight, directory, checkpoint_every, capture, resume
-        )
+        run = Run(model, inputs, ranks, settings, data)
         stack.callback(run.detach)
-        if run.found is None:
+        if run.archive.found is None:
             _start_outputs(model, source, ranks, unbegun)
-        run.start(epochs)
+        run.start()
         model.trained_on = own
         unbegun.pop_all()
-        run.train(epochs, eval_every, callbacks, progress, stack.enter_context(deferred()))
+        run.train(stack.enter_context(deferred()))
         return run.history
 
 
-def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
-    """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
-
-    One process reads all rows, however many have written the checkpoint.
-
-    Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
-    other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
-
-    Raises:
-        CheckpointError: there is none that can be read.
-        ValueError: the model was not made by a builder.
-    """
-    if Path(run_dir).is_file():
-        return load_export(Path(run_dir), device)
-    # where the tables belong is known by the config alone
-    checkpoint = load_checkpoint(run_dir)
-    for part in ("model", "optimizer"):
-        if part not in checkpoint.tensors:
-            raise CheckpointError(checkpoint.path, f"holds no {part}")
-    settings = checkpoint.metadata.get("settings", {})
-    config = checkpoint.metadata.get("config")
-    if config is None:
+def _check_evaluation(model: LatentModel, settings: Settings) -> None:
+    """Raises where the data are to be reconstructed by a likelihood that does not say how."""
+    if settings.eval_every and lacks(model.likelihood, "mean"):
         raise ValueError(
-            f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
-            'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
+            f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
+            f"mean(outputs), got {settings.eval_every}"
         )
-    tensors, storage = checkpoint.tensors["model"], config.get("storage")
-    if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
-        raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
-    with contextlib.ExitStack() as stack:
-        model = build_described(checkpoint.path, config, tensors)
-        name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
-        model = model.to(device, tensors[f"posterior.{name}"].dtype)
-        tables, journal = getattr(model.posterior, "tables", None), None
-        if isinstance(tables, MappedTables):
-            stack.enter_context(RunDirectory(tables.directory))
-            stack.enter_context(tables.kept())
-        model.load_state_dict(tensors, strict=not isinstance(tables, MappedTables))
-        if lags(checkpoint):
-            rows = row_adam(model.posterior, settings)
-            if isinstance(tables, MappedTables):
-                journal = Journal(tables.directory, rows.raw_tables(), settings["block_rows"])
-            restore_lagging(rows, journal, checkpoint)
-            rows.before_write = None if journal is None else journal.before_write
-            rows.detach()
-    data = settings.get("data")
-    # 0.1.0 knew another fingerprint, of the model's numbers
-    model.trained_on = data if isinstance(data, dict) else None
-    return model.eval()
+
+
+def _check_shard(model: LatentModel, ranks: Alone, settings: Settings) -> None:
+    """Raises where rows that several processes share out lie elsewhere than on the device."""
+    if ranks.alone:
+        return
+    if model.posterior.staged:
+        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
+    if settings.block_rows is not None:
+        raise ValueError(f"block_rows: expected None for a shard, got {settings.block_rows}")
+
+
+def _hold_directories(
+    model: LatentModel, ranks: Alone, settings: Settings, stack: contextlib.ExitStack
+) -> None:
+    """Locks the run directory and that of tables in files: two runs must not share them."""
+    run_dir, tables = settings.directory, directory_of(model)
+
+    def hold() -> None:
+        if run_dir is not None:
+            stack.enter_context(RunDirectory(run_dir))
+
+    ranks.first(hold)
+    if tables is not None and (run_dir is None or run_dir.resolve() != tables.resolve()):
+        stack.enter_context(RunDirectory(tables))
 
 
 @torch.no_grad()
 def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> None:
     """Refuses a batch of one row where batch normalisation needs more, before anything is trained."""
+    if min(batch_size, num_data) != 1 and num_data % batch_size != 1:
+        return
     networks = {model.decoder: model.posterior.latent_dim}
     if isinstance(model.posterior, EncoderPosterior):
         networks[model.posterior.encoder] = model.num_features * (
@@ -374,8 +315,9 @@ def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -
         )
 
 
-def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path | None) -> None:
+def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
+    resumed = settings.directory if settings.resume else None
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
     own = None if model.scaler is None else model.scaler.to_dict()
     if stored is not None and own is not None and stored != own:
@@ -395,7 +337,7 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, resumed: Path |
             moments.warn()
     else:
         scaler = Scaler.from_dict(stored)
-    model.scaler = scaler.to(device_of(model)).train(model.training)
+    model.scaler = scaler.to(next(model.posterior.parameters()).device).train(model.training)
 
 
 @torch.no_grad()
@@ -432,16 +374,13 @@ def _stored_scale(run_dir: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _unchanged(model: LatentModel) -> Iterator[None]:
-    """Afterwards modes, gradients and `posterior.sparse` are as they were."""
-    sparse = getattr(model.posterior, "sparse", None)
+    """Afterwards modes and gradients are as they were."""
     modes = [(part, part.training) for part in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     model.zero_grad(set_to_none=True)
     try:
         yield
     finally:
-        if sparse is not None:
-            model.posterior.sparse = sparse
         for part, training in modes:
             part.training = training
         for parameter, gradient in gradients:

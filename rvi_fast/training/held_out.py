@@ -15,8 +15,8 @@ from ..data.pixels import fractions, is_pixels, observed
 from ..likelihoods.base import Likelihood
 from ..models import LatentModel
 from ..posteriors.relay import RelayPosterior
+from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs
-from .inputs.sources import HostInputs
 from .loop.seeds import stream
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel, alone
-from ..ops import ops
 from ..optim import RowAdam
+from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out
+from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
-from .inputs.sources import HostInputs
-from .loop.run import device_of
 from .loop.seeds import MODULES, stream
 from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small
@@ -91,7 +90,7 @@ def infer(
         drawing_of(model, stream(seed, MODULES)),
         one_thread_where_small(model.decoder, min(size, inputs.num_data)),
     ):
-        if model.amortized:
+        if not as_posterior(model.posterior).owns_rows:
             with _frozen(model.posterior):
                 return _encoded(model, inputs)
         if scale_factor == "held-out":
@@ -110,15 +109,11 @@ def _optimise(
     shared_noise: bool,
     progress: bool,
 ) -> RelayPosterior:
-    device, num_data = device_of(model), inputs.num_data
+    device, num_data = inputs.device, inputs.num_data
     # all rows are found below: no matter what they are drawn from
     own = torch.Generator(device)
     posterior = model.posterior.for_new_data(num_data, generator=own)
     start = model.posterior.mean_row()
-
-    layout = posterior.layout
-    constants = (layout.groups, layout.kept, layout.form)
-    relays = posterior.relays.data
     batches = torch.arange(num_data, device=device).split(size)
     with (
         _frozen(model.decoder, model.likelihood),
@@ -133,7 +128,7 @@ def _optimise(
             optimizer = RowAdam(part, lr=lr, mode="row")
             rows, place = part.rows.data, torch.arange(len(index), device=device)
             keys = torch.zeros_like(index) if shared_noise else index
-            zeros = rows.new_zeros((1, len(index), layout.latent_dim))
+            zeros = rows.new_zeros((1, len(index), posterior.latent_dim))
             grad_log_prob, grad_kl = (
                 zeros.new_full((1, len(index)), -1.0),
                 zeros.new_ones(len(index)),
@@ -141,14 +136,12 @@ def _optimise(
             for step in range(steps):
                 sampled = 4 * step >= 3 * steps
                 noise_seed = torch.tensor([stream(seed, step)], device=device)
-                batch = (rows, relays, place, noise_seed, None if sampled else zeros)
-                z, _, *saved = ops.relay_sample_fwd(*batch, *constants, 1, keys)
-                _, grad_z = decoder(z[0], x, observed, grad_log_prob)
-                grad, _ = ops.relay_sample_bwd(
-                    grad_z[None], grad_kl, *batch, *saved, *constants, True, False, keys
-                )
+                noise = None if sampled else zeros
+                z, _, pullback = part.draw(place, noise_seed, keys, noise=noise, learn=False)
+                _, grad_z = decoder(z, x, observed, grad_log_prob)
+                grad = pullback(grad_z, grad_kl)
                 if not sampled:  # the decoded mean says nothing about the standard deviation
-                    grad[:, layout.log_std_slice] = 0.0
+                    grad[:, posterior.layout.log_std_slice] = 0.0
                 optimizer.step_batch(place, grad)
                 bar.update()
             optimizer.detach()

@@ -14,8 +14,9 @@ from ..files import StrPath
 from ..layout import RowLayout
 from ..likelihoods.foreign import as_likelihood
 from ..likelihoods.named import make
-from .inputs import sources
-from .places.blocks import blocks_resident, default_block_rows, row_bytes
+from .inputs import feed
+from .places.order import blocks_resident, default_block_rows, row_bytes
+from .settings import Settings
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
@@ -71,7 +72,7 @@ def estimate_memory(
     groups: Sequence[int] = (25, 50, 100),
     hidden: Sequence[int] = (64, 64),
     likelihood: Any = "gaussian",
-    batch_size: int = 256,
+    batch_size: int = Settings.batch_size,
     storage: StrPath = "device",
     block_rows: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -133,7 +134,7 @@ def estimate_memory(
     if block_rows is not None:
         held = min(num_data, blocks_resident(num_data, block_rows, batch_size) * block_rows)
     resident = row * held if in_files else 0
-    ahead = 1 if data_in_memory else sources.AHEAD + 2
+    ahead = 1 if data_in_memory else feed.AHEAD + 2
     made = 4 * (layout.width + latent_dim + sum(hidden)) * size
     tensors = _FUSED_TENSORS if law.fused else 1 + law.step_tensors
     of_outputs = int(outputs * size * tensors)

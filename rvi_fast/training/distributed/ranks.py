@@ -14,9 +14,11 @@ from torch.utils.data import Dataset, Subset
 
 from ...models import LatentModel
 from ...optim.shared_adam import SharedAdam
+from ...posteriors.base import as_posterior
+from ..inputs.feed import HostInputs, Visit
 from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs, Visit, fingerprint_of
+from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .launch import exchange, first, joined, total
 
@@ -29,9 +31,9 @@ T = TypeVar("T")
 
 def ranks_of(model: LatentModel) -> Alone | Ranks:
     """Who trains a model: this process, or all of the process group where it holds a shard."""
-    if not getattr(model.posterior, "sharded", False):
-        return Alone(model.num_data)
-    posterior = model.posterior
+    posterior = as_posterior(model.posterior)
+    if not posterior.sharded:
+        return Alone(posterior.num_data)
     if not joined():
         raise ValueError(
             f"model: expected all {posterior.table_size} rows in a process of its own, got a shard of "
@@ -87,6 +89,11 @@ class Alone:
     def any(self, value: bool) -> bool:
         """Whether it is so in one of the processes at least."""
         return value
+
+    @property
+    def suffix(self) -> str:
+        """What sets apart entries of a checkpoint that each process has of its own."""
+        return "".join(f".{counter}" for counter in self.counters)
 
     def first(self, action: Callable[[], T]) -> T:
         """What the first process finds, which alone acts."""

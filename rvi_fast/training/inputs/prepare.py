@@ -17,13 +17,12 @@ from ...likelihoods.base import Likelihood
 from ...memory.room import check_memory
 from ...models import LatentModel
 from ...scaler import Scaler
+from .feed import HostInputs, Visit
 from .sources import (
     DatasetRows,
-    HostInputs,
     InMemory,
     MappedArray,
     Opened,
-    Visit,
     chunks,
     convert,
     digest_of,

@@ -1,14 +1,11 @@
-"""Data that are not in memory: memory maps and map-style data sets, read a batch at a time."""
+"""What holds rows: tables in memory, memory maps and map-style data sets, asked by row numbers."""
 
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,20 +21,10 @@ from ...scaler import Scaler
 
 # rows examined at once
 _CHUNK = 8192
-# batches that wait for the step
-AHEAD = 4
 # rows of a data set that its fingerprint reads
 _SAMPLED = 64
-_POLL = 0.05  # seconds
 _DIGEST = 1 << 256
 Batch = tuple[Tensor, Tensor | None]
-
-
-class Visit(NamedTuple):
-    """A batch to come: row numbers [B], and up to which of the epoch's windows they reach."""
-
-    rows: Tensor
-    window: int
 
 
 class Source(Protocol):
@@ -247,101 +234,6 @@ class DatasetRows:
 
 # what a user passes as x, checked
 Opened = InMemory | MappedArray | DatasetRows
-
-
-class HostInputs:
-    """What `Inputs` is for data in memory; each batch is read, checked and converted by itself.
-
-    Within `feed` one thread reads ahead of the steps. Its errors are raised where the batch is asked
-    for, and it ends with the block.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        device: torch.device,
-        dtype: torch.dtype,
-        scaler: Scaler | None = None,
-        law: Likelihood | None = None,
-    ) -> None:
-        self.source, self.device, self.dtype, self.law = source, device, dtype, law
-        # batches are converted where they are read
-        self.scaler = None if scaler is None else scaler.copy()
-        self._ready: tuple[Tensor, Batch] | None = None
-
-    @property
-    def num_data(self) -> int:
-        """N."""
-        return len(self.source)
-
-    def batch(self, index: Tensor) -> Batch:
-        """x and mask of rows `index`."""
-        ready = self._ready
-        return ready[1] if ready is not None and ready[0] is index else self._read(index)
-
-    def fingerprint(self) -> str:
-        """SHA-256 that tells two data sets apart."""
-        return fingerprint_of(self.kind, self.num_data, self.digest(0, self.num_data))
-
-    @property
-    def kind(self) -> str:
-        """What all rows have in common."""
-        return self.source.kind(self.dtype)
-
-    def digest(self, first_row: int, num_data: int) -> int:
-        """See `Inputs.digest`."""
-        return self.source.digest(self.dtype, first_row, num_data, self.scaler)
-
-    def prefetch(self, start: int, stop: int) -> None:
-        """Rows [start, stop) will be needed soon."""
-        self.source.prefetch(start, stop)
-
-    def release(self, start: int, stop: int) -> None:
-        """Rows [start, stop) are not needed for a while."""
-        self.source.release(start, stop)
-
-    @contextmanager
-    def feed(self, visits: Iterable[Visit]) -> Iterator[Iterator[Visit]]:
-        """Within it `batch` finds what it needs read already."""
-        waiting: queue.Queue[tuple[Visit, Batch] | BaseException | None]
-        waiting, ended = queue.Queue(AHEAD), threading.Event()
-
-        def put(entry: tuple[Visit, Batch] | BaseException | None) -> None:
-            while not ended.is_set():
-                with suppress(queue.Full):
-                    waiting.put(entry, timeout=_POLL)
-                    return
-
-        def read() -> None:
-            try:
-                for visit in visits:
-                    if ended.is_set():
-                        return
-                    put((visit, self._read(visit.rows)))
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        def served() -> Iterator[Visit]:
-            while (entry := waiting.get()) is not None:
-                if isinstance(entry, BaseException):
-                    raise entry
-                self._ready = (entry[0].rows, entry[1])
-                yield entry[0]
-
-        thread = threading.Thread(target=read, name="rvi_fast reads ahead", daemon=True)
-        thread.start()
-        try:
-            yield served()
-        finally:
-            ended.set()
-            thread.join()
-            self._ready = None
-
-    def _read(self, index: Tensor) -> Batch:
-        rows = index.cpu().numpy()
-        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler, self.law)
-        return x.to(self.device), None if mask is None else mask.to(self.device)
 
 
 def chunks(num_data: int) -> Iterator[np.ndarray]:

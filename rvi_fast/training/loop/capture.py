@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...drawing import Drawing
+from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
-from ..inputs.sources import HostInputs
-from .step import Step
+from ..places.base import Place
+from ..settings import Settings
+from .step import DirectStep, draws, make_step
 
 
 class BatchStep:
@@ -23,7 +28,11 @@ class BatchStep:
     """
 
     def __init__(
-        self, step: Step, inputs: Inputs | HostInputs, device: torch.device, dtype: torch.dtype
+        self,
+        step: Callable[..., Objective],
+        inputs: Inputs | HostInputs,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.step, self.inputs = step, inputs
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
@@ -34,6 +43,37 @@ class BatchStep:
     def __call__(self, index: Tensor, full_size: int) -> Tensor:
         batch = self.inputs.batch(index)
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
+
+
+def bound_step(
+    model: LatentModel,
+    inputs: Inputs | HostInputs,
+    ranks: Alone,
+    place: Place,
+    shared: torch.optim.Optimizer,
+    drawing: Drawing,
+    settings: Settings,
+) -> BatchStep | CapturedStep:
+    """The step of a run: from CUDA graphs where they can hold it.
+
+    Args:
+        model: what is trained.
+        inputs: its data.
+        ranks: who trains it: a graph cannot hold an exchange between processes.
+        place: where its rows lie, open.
+        shared: drives all else.
+        drawing: what the model's modules draw from.
+        settings: whether to capture.
+    """
+    step = make_step(place.stepped, place.rows, shared, drawing)
+    like = next(model.posterior.parameters())
+    bound = BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
+    if not (captured and like.device.type == "cuda" and isinstance(step, DirectStep)):
+        return bound
+    drawn = drawing if draws(model, training=True) else None
+    lag = place.epochs_behind * -(-ranks.num_data // settings.batch_size)
+    return CapturedStep(bound, step.rows, lag, drawn)
 
 
 class _Graph(NamedTuple):
@@ -53,13 +93,13 @@ class CapturedStep:
         self,
         step: BatchStep,
         rows: RowAdam,
-        steps_per_epoch: int,
+        lag: int,
         drawing: Drawing | None = None,
     ) -> None:
         self.step, self.rows, self.drawing = step, rows, drawing
         self.seed, self.kl_weight = step.seed, step.kl_weight
-        # rows are flushed at the end of an epoch
-        rows.reserve(steps_per_epoch)
+        # steps that rows can be behind
+        rows.reserve(lag)
         self._side = torch.cuda.Stream(step.seed.device)
         self._graphs: dict[tuple[int, int], _Graph | None] = {}
         self._refused = False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ...models import LatentModel
 
@@ -42,3 +45,27 @@ class History(dict[str, list[float]]):
 
 
 Callback = Callable[[LatentModel, History], bool | None]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How far an epoch had come: steps done, sums of what they gave, what modules draw from."""
+
+    steps: int
+    totals: list[float]
+    # one by one, those of the steps that have not been added up
+    pending: list[list[float]]
+    generators: dict[str, Tensor]
+
+
+@dataclass
+class Standing:
+    """How far a run has come, beside model and optimisers: what a checkpoint says of it."""
+
+    history: History = field(default_factory=History)
+    # whether a callback has ended it
+    stopped: bool = False
+    # how far an epoch had come when it was broken off
+    partial: Partial | None = None
+    # values of a kl_weight that is a function, for the epochs that are planned
+    kl_weights: list[float] = field(default_factory=list)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ...drawing import Drawing, may_draw
 from ...likelihoods.base import LAWS, Likelihood
 from ...models import LatentModel, Objective
-from ...ops import ops
 from ...optim import RowAdam
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
+from ..places.base import NoRows
 
 # index [B], x, mask, seed of the noise [1], KL weight [], and the number of rows that the summed
 # loss of the batch is divided by
@@ -31,29 +31,6 @@ Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, int], Objective]
 # z [B, T], x, mask and the gradient of log_prob [1, B] -> log_prob [1, B] and the gradient of z;
 # leaves the gradients of decoder and scale in .grad
 DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-
-
-class NoRows:
-    """Stands where `RowAdam` stands, for a posterior that owns no rows."""
-
-    def zero_grad(self) -> None:
-        """Nothing."""
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def detach(self) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of an optimiser without parameters."""
-        return {"state": {}, "param_groups": []}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def draws(model: nn.Module, *, training: bool) -> bool:
@@ -179,8 +156,6 @@ class DirectStep:
     ) -> None:
         self.posterior, self.rows, self.shared = posterior, rows, shared
         self.decoder = decoder
-        layout = posterior.layout
-        self.layout = (layout.groups, layout.kept, layout.form)
 
     @torch.no_grad()
     def __call__(
@@ -192,20 +167,11 @@ class DirectStep:
         kl_weight: Tensor,
         full_size: int,
     ) -> Objective:
-        self.rows.before_read(index)
-        relays = self.posterior.relays
-        batch = (self.rows.table(), relays.data, index, seed, None)
-        keys = self.posterior.noise_index(index)
-        z, kl, *saved = ops.relay_sample_fwd(*batch, *self.layout, 1, keys)
+        z, kl, pullback = self.posterior.draw(index, seed)
         grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
-        log_prob, grad_z = self.decoder(z[0], x, mask, grad_log_prob)
+        log_prob, grad_z = self.decoder(z, x, mask, grad_log_prob)
         grad_kl = (kl_weight / full_size).to(kl.dtype).expand(len(index))
-        grad_rows, grad_relays = ops.relay_sample_bwd(
-            grad_z[None], grad_kl, *batch, *saved, *self.layout, True, relays.requires_grad, keys
-        )
-        if relays.requires_grad:
-            relays.grad = grad_relays
-        self.rows.step_batch(index, grad_rows)
+        self.rows.step_batch(index, pullback(grad_z, grad_kl))
         self.shared.step()
         kl, log_prob = kl.mean(), log_prob.mean()
         return Objective(kl_weight * kl - log_prob, kl, log_prob)

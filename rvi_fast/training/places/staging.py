@@ -1,7 +1,7 @@
 """Training on a GPU of tables that lie in host memory or in files.
 
 The rows and moments of the blocks that an epoch works on lie in a table of slots on the device: three
-windows, as `blocks.Residence` moves them. A block is copied into its slots before its first step and
+windows, as `Residence` moves them. A block is copied into its slots before its first step and
 back to the host after its last, on a stream of its own, while the steps of other windows go on. So each
 row crosses the bus once each way in an epoch, whatever N.
 
@@ -24,8 +24,8 @@ from torch import Tensor
 from ...memory.room import check_memory
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
-from ..loop.step import Step
-from .blocks import EpochOrder, blocks_resident
+from .mover import Mover
+from .order import EpochOrder, blocks_resident
 
 _ADVICE = "lower block_rows, groups or latent_dim"
 
@@ -109,69 +109,8 @@ class Staging:
 class StagedStep:
     """A step on rows of the table, done in their slots."""
 
-    def __init__(self, staging: Staging, step: Step) -> None:
+    def __init__(self, staging: Staging, step: Callable[..., Objective]) -> None:
         self.staging, self.step = staging, step
 
     def __call__(self, index: Tensor, *others: Any) -> Objective:
         return self.step(self.staging.slots_of(index), *others)
-
-
-class Mover:
-    """Copies between the host and a device, in parts of some sizes; all that is CUDA's own is here.
-
-    Memory that is not pinned is copied through buffers that are: a GPU reads nothing else by itself.
-
-    Args:
-        device: where to.
-        like: the largest part of each table on the host.
-    """
-
-    def __init__(self, device: torch.device, like: list[Tensor]) -> None:
-        self.stream: torch.cuda.Stream | None = None
-        self._buffers: list[Tensor] = []
-        if device.type == "cuda":
-            self.stream = torch.cuda.Stream(device)
-            self._buffers = [torch.empty_like(part, pin_memory=True) for part in like]
-
-    def mark(self) -> torch.cuda.Event | None:
-        """What has been asked of the device so far, by this thread."""
-        return (
-            None
-            if self.stream is None
-            else torch.cuda.current_stream(self.stream.device).record_event()
-        )
-
-    @contextmanager
-    def at_work(self, mark: torch.cuda.Event | None = None) -> Iterator[None]:
-        """Within it, copies on the stream of this mover, after `mark`; waits for them at the end."""
-        if self.stream is None:
-            yield
-            return
-        if mark is not None:
-            self.stream.wait_event(mark)
-        with torch.cuda.stream(self.stream):
-            yield
-        self.stream.synchronize()
-
-    def to_device(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Copies each (part on the host, part on the device)."""
-        for number, (source, target) in enumerate(pairs):
-            if self._buffers:
-                source = self._buffers[number][: len(source)].copy_(source)
-            # what is not pinned may change under a copy that is not waited for
-            target.copy_(source, non_blocking=self.stream is not None)
-
-    def to_host(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Copies each (part on the device, part on the host)."""
-        if self.stream is None:
-            for source, target in pairs:
-                target.copy_(source)
-            return
-        buffers = [
-            own[: len(source)] for own, (source, _) in zip(self._buffers, pairs, strict=True)
-        ]
-        for own, (source, _) in zip(buffers, pairs, strict=True):
-            own.copy_(source, non_blocking=True)
-        self.stream.synchronize()
-        for own, (_, target) in zip(buffers, pairs, strict=True):
-            target.copy_(own)

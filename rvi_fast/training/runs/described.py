@@ -57,6 +57,16 @@ def build_described(
     return build(config, generator=torch.Generator(torch.get_default_device()))
 
 
+def dtype_of(model: LatentModel, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of a model's tensors in a file.
+
+    Raises:
+        KeyError: it lacks one of the model's.
+    """
+    shared = model.posterior.shared_parameters()[0]
+    return tensors[next(n for n, p in model.named_parameters() if p is shared)].dtype
+
+
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
     match value:
         case dict():

@@ -14,15 +14,10 @@ from safetensors import safe_open
 from ..._version import __version__
 from ...files import replacing
 from ...models import LatentModel
-from .checkpoints import (
-    CheckpointError,
-    CheckpointWarning,
-    header_of,
-    load_tensors,
-    reading,
-    write_blocks,
-)
-from .described import build_described
+from ...posteriors.base import as_posterior
+from .checkpoints import CheckpointError, CheckpointWarning, reading
+from .described import build_described, dtype_of
+from .tensors import header_of, load_tensors, write_blocks
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
 # of the file with zeros in the place of these 64 digits
@@ -48,8 +43,8 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
         ValueError: the model holds a shard of its rows: load the run directory, which has them all.
         CheckpointError: the file cannot be written; what was there before is untouched.
     """
-    posterior = model.posterior
-    if model.num_data < getattr(posterior, "table_size", model.num_data):
+    posterior = as_posterior(model.posterior)
+    if posterior.sharded and model.num_data < posterior.table_size:
         raise ValueError(
             f"model: expected all {posterior.table_size} rows, got a shard of {model.num_data}; "
             "export rvi_fast.load(run_dir)"
@@ -97,10 +92,8 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
         message = f"{path}: has no SHA-256, as 0.1.0 wrote it: damage would not be noticed"
         warnings.warn(message, CheckpointWarning, stacklevel=3)
     model = build_described(path, config, tensors)
-    name = next(name for name, _ in model.posterior.named_parameters() if name != "rows")
     try:
-        dtype = tensors[f"posterior.{name}"].dtype
-        model.to(device, dtype).load_state_dict(tensors)
+        model.to(device, dtype_of(model, tensors)).load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
     model.trained_on = trained_on

@@ -47,7 +47,6 @@ from torch.futures import Future
 
 from ...files import StrPath
 from .checkpoints import (
-    DTYPES,
     SHARDED,
     Checkpoint,
     CheckpointError,
@@ -56,15 +55,14 @@ from .checkpoints import (
     check_numbers,
     checkpoints,
     file_of,
-    header_of,
     load_one,
     manifest_of,
     path_of,
     publish_checkpoint,
     read_manifest,
     verify_file,
-    write_tensors,
 )
+from .tensors import DTYPES, header_of, write_tensors
 
 # entries of an optimiser's state that have one for each row
 _OF_ROWS = ("exp_avg", "exp_avg_sq", "row_step")

@@ -1,0 +1,63 @@
+"""Reading a trained model back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+
+from ..models import LatentModel
+from .places import directory_of
+from .runs.checkpoints import CheckpointError, load_checkpoint
+from .runs.described import build_described, dtype_of
+from .runs.directory import RunDirectory
+from .runs.export import load_export
+from .runs.state import lags
+from .runs.tables import tables_of
+from .settings import Settings
+
+
+def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
+    """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
+
+    One process reads all rows, however many have written the checkpoint.
+
+    Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
+    other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+        ValueError: the model was not made by a builder.
+    """
+    if Path(run_dir).is_file():
+        return load_export(Path(run_dir), device)
+    # where the tables belong is known by the config alone
+    checkpoint = load_checkpoint(run_dir)
+    for part in ("model", "optimizer"):
+        if part not in checkpoint.tensors:
+            raise CheckpointError(checkpoint.path, f"holds no {part}")
+    kept = checkpoint.metadata.get("settings", {})
+    config = checkpoint.metadata.get("config")
+    if config is None:
+        raise ValueError(
+            f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
+            'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
+        )
+    tensors, storage = checkpoint.tensors["model"], config.get("storage")
+    if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
+        raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
+    with contextlib.ExitStack() as stack:
+        model = build_described(checkpoint.path, config, tensors)
+        model = model.to(device, dtype_of(model, tensors))
+        directory = directory_of(model)
+        if directory is not None:
+            stack.enter_context(RunDirectory(directory))
+        model.load_state_dict(tensors, strict=directory is None)
+        if lags(checkpoint):
+            tables_of(model.posterior, Settings.of_rows(kept), Path(run_dir)).settle(checkpoint)
+    data = kept.get("data")
+    # 0.1.0 knew another fingerprint, of the model's numbers
+    model.trained_on = data if isinstance(data, dict) else None
+    return model.eval()

@@ -1,0 +1,286 @@
+"""What of a run outlives its process: checkpoints and metrics in a run directory."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ...models import LatentModel
+from ..distributed.ranks import Alone
+from ..inputs.feed import HostInputs
+from ..inputs.fingerprint import Fingerprint, same
+from ..inputs.prepare import Inputs
+from ..places.base import Place
+from ..runs.checkpoints import Checkpoint, CheckpointError, CheckpointWarning, latest_epoch
+from ..runs.metrics import append_metrics, rewrite_metrics
+from ..runs.state import flatten, unflatten
+from ..runs.structure import difference, structure_of
+from ..settings import Settings
+from .history import History, Partial, Standing
+from .interrupts import Interrupted
+
+
+class NoArchive:
+    """A run without a run directory: nothing of it is kept."""
+
+    # the checkpoint to go on from
+    found: Checkpoint | None = None
+
+    def start(self, shared: torch.optim.Optimizer, standing: Standing) -> None:
+        """Takes model, optimisers and standing back to the checkpoint to go on from, if there is one.
+
+        Args:
+            shared: drives all but the rows.
+            standing: how far the run has come, written to.
+        """
+
+    def record(self, standing: Standing, seconds: float) -> bool:
+        """An epoch of so many seconds is over; whether a checkpoint is due."""
+        return False
+
+    def save(self) -> CheckpointError | None:
+        """Writes a checkpoint, or warns and returns why not; the one before stays then.
+
+        Raises:
+            CheckpointError: nothing may be written to the tables any more, the disk has to be mended.
+        """
+        return None
+
+    def kept(self) -> str:
+        """Which checkpoint is good."""
+        return "no checkpoint has been written"
+
+    def interrupted(self, signum: int, text: str) -> NoReturn:
+        """Leaves a checkpoint and raises, because of a signal."""
+        raise Interrupted(signum, f"{text}; without a run_dir nothing was saved")
+
+
+class Archive(NoArchive):
+    """Checkpoints and metrics of a run in its directory.
+
+    Args:
+        run_dir: the directory.
+        model: what is trained.
+        inputs: its data.
+        data: their fingerprint, of all processes.
+        ranks: who trains.
+        place: where the rows lie; not open yet.
+        settings: of the run.
+
+    Raises:
+        ValueError: `resume` does not say what is to become of a run that is there, or there is none to
+            go on with, or settings or data differ.
+        CheckpointError: none of its checkpoints can be read.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        model: LatentModel,
+        inputs: Inputs | HostInputs,
+        data: Fingerprint,
+        ranks: Alone,
+        place: Place,
+        settings: Settings,
+    ) -> None:
+        self.run_dir, self.model, self.inputs, self.data = run_dir, model, inputs, data
+        self.ranks, self.place, self.settings = ranks, place, settings
+        self.shared: torch.optim.Optimizer
+        self.standing: Standing
+        self.last: Path | None = None
+        # whether lines of metrics.jsonl are missing
+        self._lacks = False
+        self._saved_at = 0.0
+        # read before the tables of another run are opened
+        self.found = self._found()
+
+    def _found(self) -> Checkpoint | None:
+        """The last checkpoint if there is one, of a run with these settings."""
+        run_dir, resume = self.run_dir, self.settings.resume
+        epoch = self.ranks.first(lambda: latest_epoch(run_dir))
+        if epoch is None:
+            if resume and self.model.trained_on is not None:
+                raise ValueError(
+                    f"resume: expected a checkpoint in {run_dir}, or a model as it was made, got "
+                    "one that has been trained; make it anew, or train it further with resume=False"
+                )
+            return None
+        if not resume:
+            raise ValueError(
+                f"run_dir: {run_dir} holds a run of {epoch} epochs; resume=True goes on with it"
+            )
+        checkpoint = self.ranks.load(run_dir, self.place.landing)
+        # older checkpoints have moments in the dtype of the rows, data as they came, and do not say so
+        stored = {**self.place.older, "standardize": False}
+        stored |= checkpoint.metadata.get("settings", {})
+        self._check_data(checkpoint, stored.get("data"))
+        self.settings.check_same(stored, checkpoint.path)
+        return checkpoint
+
+    def _check_data(self, checkpoint: Checkpoint, stored: Any) -> None:
+        # 0.1.0 wrote a hash of the numbers as the model has them
+        if isinstance(stored, str):
+            alike = stored == self.ranks.fingerprint(self.inputs)
+        else:
+            alike = isinstance(stored, dict) and same(stored, self.data)
+        if not alike:
+            raise ValueError(
+                f"data: expected those of {checkpoint.path}, row for row in the same order and with the "
+                "same entries observed, got others"
+            )
+
+    def start(self, shared: torch.optim.Optimizer, standing: Standing) -> None:
+        self.shared, self.standing = shared, standing
+        if callable(self.settings.kl_weight):
+            epochs = range(self.settings.epochs)
+            standing.kl_weights = [float(self.settings.kl_weight_in(epoch)) for epoch in epochs]
+        if self.found is not None:
+            self._restore(self.found)
+            self.found = None
+        elif self.place.start() and (error := self.save()) is not None:
+            raise error
+        if self.ranks.leads:
+            self._write_metrics()
+        self.place.watch()
+        self._saved_at = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        metadata, standing = checkpoint.metadata, self.standing
+        kept = metadata.get("kl_weights", [])
+        for epoch, (stored, own) in enumerate(zip(kept, standing.kl_weights, strict=False)):
+            if stored != own:
+                raise ValueError(
+                    f"kl_weight: expected {stored} in epoch {epoch} as in {checkpoint.path}, got {own}"
+                )
+        restore(checkpoint, self.model, self.place, self.shared)
+        if "partial" in metadata:
+            held, suffix = checkpoint.tensors["generators"], self.ranks.suffix
+            names = {name.partition(".")[0] for name in held}
+            generators = {n: held[n + suffix] for n in names if n + suffix in held}
+            standing.partial = Partial(**metadata["partial"], generators=generators)
+        standing.history = History(metadata["history"])
+        standing.stopped = metadata["stopped"]
+        self.last = checkpoint.path
+
+    def record(self, standing: Standing, seconds: float) -> bool:
+        self._write_metrics({**standing.history.records()[-1], "seconds": round(seconds, 3)})
+        return time.monotonic() - self._saved_at >= self.settings.checkpoint_every
+
+    def _write_metrics(self, record: dict[str, float] | None = None) -> None:
+        """Appends a record, or writes them all: none is given, or some are not there."""
+        try:
+            if record is None or self._lacks:
+                rewrite_metrics(self.run_dir, self.standing.history.records())
+            else:
+                append_metrics(self.run_dir, record)
+        except (OSError, CheckpointError) as error:
+            message = f"metrics.jsonl could not be written: {error}; the next epoch tries again"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            self._lacks = True
+        else:
+            self._lacks = False
+
+    def save(self) -> CheckpointError | None:
+        try:
+            self._save()
+            return None
+        except OSError as error:
+            failure = CheckpointError(self.run_dir, f"no checkpoint could be written: {error}")
+        finally:
+            self._saved_at = time.monotonic()
+        self.place.failed(self.run_dir)
+        warnings.warn(f"{failure}; {self.kept()}", CheckpointWarning, stacklevel=2)
+        return failure
+
+    def _save(self) -> None:
+        standing, scaler = self.standing, self.model.scaler
+        metadata: dict[str, Any] = {
+            "config": self.model.config,
+            "settings": {**self.settings.kept(), "data": self.data},
+            "history": dict(standing.history),
+            "stopped": standing.stopped,
+            "scale": None if scaler is None else scaler.to_dict(),
+            "structure": structure_of(self.model),
+            "kl_weights": standing.kl_weights,
+        }
+        partial, epochs = standing.partial, standing.history.epochs
+        values, rows = self.place.tensors(midway=partial is not None)
+        shared = flatten("shared", self.shared.state_dict())
+        tensors: dict[str, dict[str, Tensor]] = {"model": values, "optimizer": {**rows, **shared}}
+        if partial is not None:
+            metadata["partial"] = {
+                "steps": partial.steps,
+                "totals": partial.totals,
+                "pending": partial.pending,
+            }
+            # each process has generators of its own
+            suffix = self.ranks.suffix
+            tensors["generators"] = {f"{n}{suffix}": t for n, t in partial.generators.items()}
+        self.place.before_saving(epochs, tensors, metadata)
+        self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
+        self.place.saved()
+
+    def kept(self) -> str:
+        return super().kept() if self.last is None else f"the last good checkpoint is {self.last}"
+
+    def interrupted(self, signum: int, text: str) -> NoReturn:
+        error = self.save()
+        if error is not None:
+            raise Interrupted(signum, f"{text}; {error}; {self.kept()}")
+        raise Interrupted(signum, f"{text}; resume=True (--resume) goes on from {self.last}")
+
+
+def archive_of(
+    model: LatentModel,
+    inputs: Inputs | HostInputs,
+    data: Fingerprint,
+    ranks: Alone,
+    place: Place,
+    settings: Settings,
+) -> NoArchive:
+    """What keeps a run: see `Archive`, if the settings name a run directory."""
+    if settings.directory is None:
+        return NoArchive()
+    return Archive(settings.directory, model, inputs, data, ranks, place, settings)
+
+
+def restore(
+    checkpoint: Checkpoint, model: LatentModel, place: Place, shared: torch.optim.Optimizer
+) -> None:
+    """Takes a model and its optimisers back to a checkpoint.
+
+    Raises:
+        CheckpointError: it is that of another model.
+    """
+    own, held = place.held(), checkpoint.tensors["model"]
+    wrong = sorted(own.keys() ^ held.keys()) or [
+        name
+        for name, tensor in own.items()
+        if tensor.shape != held[name].shape
+        or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
+    ]
+    if wrong:  # before anything of the model is changed
+        raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
+    # older checkpoints do not say what the model is made of
+    structure = checkpoint.metadata.get("structure")
+    other = None if structure is None else difference(structure, structure_of(model))
+    if other is not None:
+        raise CheckpointError(checkpoint.path, f"does not fit the model: {other}")
+
+    def others() -> None:
+        state = unflatten("shared", checkpoint.tensors["optimizer"])
+        groups = shared.state_dict()["param_groups"]
+        shared.load_state_dict({"state": state, "param_groups": groups})
+        model.load_state_dict(held, strict=not place.left_out)
+
+    try:
+        place.restore(checkpoint, others)
+    except CheckpointError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error

@@ -1,0 +1,36 @@
+"""The optimiser of everything that the rows share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ...models import LatentModel
+from ...optim.shared_adam import SharedAdam, shared_adam
+from ...posteriors.base import as_posterior
+from ..settings import Settings
+
+
+@contextmanager
+def shared_optimizer(model: LatentModel, settings: Settings) -> Iterator[torch.optim.Optimizer]:
+    """Within it Adam drives relays or encoder, decoder and scale; afterwards they are free of it."""
+    others = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("posterior.") and parameter.requires_grad
+    ]
+    groups = [
+        {
+            "params": as_posterior(model.posterior).shared_parameters(),
+            "lr": settings.inference_lr,
+        },
+        {"params": others, "lr": settings.lr},
+    ]
+    optimizer = shared_adam(groups)
+    try:
+        yield optimizer
+    finally:
+        if isinstance(optimizer, SharedAdam):
+            optimizer.detach()

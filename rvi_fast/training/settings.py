@@ -1,0 +1,192 @@
+"""What `fit` is asked for: its arguments beside model and data, their defaults and checks, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args, get_type_hints
+
+import torch
+
+from .. import _checks
+from ..optim import MODES
+
+KLWeight = float | Callable[[int], float]
+_Check = Callable[[str, Any], Any]
+
+
+def _unless_none(check: _Check) -> _Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _check_mode(name: str, value: Any) -> str:
+    if value not in MODES:
+        raise ValueError(f"{name}: expected one of {', '.join(MODES)}, got {value!r}")
+    return str(value)
+
+
+def _check_kl_weight(name: str, value: Any) -> KLWeight:
+    return value if callable(value) else _checks.check_non_negative(name, value)
+
+
+# from name and value to the value as it is kept; raises where it is out of its range
+_CHECKS: dict[str, _Check] = {
+    "epochs": _checks.check_positive_int,
+    "batch_size": _checks.check_positive_int,
+    "lr": _checks.check_positive_float,
+    "standardize": _checks.check_bool,
+    "resume": _checks.check_bool,
+    "optimizer": _check_mode,
+    "kl_weight": _check_kl_weight,
+    "eval_every": _checks.check_count,
+    "checkpoint_every": _checks.check_non_negative,
+    "posterior_lr": _unless_none(_checks.check_positive_float),
+    "seed": lambda _, value: _checks.check_seed(value),
+    "block_rows": _unless_none(_checks.check_positive_int),
+}
+# what a resume compares, in the order in which checkpoints hold it
+_KEPT = (
+    "batch_size",
+    "lr",
+    "posterior_lr",
+    "optimizer",
+    "kl_weight",
+    "seed",
+    "eval_every",
+    "block_rows",
+    "moment_dtype",
+    "standardize",
+)
+# what the command line says of those that are its options
+_TEXTS = {
+    "epochs": "passes over the data",
+    "batch_size": "rows per step",
+    "lr": "learning rate",
+    "posterior_lr": "learning rate of the posteriors and relays",
+    "kl_weight": "factor of the KL divergence",
+    "optimizer": "what happens to rows outside the batch: dense equals torch's Adam on all rows, lazy "
+    "leaves them alone, row corrects by each row's own visits",
+    "checkpoint_every": "time between checkpoints, which follow an epoch; 0: after each",
+    "seed": "of everything random",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `fit` beside model and data, checked; `fit` says what they mean.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range.
+
+    Example:
+        >>> from rvi_fast.training.settings import Settings
+        >>> Settings(lr=0.01).inference_lr
+        0.01
+        >>> Settings(optimizer="sgd")
+        Traceback (most recent call last):
+        ...
+        ValueError: optimizer: expected one of dense, lazy, row, got 'sgd'
+    """
+
+    standardize: bool = True
+    epochs: int = 250
+    batch_size: int = 256
+    lr: float = 1e-3
+    posterior_lr: float | None = None
+    optimizer: str = "dense"
+    kl_weight: KLWeight = 1.0
+    seed: int = 0
+    device: torch.device | str | None = None
+    progress: bool = True
+    eval_every: int = 1
+    callbacks: Sequence[Callable[..., bool | None]] = ()
+    run_dir: str | os.PathLike[str] | None = None
+    resume: bool = False
+    checkpoint_every: float = 30.0
+    capture: bool = True
+    block_rows: int | None = None
+    moment_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.resume and self.run_dir is None:
+            raise ValueError("run_dir: expected a directory to resume from, got None")
+
+    @property
+    def inference_lr(self) -> float:
+        """The learning rate of rows and relays, or of an encoder."""
+        return self.lr if self.posterior_lr is None else self.posterior_lr
+
+    @property
+    def directory(self) -> Path | None:
+        """`run_dir` as a path."""
+        return None if self.run_dir is None else Path(self.run_dir)
+
+    def kl_weight_in(self, epoch: int) -> float:
+        """The factor of the KL divergence in an epoch, counted from 0."""
+        return self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of them, as JSON knows it: what a resume must have in common."""
+        values = {name: getattr(self, name) for name in _KEPT}
+        values["posterior_lr"] = self.inference_lr
+        if callable(self.kl_weight):
+            values["kl_weight"] = "function"
+        values["moment_dtype"] = name_of(self.moment_dtype)
+        return values
+
+    def called(self) -> dict[str, Any]:
+        """What processes that train together must have in common."""
+        given = self.run_dir is not None
+        return {
+            **self.kept(),
+            "epochs": self.epochs,
+            "resume": self.resume,
+            "run_dir given": given,
+        }
+
+    @classmethod
+    def of_rows(cls, kept: Mapping[str, Any]) -> Self:
+        """Those that the optimiser of rows is made with, from what a checkpoint holds of them.
+
+        Raises:
+            KeyError, ValueError, TypeError: it does not hold them, or others.
+        """
+        narrow = kept.get("moment_dtype") == name_of(torch.bfloat16)
+        return cls(
+            posterior_lr=kept["posterior_lr"],
+            optimizer=kept["optimizer"],
+            block_rows=kept["block_rows"],
+            moment_dtype=torch.bfloat16 if narrow else None,
+        )
+
+    def check_same(self, kept: Mapping[str, Any], source: object) -> None:
+        """Compares them with those that a checkpoint holds.
+
+        Args:
+            kept: what `kept` was when it was written.
+            source: where, for the error.
+
+        Raises:
+            ValueError: names the first that differs.
+        """
+        for name, value in self.kept().items():
+            if kept.get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {kept.get(name)!r} as in {source}, got {value!r}"
+                )
+
+    @classmethod
+    def option(cls, name: str) -> tuple[type, Any, str]:
+        """Type, default and help of one of them, for a command line."""
+        hint = get_type_hints(cls)[name]
+        kind = next(k for k in get_args(hint) or (hint,) if k in (int, float, str))
+        return kind, getattr(cls, name), _TEXTS[name]
+
+
+def name_of(dtype: torch.dtype | None) -> str | None:
+    """A dtype as checkpoints name it."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
