@@ -230,6 +230,12 @@ class LatentModel(nn.Module):
                 f"decoder: expected {expected} outputs, which the likelihood takes, got {width}"
             )
 
+    @property
+    def last_bias(self) -> nn.Parameter | None:
+        """The bias [K] of the decoder's last layer, where that is a plain linear one and has one."""
+        last = _split(self.decoder)[1]
+        return None if last is None else last.bias
+
     @torch.no_grad()
     def check_decoder(self) -> None:
         """Refuses a decoder that does not take latents [B, T], or does not give outputs [B, K].
@@ -568,12 +574,22 @@ def _model(
     # what takes another number of outputs than it has features, and does not say so, is found below
     outputs = as_likelihood(law).num_outputs or num_features
     decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
+    if not isinstance(posterior, EncoderPosterior):
+        # beside a decoder that knows all columns an encoder learns nothing for a long while
+        _start_at_zero(decoder[-1].bias, as_likelihood(law))  # type: ignore[arg-type]
     config = {name: _checks.plain(value) for name, value in config.items()}
     said = described(law)
     if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0
         config["likelihood"] = said
     # a law without a name cannot be made again from a file
     return LatentModel(posterior, decoder, law, config=None if said is None else config)
+
+
+@torch.no_grad()
+def _start_at_zero(bias: nn.Parameter, law: Likelihood) -> None:
+    """Leaves to `fit` where outputs start whose law knows that from data: it asks for zeros."""
+    known = ~torch.isnan(law.initial_outputs(bias.new_zeros(2, len(bias))))
+    bias.masked_fill_(known, 0.0)
 
 
 def _layers(

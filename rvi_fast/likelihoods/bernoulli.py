@@ -39,6 +39,7 @@ class Bernoulli(Elementwise, law="bernoulli"):
 
     pixels = True
     estimated = "mode"
+    step_tensors = 6.0
 
     @property
     def fused(self) -> bool:
@@ -100,6 +101,16 @@ class Bernoulli(Elementwise, law="bernoulli"):
         """Draws zeros and ones [..., D], see `Likelihood.sample`."""
         below = torch.special.ndtr(wide(self._noise(outputs, noise, generator)))
         return (below < wide(outputs).sigmoid()).to(outputs.dtype)
+
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Ones, and entries, of each column, see `Likelihood.totals`."""
+        values, observed = self._observed(x, mask)
+        return torch.stack((values.sum(0), observed.sum(0)))
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """The logit of each column's share of ones, see `Likelihood.initial_outputs`."""
+        ones, entries = totals
+        return ((ones + 0.5) / (entries - ones + 0.5)).log()
 
     def legal(self, values: Tensor) -> Tensor:
         """Whether entries are zeros and ones."""

@@ -43,6 +43,7 @@ class GaussianLikelihood(Likelihood, law="gaussian"):
     log_scale: Tensor
     location_scale = True
     pixels = True
+    step_tensors = 2.0
 
     def __init__(
         self,
