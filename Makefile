@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
-CSRC := $(wildcard csrc/*)
+CSRC := $(wildcard csrc/*.* csrc/*/*)
 
 .PHONY: demo test test-compiled test-interpreted budget matrix check bench bench-large sanitize mutants gpu format clean
 

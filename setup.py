@@ -6,6 +6,7 @@ it is not; "require" fails instead; "off" leaves them out.
 
 import os
 import sys
+from glob import glob
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
@@ -13,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 MODE = os.environ.get("RVI_FAST_CPP", "auto")
 if MODE not in ("auto", "require", "off"):
     sys.exit(f"RVI_FAST_CPP: expected auto, require or off, got {MODE!r}")
-SOURCES = ("bindings", "cpu_portable", "cpu_avx2", "cpu_avx512")
+SOURCES = sorted(glob("csrc/**/*.cpp", recursive=True))
+HEADERS = glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True)
 # not -ffast-math: NaN marks what is missing
 FLAGS = [
     "-O3",
@@ -59,12 +61,12 @@ def extensions() -> list:
     return [
         Pybind11Extension(
             "rvi_fast._C",
-            [f"csrc/{name}.cpp" for name in SOURCES],
+            SOURCES,
             include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=FLAGS + extra,
             extra_link_args=["-fopenmp", *extra],
-            depends=[f"csrc/{name}" for name in os.listdir("csrc")],
+            depends=HEADERS,
         )
     ]
 

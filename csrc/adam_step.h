@@ -3,6 +3,16 @@
 // Element by element: the parts of the gradient are added up in their order, so that the result
 // does not depend on the number of threads.
 
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "calls.h"
+#include "row_adam.h"
+#include "simd/simd.h"
+#include "work.h"
+
 namespace rvi {
 namespace RVI_PATH {
 

@@ -1,6 +1,14 @@
 // Noise: Philox 4x32-10 (Salmon et al. 2011) and Box-Muller, as rvi_fast.reference.normal_noise
 // defines it. The key is the seed, the counter (t / 4, sample, row).
 
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "simd/math.h"
+#include "simd/simd.h"
+
 namespace rvi {
 namespace RVI_PATH {
 

@@ -6,6 +6,20 @@
 // With several threads a row belongs to one of them by its number, so that a row that stands twice
 // in the index is never written by two, and the result does not depend on their number.
 
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "calls.h"
+#include "entries.h"
+#include "philox.h"
+#include "simd/simd.h"
+#include "work.h"
+
 namespace rvi {
 namespace RVI_PATH {
 

@@ -8,6 +8,12 @@
 // threshold of the row before, which is near where rows are alike. Several rows go in lockstep: a
 // count takes long to arrive and little to do.
 
+#pragma once
+
+#include <cstdint>
+
+#include "simd/simd.h"
+
 namespace rvi {
 namespace RVI_PATH {
 

@@ -75,21 +75,21 @@ MUTANTS = [
         "tests/test_cpp.py::test_ties_go_to_the_lowest_index",
     ),
     Mutant(
-        "csrc/gaussian_log_likelihood.h",
+        "csrc/entries.h",
         "a mask of bits, and of bits alone, is inverted",
         "lanes_of<F>(load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
         "lanes_of<F>(~load<std::uint32_t>(mask + d / 32 * 4) >> (d % 32));",
         "tests/test_gaussian_log_likelihood.py::test_bits_of_a_mask_mean_the_same_as_the_mask",
     ),
     Mutant(
-        "csrc/gaussian_log_likelihood.h",
+        "csrc/log_likelihood.h",
         "sums of the last rows of every piece but the last are lost",
         "b + 1 == end)) {",
         "b + 1 == call.batch)) {",
         "tests/test_cpp.py::test_no_row_is_lost_where_a_piece_is_no_whole_number_of_partial_sums",
     ),
     Mutant(
-        "csrc/relay_sample.h",
+        "csrc/relay_sample_bwd.h",
         "row 33 of a block of 33 gives the relays no gradient",
         "if (count > 32) transpose_bits",
         "if (count > 33) transpose_bits",
@@ -124,7 +124,7 @@ MUTANTS = [
         "tests/test_cpp.py::test_noise_of_row_numbers_beyond_32_bits_equals_the_reference",
     ),
     Mutant(
-        "csrc/linear_gaussian_log_likelihood.h",
+        "csrc/linear_log_likelihood.h",
         "gradient of a scale per entry is that of the last sample alone",
         "sample ? load_up_to(grad_scale + entry, left) : Vec<F>{}",
         "Vec<F>{}",

@@ -280,7 +280,8 @@ def test_philox_matches_the_published_vectors():
     for counter, key, expected in cases:
         words = [torch.tensor(part).to(torch.int32) for part in (counter, key)]
         result = torch.zeros(4, dtype=torch.int32)
-        cpp._C.philox(words[0].data_ptr(), words[1].data_ptr(), result.data_ptr(), 1)
+        counter, key = (part.data_ptr() for part in words)
+        cpp._C.philox(counter=counter, key=key, words=result.data_ptr(), count=1)
         assert [int(word) & ones for word in result] == list(expected)
 
 
@@ -647,7 +648,9 @@ print(info()["devices"]["cpu"]["unused"])
 
 
 def test_a_stale_extension_is_noticed():
-    result = run_python(STALE.format(change="import rvi_fast._C; rvi_fast._C.API = -1"))
+    result = run_python(
+        STALE.format(change="import rvi_fast._C; rvi_fast._C.SIGNATURES += 'f() -> None\\n'")
+    )
     assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
     assert "must be built again" in result.stdout
 

@@ -248,20 +248,6 @@ def test_row_numbers_that_key_the_noise_are_as_many_as_the_rows(function, given_
             getattr(wing, function)(*arguments.values())
 
 
-def test_enumerations_of_the_cpp_part_know_no_default():
-    cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
-    with pytest.raises(ValueError, match=r"form: expected one of .*, got 'sparsemax'"):
-        cpp._C.RowLayout(1, [4], [2], "sparsemax", [0], 4, 8, 12)
-    sizes = (False, 1, 1, 0, 1)
-    for kinds, name in (
-        ((5, 0, 0), "x_type"),
-        ((0, 3, 0), "scale_kind"),
-        ((0, 0, -1), "mask_kind"),
-    ):
-        with pytest.raises(ValueError, match=f"{name}: expected 0 to"):
-            cpp._C.gaussian_log_likelihood_fwd(*sizes, *kinds, 0, 0, 0, 0, 0)
-
-
 def test_layouts_in_lists_are_refused_as_layouts_are():
     contract, case = testing.RelaySampleContract(), testing.RelaySampleCase(6, 3, 5, (7, 2))
     for changes, message in (

@@ -1,7 +1,7 @@
 """The ops in C++, for CPU tensors: the functions of `rvi_fast.reference`, same names and signatures.
 
 Each is behind the checks of `_op_checks`, makes its inputs contiguous, allocates the results and passes
-addresses to `rvi_fast._C` (`csrc/bindings.cpp`). What the kernels do not cover, such as tables in half
+addresses to `rvi_fast._C` (`csrc/bindings`). What the kernels do not cover, such as tables in half
 precision, is answered with `NotImplemented`, and `ops` lets the reference do it.
 """
 

@@ -31,19 +31,19 @@ def adam_step(
     grads, lr = converted(dtype, grads), converted(FLOAT64, lr)
     num_parts, size = grads.shape
     _C.adam_step(
-        dtype is FLOAT64,
-        get_num_threads(),
-        size,
-        num_parts,
-        params.data_ptr(),
-        exp_avg.data_ptr(),
-        exp_avg_sq.data_ptr(),
-        grads.data_ptr(),
-        step.data_ptr(),
-        lr.data_ptr(),
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        size=size,
+        num_parts=num_parts,
+        params=params.data_ptr(),
+        exp_avg=exp_avg.data_ptr(),
+        exp_avg_sq=exp_avg_sq.data_ptr(),
+        grads=grads.data_ptr(),
+        step=step.data_ptr(),
+        lr=lr.data_ptr(),
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
     )
     return None

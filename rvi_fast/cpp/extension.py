@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
-from .. import _C  # type: ignore[attr-defined]
+from .. import _C
 
-# goes up with every change of a signature in csrc/bindings.cpp, which holds the same number
-API = 8
+# that of `_C.SIGNATURES`: every function, argument and enumerator of csrc/bindings
+DIGEST = "3194a159e5265eff"
 
-if getattr(_C, "API", None) != API:
+_found = hashlib.sha256(getattr(_C, "SIGNATURES", "").encode()).hexdigest()[:16]
+if _found != DIGEST:
     raise ImportError(
-        f"rvi_fast._C: expected API {API}, got {getattr(_C, 'API', None)} from {_C.__file__}: it was "
+        f"rvi_fast._C: expected signatures of digest {DIGEST}, got {_found} from {_C.__file__}: it was "
         "built for another version of rvi_fast and must be built again"
     )
 
 FLOAT32, FLOAT64, INT32, INT64 = torch.float32, torch.float64, torch.int32, torch.int64
 BOTH = (FLOAT32, FLOAT64)
-# the numbers of `DataType` in csrc/rows.h
 DATA_TYPES = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.uint8: 4,
+    torch.float32: _C.DataType.float32,
+    torch.float64: _C.DataType.float64,
+    torch.float16: _C.DataType.float16,
+    torch.bfloat16: _C.DataType.bfloat16,
+    torch.uint8: _C.DataType.uint8,
 }
+# by the number of dimensions of the scale
+SCALE_KINDS = _C.ScaleKind.scalar, _C.ScaleKind.feature, _C.ScaleKind.entry
+# by the dtype of the mask
+MASK_KINDS = {torch.bool: _C.MaskKind.bytes, torch.int32: _C.MaskKind.bits}
+NO_MASK = _C.MaskKind.none
+
+
+def address_of(tensor: Tensor | None) -> int:
+    """Of the first element; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def row_numbers(index: Tensor) -> tuple[int, bool, int]:
+    """The index as the kernels take it: address, whether int64, size."""
+    return index.data_ptr(), index.dtype is INT64, index.shape[0]
+
+
+def scale_kind(scale: Tensor) -> _C.ScaleKind:
+    """Whether a scale is one number, one for each feature or one for each entry."""
+    return SCALE_KINDS[0 if scale.shape == (1,) else scale.dim()]
 
 
 def converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -35,5 +57,4 @@ def converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
 
 def cpu_path() -> str:
     """Which of the compiled paths runs: "avx512", "avx2" or "portable" (`RVI_FAST_CPU` forces one)."""
-    path: str = _C.cpu_path()
-    return path
+    return _C.cpu_path()

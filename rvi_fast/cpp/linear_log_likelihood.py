@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, empty, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, DATA_TYPES, FLOAT32, FLOAT64, converted
+from .extension import (
+    _C,
+    DATA_TYPES,
+    FLOAT32,
+    FLOAT64,
+    MASK_KINDS,
+    NO_MASK,
+    address_of,
+    converted,
+    scale_kind,
+)
 
 
 def _linear_inputs(
@@ -18,7 +28,7 @@ def _linear_inputs(
     x: Tensor,
     scale: Tensor,
     mask: Tensor | None,
-) -> tuple[Tensor, list[Tensor | None], tuple[Any, ...]]:
+) -> tuple[Tensor, list[Tensor | None], dict[str, Any]]:
     """The log-likelihood to fill, the inputs to keep alive, and what both directions pass on."""
     wide = hidden.dtype is FLOAT64 or weight.dtype is FLOAT64
     dtype = FLOAT64 if wide else FLOAT32
@@ -33,27 +43,25 @@ def _linear_inputs(
     x, mask = x.contiguous(), None if mask is None else mask.contiguous()
     num_samples, batch, hidden_dim = hidden.shape
     log_prob = empty((num_samples, batch), dtype=dtype)
-    constants = (
-        wide,
-        get_num_threads(),
-        num_samples,
-        batch,
-        x.shape[1],
-        DATA_TYPES[x.dtype],
-        # the numbers of `ScaleKind` in csrc/rows.h
-        0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
-        # the numbers of `MaskKind`
-        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
-        x.data_ptr(),
-        scale.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        hidden_dim,
-        hidden.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        log_prob.data_ptr(),
-    )
-    return log_prob, [hidden, weight, bias, x, scale, mask], constants
+    shared = {
+        "is_double": wide,
+        "threads": get_num_threads(),
+        "num_samples": num_samples,
+        "batch": batch,
+        "num_features": x.shape[1],
+        "x_type": DATA_TYPES[x.dtype],
+        "scale_kind": scale_kind(scale),
+        "mask_kind": NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        "x": x.data_ptr(),
+        "scale": scale.data_ptr(),
+        "mask": address_of(mask),
+        "hidden_dim": hidden_dim,
+        "hidden": hidden.data_ptr(),
+        "weight": weight.data_ptr(),
+        "bias": address_of(bias),
+        "log_prob": log_prob.data_ptr(),
+    }
+    return log_prob, [hidden, weight, bias, x, scale, mask], shared
 
 
 @checked
@@ -66,8 +74,8 @@ def linear_gaussian_log_likelihood_fwd(
     mask: Tensor | None,
 ) -> Tensor:
     """`reference.linear_gaussian_log_likelihood_fwd`."""
-    log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
-    _C.linear_gaussian_log_likelihood_fwd(*constants)
+    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask)
+    _C.linear_gaussian_log_likelihood_fwd(**shared)
     return log_prob
 
 
@@ -85,7 +93,7 @@ def linear_gaussian_log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.linear_gaussian_log_likelihood_bwd`."""
-    log_prob, _alive, constants = _linear_inputs(hidden, weight, bias, x, scale, mask)
+    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask)
     dtype = log_prob.dtype
     grad = converted(dtype, grad_log_prob)
     grad_hidden = empty(hidden.shape if need_hidden else (0,), dtype=dtype)
@@ -93,15 +101,12 @@ def linear_gaussian_log_likelihood_bwd(
     grad_bias = empty(bias.shape if need_linear and bias is not None else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.linear_gaussian_log_likelihood_bwd(
-        *constants,
-        grad.data_ptr(),
-        need_hidden,
-        grad_hidden.data_ptr(),
-        need_linear,
-        grad_weight.data_ptr(),
-        grad_bias.data_ptr(),
-        need_scale,
-        grad_scale.data_ptr(),
+        **shared,
+        grad=grad.data_ptr(),
+        grad_hidden=grad_hidden.data_ptr(),
+        grad_weight=grad_weight.data_ptr(),
+        grad_bias=grad_bias.data_ptr(),
+        grad_scale=grad_scale.data_ptr(),
     )
     return (
         log_prob,

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, empty, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, BOTH, DATA_TYPES, FLOAT32, FLOAT64, converted
+from .extension import (
+    _C,
+    BOTH,
+    DATA_TYPES,
+    FLOAT32,
+    FLOAT64,
+    MASK_KINDS,
+    NO_MASK,
+    address_of,
+    converted,
+    scale_kind,
+)
 
 
 def _likelihood_inputs(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
-    """Contiguous tensors in the dtypes of a kernel, and the arguments both directions share."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The same, contiguous and in the dtypes of a kernel."""
     dtype = mean.dtype
     if dtype not in BOTH:  # half precision is computed in float32
         dtype = FLOAT32
@@ -22,26 +31,7 @@ def _likelihood_inputs(
     if x.dtype is not dtype and (dtype is FLOAT64 or x.dtype is FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
     x, mean, scale = x.contiguous(), mean.contiguous(), converted(dtype, scale)
-    num_samples, batch, num_features = mean.shape
-    if mask is not None:
-        mask = mask.contiguous()
-    constants = (
-        dtype is FLOAT64,
-        get_num_threads(),
-        num_samples,
-        batch,
-        num_features,
-        DATA_TYPES[x.dtype],
-        # the numbers of `ScaleKind` in csrc/rows.h
-        0 if scale.dim() == 0 or scale.shape == (1,) else scale.dim(),
-        # the numbers of `MaskKind`
-        0 if mask is None else 1 if mask.dtype is torch.bool else 2,
-        x.data_ptr(),
-        mean.data_ptr(),
-        scale.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-    )
-    return x, mean, scale, mask, constants
+    return x, mean, scale, None if mask is None else mask.contiguous()
 
 
 @checked
@@ -49,9 +39,24 @@ def gaussian_log_likelihood_fwd(
     x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
 ) -> Tensor:
     """`reference.gaussian_log_likelihood_fwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
-    log_prob = empty(mean.shape[:2], dtype=inputs[1].dtype)
-    _C.gaussian_log_likelihood_fwd(*constants, log_prob.data_ptr())
+    x, means, scales, mask = _likelihood_inputs(x, mean, scale, mask)
+    dtype, (num_samples, batch, num_features) = means.dtype, means.shape
+    log_prob = empty((num_samples, batch), dtype=dtype)
+    _C.gaussian_log_likelihood_fwd(
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        mean=means.data_ptr(),
+        scale=scales.data_ptr(),
+        mask=address_of(mask),
+        log_prob=log_prob.data_ptr(),
+    )
     return log_prob
 
 
@@ -66,17 +71,26 @@ def gaussian_log_likelihood_bwd(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """`reference.gaussian_log_likelihood_bwd`."""
-    *_alive, constants = inputs = _likelihood_inputs(x, mean, scale, mask)
-    dtype = inputs[1].dtype
+    x, means, scales, mask = _likelihood_inputs(x, mean, scale, mask)
+    dtype, (num_samples, batch, num_features) = means.dtype, means.shape
     grad = converted(dtype, grad_log_prob)
     grad_mean = empty(mean.shape if need_mean else (0,), dtype=dtype)
     grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
     _C.gaussian_log_likelihood_bwd(
-        *constants,
-        grad.data_ptr(),
-        need_mean,
-        grad_mean.data_ptr(),
-        need_scale,
-        grad_scale.data_ptr(),
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        num_samples=num_samples,
+        batch=batch,
+        num_features=num_features,
+        x_type=DATA_TYPES[x.dtype],
+        scale_kind=scale_kind(scales),
+        mask_kind=NO_MASK if mask is None else MASK_KINDS[mask.dtype],
+        x=x.data_ptr(),
+        mean=means.data_ptr(),
+        scale=scales.data_ptr(),
+        mask=address_of(mask),
+        grad=grad.data_ptr(),
+        grad_mean=grad_mean.data_ptr(),
+        grad_scale=grad_scale.data_ptr(),
     )
     return converted(mean.dtype, grad_mean), converted(scale.dtype, grad_scale)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from torch import Tensor, get_num_threads
 
 from .._op_checks import checked, layout_of
-from .extension import _C, BOTH, FLOAT64, INT32, INT64, converted
+from .extension import _C, BOTH, FLOAT64, INT32, address_of, converted, row_numbers
+
+_FORMS = {"linear": _C.Form.linear, "cluster": _C.Form.cluster, "mixture": _C.Form.mixture}
 
 
 @lru_cache(maxsize=256)
 def _layout(
     latent_dim: int, groups: tuple[int, ...], kept: tuple[int, ...], form: str
-) -> tuple[Any, int, int]:
+) -> tuple[_C.RowLayout, int, int]:
     """The layout as the kernels read it, its words of kept bits, and W."""
     layout = layout_of(latent_dim, groups, kept, form)
-    parts = (layout.group_offsets, layout.deviation_offset, layout.log_std_offset, layout.width)
-    native = _C.RowLayout(latent_dim, groups, kept, form, *parts)
+    native = _C.RowLayout(
+        latent_dim=latent_dim,
+        groups=groups,
+        kept=kept,
+        form=_FORMS[form],
+        group_offsets=layout.group_offsets,
+        deviation_offset=layout.deviation_offset,
+        log_std_offset=layout.log_std_offset,
+        width=layout.width,
+    )
     return native, layout.num_words, layout.width
 
 
@@ -51,24 +60,21 @@ def relay_sample_fwd(
     bits = relays.new_empty((batch, words), dtype=INT32)
     mean = relays.new_empty((batch, latent_dim))
     _C.relay_sample_fwd(
-        native,
-        dtype is FLOAT64,
-        get_num_threads(),
-        rows.data_ptr(),
-        rows.shape[0],
-        relays.data_ptr(),
-        index.data_ptr(),
-        index.dtype is INT64,
-        batch,
-        seed.data_ptr(),
-        0 if noise is None else noise.data_ptr(),
-        keys.data_ptr(),
-        keys.dtype is INT64,
-        num_samples,
-        z.data_ptr(),
-        kl.data_ptr(),
-        bits.data_ptr(),
-        mean.data_ptr(),
+        layout=native,
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        rows=rows.data_ptr(),
+        num_data=rows.shape[0],
+        relays=relays.data_ptr(),
+        index=row_numbers(index),
+        seed=seed.data_ptr(),
+        noise=address_of(noise),
+        noise_index=row_numbers(keys),
+        num_samples=num_samples,
+        z=z.data_ptr(),
+        kl=kl.data_ptr(),
+        bits=bits.data_ptr(),
+        mean=mean.data_ptr(),
     )
     return z, kl, bits, mean
 
@@ -106,27 +112,22 @@ def relay_sample_bwd(
     grad_batch = relays.new_empty((batch, width) if need_rows else 0)
     grad_relays = relays.new_empty(relays.shape if need_relays else 0)
     _C.relay_sample_bwd(
-        native,
-        dtype is FLOAT64,
-        get_num_threads(),
-        rows.data_ptr(),
-        rows.shape[0],
-        relays.data_ptr(),
-        index.data_ptr(),
-        index.dtype is INT64,
-        batch,
-        seed.data_ptr(),
-        0 if noise is None else noise.data_ptr(),
-        keys.data_ptr(),
-        keys.dtype is INT64,
-        grad_z.shape[0],
-        grad_z.data_ptr(),
-        grad_kl.data_ptr(),
-        bits.data_ptr(),
-        mean.data_ptr(),
-        need_rows,
-        grad_batch.data_ptr(),
-        need_relays,
-        grad_relays.data_ptr(),
+        layout=native,
+        is_double=dtype is FLOAT64,
+        threads=get_num_threads(),
+        rows=rows.data_ptr(),
+        num_data=rows.shape[0],
+        relays=relays.data_ptr(),
+        index=row_numbers(index),
+        seed=seed.data_ptr(),
+        noise=address_of(noise),
+        noise_index=row_numbers(keys),
+        num_samples=grad_z.shape[0],
+        grad_z=grad_z.data_ptr(),
+        grad_kl=grad_kl.data_ptr(),
+        bits=bits.data_ptr(),
+        mean=mean.data_ptr(),
+        grad_batch=grad_batch.data_ptr(),
+        grad_relays=grad_relays.data_ptr(),
     )
     return grad_batch, grad_relays

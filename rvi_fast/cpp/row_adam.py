@@ -2,63 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, get_num_threads
 
 from .._op_checks import checked
-from .extension import _C, FLOAT64, INT32, INT64, converted
+from .extension import _C, FLOAT64, INT32, converted, row_numbers
 
-# dtypes of rows and moments: the element types of `Kernels` in csrc/rows.h
-_ADAM_TYPES = {
-    (torch.float32, torch.float32): 0,
-    (torch.float64, torch.float64): 1,
-    (torch.float32, torch.bfloat16): 2,
+# by the dtypes of rows and moments
+_ROW_TYPES = {
+    (torch.float32, torch.float32): _C.RowTypes.float32,
+    (torch.float64, torch.float64): _C.RowTypes.float64,
+    (torch.float32, torch.bfloat16): _C.RowTypes.float32_bfloat16,
 }
+_MODES = {"dense": _C.AdamMode.dense, "lazy": _C.AdamMode.lazy, "row": _C.AdamMode.row}
 
 
-def _adam_arguments(
+def _row_types(
     rows: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     row_step: Tensor,
-    index: Tensor,
     clock: Tensor,
     history: Tensor,
-) -> tuple[Any, ...] | None:
-    """What both functions pass on; None where the kernels cannot work in place."""
-    dtypes = rows.dtype, exp_avg.dtype
-    if (
-        dtypes not in _ADAM_TYPES
-        or row_step.dtype is not INT32
-        or not (
-            rows.is_contiguous()
-            and exp_avg.is_contiguous()
-            and exp_avg_sq.is_contiguous()
-            and row_step.is_contiguous()
-            and clock.is_contiguous()
-            and history.is_contiguous()
-        )
+) -> _C.RowTypes | None:
+    """The types of rows and moments; None where the kernels cannot work in place."""
+    if row_step.dtype is not INT32 or not (
+        rows.is_contiguous()
+        and exp_avg.is_contiguous()
+        and exp_avg_sq.is_contiguous()
+        and row_step.is_contiguous()
+        and clock.is_contiguous()
+        and history.is_contiguous()
     ):
         return None
-    num_data, width = rows.shape
-    return (
-        _ADAM_TYPES[dtypes],
-        get_num_threads(),
-        num_data,
-        width,
-        rows.data_ptr(),
-        exp_avg.data_ptr(),
-        exp_avg_sq.data_ptr(),
-        row_step.data_ptr(),
-        index.data_ptr(),
-        index.dtype is INT64,
-        index.shape[0],
-        clock.data_ptr(),
-        history.data_ptr(),
-        history.shape[0],
-    )
+    return _ROW_TYPES.get((rows.dtype, exp_avg.dtype))
 
 
 @checked
@@ -76,10 +53,26 @@ def row_adam_catch_up(
 ) -> None:
     """`reference.row_adam_catch_up`."""
     index = index.contiguous()
-    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
-    if arguments is None:
+    types = _row_types(rows, exp_avg, exp_avg_sq, row_step, clock, history)
+    if types is None:
         return NotImplemented
-    _C.row_adam_catch_up(*arguments, beta1, beta2, eps)
+    _C.row_adam_catch_up(
+        types=types,
+        threads=get_num_threads(),
+        num_data=rows.shape[0],
+        width=rows.shape[1],
+        rows=rows.data_ptr(),
+        exp_avg=exp_avg.data_ptr(),
+        exp_avg_sq=exp_avg_sq.data_ptr(),
+        row_step=row_step.data_ptr(),
+        index=row_numbers(index),
+        clock=clock.data_ptr(),
+        history=history.data_ptr(),
+        history_size=history.shape[0],
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+    )
     return None
 
 
@@ -102,11 +95,29 @@ def row_adam_step(
 ) -> None:
     """`reference.row_adam_step`."""
     index = index.contiguous()
-    arguments = _adam_arguments(rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
-    if arguments is None:
+    types = _row_types(rows, exp_avg, exp_avg_sq, row_step, clock, history)
+    if types is None:
         return NotImplemented
     grad, lr = converted(rows.dtype, grad), converted(FLOAT64, lr)
     _C.row_adam_step(
-        *arguments, beta1, beta2, eps, grad.data_ptr(), lr.data_ptr(), weight_decay, semantics
+        types=types,
+        threads=get_num_threads(),
+        num_data=rows.shape[0],
+        width=rows.shape[1],
+        rows=rows.data_ptr(),
+        exp_avg=exp_avg.data_ptr(),
+        exp_avg_sq=exp_avg_sq.data_ptr(),
+        row_step=row_step.data_ptr(),
+        index=row_numbers(index),
+        clock=clock.data_ptr(),
+        history=history.data_ptr(),
+        history_size=history.shape[0],
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad=grad.data_ptr(),
+        lr=lr.data_ptr(),
+        weight_decay=weight_decay,
+        mode=_MODES[semantics],
     )
     return None

@@ -82,9 +82,9 @@ enum class ScaleKind { scalar, feature, entry };
 // NaN in x marks what is missing; a byte for each entry; a bit for each, in words of 32.
 enum class MaskKind { none, bytes, bits };
 
-// mean and scale have the kernel's element type; x has it too, or float16, bfloat16 or uint8 with a
-// kernel for float.
-struct GaussianLogLikelihood {
+// output and scale have the kernel's element type; x has it too, or float16, bfloat16 or uint8 with
+// a kernel for float.
+struct LogLikelihood {
   std::int64_t num_samples;   // S
   std::int64_t batch;         // B
   std::int64_t num_features;  // D
@@ -92,20 +92,20 @@ struct GaussianLogLikelihood {
   ScaleKind scale_kind;
   MaskKind mask_kind;
   const void* x;             // [B, D]
-  const void* mean;          // [S, B, D]
+  const void* output;        // of the decoder: the mean [S, B, D]
   const void* scale;         // 1, [D] or [B, D]
   const std::uint8_t* mask;  // [B, D], [B, ceil(D / 32)] words, or null
   bool backward = false;
-  void* log_prob = nullptr;    // [S, B]: forward
-  const void* grad = nullptr;  // [S, B]: backward
-  void* grad_mean = nullptr;   // [S, B, D] or null
-  void* grad_scale = nullptr;  // shape of scale, or null
+  void* log_prob = nullptr;     // [S, B]: forward
+  const void* grad = nullptr;   // [S, B]: backward
+  void* grad_output = nullptr;  // [S, B, D] or null
+  void* grad_scale = nullptr;   // shape of scale, or null
 };
 
-// The same with mean = hidden W^T + bias, which is not written: `likelihood.mean` and `.grad_mean`
-// stay null, and its `log_prob` is written in both directions.
-struct LinearGaussianLogLikelihood {
-  GaussianLogLikelihood likelihood;
+// The same with output = hidden W^T + bias, which is not written: `likelihood.output` and
+// `.grad_output` stay null, and its `log_prob` is written in both directions.
+struct LinearLogLikelihood {
+  LogLikelihood likelihood;
   std::int64_t hidden_dim;      // H
   const void* hidden;           // [S, B, H]
   const void* weight;           // [D, H]
@@ -116,6 +116,9 @@ struct LinearGaussianLogLikelihood {
 };
 
 enum class AdamMode { dense, lazy, row };
+
+// Of the rows, and of the moments where that is another.
+enum class RowTypes { float32, float64, float32_bfloat16 };
 
 struct RowAdam {
   Index index;
@@ -150,29 +153,5 @@ struct AdamStep {
   double eps;
   double weight_decay;
 };
-
-// The kernels of one path; element type 0 is float, 1 is double, 2 is float with bfloat16 moments.
-struct Kernels {
-  void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
-  void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
-  void (*gaussian_log_likelihood[2])(const GaussianLogLikelihood&, int threads);
-  void (*linear_gaussian_log_likelihood[2])(const LinearGaussianLogLikelihood&, int threads);
-  void (*row_adam_catch_up[3])(const RowAdam&, int threads);
-  void (*row_adam_step[3])(const RowAdam&, int threads);
-  void (*adam_step[2])(const AdamStep&, int threads);
-  void (*philox)(const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* words,
-                 std::int64_t count);
-};
-
-extern const Kernels portable_kernels;
-#if defined(__x86_64__)
-extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
-#endif
-
-// Calls body(context, begin, end) for ranges that cover 0..count, on up to `threads` threads.
-void parallel_ranges(std::int64_t count, int threads,
-                     void (*body)(void* context, std::int64_t begin, std::int64_t end),
-                     void* context);
 
 }  // namespace rvi

@@ -1,3 +1,0 @@
-// The kernels, compiled for any machine.
-#define RVI_PATH portable
-#include "kernels.inc"

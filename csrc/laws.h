@@ -1,0 +1,133 @@
+// Laws of one entry: what it adds to the log-likelihood of its row, and the derivatives.
+//
+// The walks of log_likelihood.h and linear_log_likelihood.h know a law by these names alone:
+//   Element       float or double
+//   SCALES        where its scale comes from
+//   Entries       what it keeps of a vector of x and of the output, and `observed`: all ones or 0
+//   in
+//                 each lane; entries()
+//   Sums          of a walk for the value: add(), log_prob()
+//   Terms         of a vector of entries: terms() or observed_terms(); `scale`, the derivative by
+//                 log s; gradient(), by the output, and scale_gradient(), by s, times that of the
+//                 row
+//   TileSums      of a walk that has the terms anyway: add(), log_prob()
+// An entry that is not observed adds 0, whatever its scale.
+
+#pragma once
+
+#include <cmath>
+
+#include "entries.h"
+#include "simd/simd.h"
+
+namespace rvi {
+namespace RVI_PATH {
+
+enum class Scales {
+  none,
+  number,  // one for all
+  array,   // one for each feature or entry: vectors of 1/s and log s
+};
+
+constexpr double HALF_LOG_TWO_PI = 0.91893853320467274178;
+
+// The output is the mean: log p = -u^2 / 2 - log s - log(2 pi) / 2 with u = (x - mean) / s.
+template <class F, Scales FROM>
+struct Gaussian {
+  using Element = F;
+  static constexpr Scales SCALES = FROM;
+
+  struct Entries {
+    Vec<F> residual;  // x - mean, 0 where not observed
+    IntVec<F> observed;
+  };
+
+  RVI_INLINE static Entries entries(Vec<F> value, Vec<F> output, IntVec<F> observed) {
+    const Vec<F> residual = value - output;
+    return {observed ? residual : Vec<F>{}, observed};
+  }
+
+  struct Sums {
+    Vec<F> squares;    // u^2
+    Vec<F> constants;  // log s, where it is not one number
+    IntVec<F> count;   // entries observed
+  };
+
+  RVI_INLINE static void add(Sums& sums, const Entries& entries, Vec<F> inverse, Vec<F> logarithm) {
+    Vec<F> scaled = entries.residual * inverse;
+    if constexpr (SCALES == Scales::array) {
+      sums.constants += entries.observed ? logarithm : Vec<F>{};
+      // an infinite or missing 1/s times nothing is still nothing
+      scaled = entries.observed ? scaled : Vec<F>{};
+    }
+    sums.squares += scaled * scaled;
+    sums.count -= entries.observed;
+  }
+
+  // what an entry adds beside its square where the scale is one number
+  static F constant(F scale) { return (F)(std::log(scale) + HALF_LOG_TWO_PI); }
+
+  RVI_INLINE static F log_prob(const Sums (&sums)[2], F constant_of_number) {
+    const F observed = sum<F>(__builtin_convertvector(sums[0].count + sums[1].count, Vec<F>));
+    F constant = 0;
+    if constexpr (SCALES == Scales::number) {
+      constant = observed * constant_of_number;
+    } else {
+      constant = sum<F>(sums[0].constants + sums[1].constants) + observed * (F)HALF_LOG_TWO_PI;
+    }
+    return observed > 0 ? -(F(0.5) * sum<F>(sums[0].squares + sums[1].squares) + constant) : F(0);
+  }
+
+  struct Terms {
+    Vec<F> scaled;  // u
+    Vec<F> factor;  // g / s, with g the gradient of the row's log-likelihood
+    Vec<F> scale;   // u^2 - 1, the derivative by log s
+  };
+
+  RVI_INLINE static Terms terms(const Entries& entries, F g, Vec<F> inverse) {
+    const Vec<F> scaled = entries.residual * inverse;
+    return {scaled, g * inverse, scaled * scaled - F(1)};
+  }
+
+  // 0 where not observed, whatever the scale
+  RVI_INLINE static Terms observed_terms(const Entries& entries, F g, Vec<F> inverse) {
+    Vec<F> scaled = entries.residual * inverse, factor = g * inverse;
+    if constexpr (SCALES == Scales::array) {
+      scaled = entries.observed ? scaled : Vec<F>{};
+      factor = entries.observed ? factor : Vec<F>{};
+    }
+    const Vec<F> scale = scaled * scaled - F(1);
+    return {scaled, factor, entries.observed ? scale : Vec<F>{}};
+  }
+
+  RVI_INLINE static Vec<F> gradient(const Terms& at) { return at.scaled * at.factor; }
+
+  RVI_INLINE static Vec<F> scale_gradient(const Terms& at) { return at.scale * at.factor; }
+
+  struct TileSums {
+    Vec<F> scale;      // u^2 - 1
+    Vec<F> logarithm;  // log s, where it is not one number
+    IntVec<F> count;   // entries observed
+  };
+
+  RVI_INLINE static void add(TileSums& sums, const Entries& entries, const Terms& at,
+                             Vec<F> logarithm) {
+    sums.count -= entries.observed;
+    if constexpr (SCALES == Scales::array) {
+      sums.logarithm += entries.observed ? logarithm : Vec<F>{};
+    }
+    sums.scale += at.scale;
+  }
+
+  RVI_INLINE static F log_prob(const TileSums& sums, F logarithm_of_number) {
+    const F observed = sum<F>(__builtin_convertvector(sums.count, Vec<F>));
+    const F terms = sum<F>(sums.scale);
+    const F logarithms =
+        SCALES == Scales::number ? observed * logarithm_of_number : sum<F>(sums.logarithm);
+    const F constant = logarithms + observed * (F)(0.5 + HALF_LOG_TWO_PI);
+    return observed > 0 ? -(F(0.5) * terms + constant) : F(0);
+  }
+};
+
+}  // namespace RVI_PATH
+}  // namespace rvi

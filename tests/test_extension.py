@@ -1,0 +1,153 @@
+"""`rvi_fast._C` as Python calls it: by keyword, as the stub says, and recognised by its signatures."""
+
+import ast
+import hashlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import rvi_fast
+
+cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
+
+STUB = Path(rvi_fast.__file__).parent / "_C.pyi"
+
+
+def signatures_of_the_stub():
+    """The stub in the words of `_C.SIGNATURES`."""
+    lines = []
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            lines.append(signature(node.name, node, ast.unparse(node.returns)))
+        elif isinstance(node, ast.ClassDef):
+            inner = node.body
+            if isinstance(inner[0], ast.FunctionDef):
+                lines.append(signature(node.name, inner[0], node.name))
+            else:
+                assert {ast.unparse(part.annotation) for part in inner} == {
+                    f"ClassVar[{node.name}]"
+                }
+                lines.append(f"class {node.name}: {' '.join(part.target.id for part in inner)}")
+    return "".join(line + "\n" for line in lines)
+
+
+def signature(name, function, result):
+    arguments = [f"{a.arg}: {ast.unparse(a.annotation)}" for a in function.args.kwonlyargs]
+    return f"{name}({', '.join(['*', *arguments] if arguments else [])}) -> {result}"
+
+
+def zeros(function, **changes):
+    """Arguments for a call that computes nothing."""
+    made = {"is_double": False, "beta1": 0.5, "x_type": cpp._C.DataType.float32}
+    made |= {"scale_kind": cpp._C.ScaleKind.feature, "mask_kind": cpp._C.MaskKind.none}
+    return {name: made.get(name, 0) for name in inspect.signature(function).parameters} | changes
+
+
+def test_stub_and_module_say_the_same():
+    assert signatures_of_the_stub().splitlines() == cpp._C.SIGNATURES.splitlines()
+
+
+def test_digest_is_that_of_the_stub():
+    digest = hashlib.sha256(signatures_of_the_stub().encode()).hexdigest()[:16]
+    assert digest == cpp.extension.DIGEST
+
+
+def test_everything_bound_is_in_the_signatures_and_has_a_docstring():
+    listed = {
+        line.removeprefix("class ").partition("(")[0] for line in cpp._C.SIGNATURES.splitlines()
+    }
+    listed = {name.partition(":")[0] for name in listed}
+    bound = {name for name in dir(cpp._C) if not name.startswith("_") and name != "SIGNATURES"}
+    assert bound == listed
+    for name in bound:
+        assert inspect.getdoc(getattr(cpp._C, name)), name
+    for name in ("relay_sample_fwd", "row_adam_step"):
+        signature = inspect.signature(getattr(cpp._C, name))
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_order_of_keywords_does_not_matter_and_names_need_not_be_interned():
+    function = cpp._C.gaussian_log_likelihood_fwd
+    arguments = zeros(function)
+    function(**arguments)
+    function(**{"".join(list(name)): arguments[name] for name in reversed(arguments)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_type": 0}, "^x_type: expected DataType, got 0$"),
+        (
+            {"scale_kind": cpp._C.MaskKind.none},
+            "^scale_kind: expected ScaleKind, got <MaskKind.none",
+        ),
+        ({"mask_kind": "bits"}, "^mask_kind: expected MaskKind, got 'bits'$"),
+        ({"is_double": 0}, "^is_double: expected bool, got 0$"),
+        ({"x": 0.0}, r"^x: expected int, got 0\.0$"),
+        ({"x": None}, "^x: expected int, got None$"),
+        ({"x": -1}, "^x: expected int, got -1$"),
+        ({"batch": 2**63}, "^batch: expected int, got 9223372036854775808$"),
+        ({"form": 0}, "^gaussian_log_likelihood_fwd: expected the arguments that .*, got 'form'$"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(changes, message):
+    function = cpp._C.gaussian_log_likelihood_fwd
+    with pytest.raises(TypeError, match=message):
+        function(**zeros(function, **changes))
+
+
+def test_a_missing_argument_and_one_by_position_are_refused():
+    function = cpp._C.gaussian_log_likelihood_fwd
+    arguments = zeros(function)
+    for name in arguments:
+        rest = {other: value for other, value in arguments.items() if other != name}
+        with pytest.raises(TypeError, match=f"expected the argument '{name}', got none"):
+            function(**rest)
+    with pytest.raises(TypeError, match="expected arguments by keyword, got 1 by position"):
+        function(False, **arguments)
+
+
+def test_a_float_may_be_given_as_an_int():
+    values = torch.ones(5, 1, dtype=torch.float64)
+    params, exp_avg, exp_avg_sq, grads, lr = (value.data_ptr() for value in values)
+    step = torch.zeros(1, dtype=torch.int64)
+    cpp._C.adam_step(
+        is_double=True,
+        threads=1,
+        size=1,
+        num_parts=1,
+        params=params,
+        exp_avg=exp_avg,
+        exp_avg_sq=exp_avg_sq,
+        grads=grads,
+        step=step.data_ptr(),
+        lr=lr,
+        beta1=0,
+        beta2=0,
+        eps=1,
+        weight_decay=0,
+    )
+    assert values[0].item() == 0.5
+    assert step.item() == 1
+
+
+def test_row_numbers_and_forms_are_of_their_own_types():
+    function = cpp._C.row_adam_catch_up
+    with pytest.raises(
+        TypeError, match=r"^index: expected tuple\[int, bool, int\], got \(0, 1, 0\)$"
+    ):
+        function(**zeros(function, types=cpp._C.RowTypes.float32, index=(0, 1, 0)))
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        cpp._C.RowLayout(
+            latent_dim=1,
+            groups=[4],
+            kept=[2],
+            form="linear",
+            group_offsets=[0],
+            deviation_offset=4,
+            log_std_offset=8,
+            width=12,
+        )
