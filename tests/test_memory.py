@@ -1,5 +1,6 @@
 """What is said beforehand is what a run takes."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -187,9 +188,16 @@ def test_what_a_step_makes_of_a_law_by_autograd_is_what_is_estimated(likelihood,
         (-law(x, outputs).mean()).backward()
 
     step()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    events = found.profiler.kineto_results.events()
+    gc.collect()  # tensors of other tests are not to be freed meanwhile
+    gc.disable()
+    try:
+        with torch.profiler.profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as found:
+            step()
+    finally:
+        gc.enable()
+    events = sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     held = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]).max()
     tensors = held / (outputs.numel() * outputs.element_size())
     assert 0.45 * law.step_tensors < tensors <= law.step_tensors
