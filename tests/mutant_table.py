@@ -269,7 +269,7 @@ MUTANTS = [
         "tests/test_standardize.py::test_a_constant_feature_adds_nothing_to_the_volume",
     ),
     Mutant(
-        "rvi_fast/models.py",
+        "rvi_fast/models/latent.py",
         "data are standardised once more where the step has done it",
         'own = self.scaler is None or getattr(_OWN, "model", None) is self',
         "own = self.scaler is None",
