@@ -11,6 +11,9 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
+#if defined(__aarch64__)
+extern const Kernels neon_kernels;
+#endif
 
 namespace {
 
@@ -34,6 +37,9 @@ const Path PATHS[] = {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi2");
      }},
+#endif
+#if defined(__aarch64__)
+    {"neon", &neon_kernels, [] { return true; }},
 #endif
     {"portable", &portable_kernels, [] { return true; }},
 };

@@ -28,6 +28,7 @@ constexpr std::int64_t PIECE_ROWS = 2048, MAX_PIECES = 32;
 template <class F>
 inline const F* transposed_relays(const Batch<F>& batch, Scratch& memory) {
   constexpr int PANEL = TILE_VECTORS * Simd<F>::LANES;
+  static_assert(PANEL % 4 == 0, "four coefficients never lie in two panels");
   const RowLayout& layout = batch.layout;
   const std::int64_t panels = round_up(layout.deviation_offset, PANEL) / PANEL;
   const std::int64_t elements = panels * layout.latent_dim * PANEL;

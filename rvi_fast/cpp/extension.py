@@ -59,5 +59,5 @@ def converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
 
 
 def cpu_path() -> str:
-    """Which of the compiled paths runs: "avx512", "avx2" or "portable" (`RVI_FAST_CPU` forces one)."""
+    """Which compiled path runs: "avx512", "avx2", "neon", "portable" (`RVI_FAST_CPU` forces one)."""
     return _C.cpu_path()
