@@ -66,7 +66,7 @@ sanitize: $(INSTALLED)
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) \
 	    $$(gcc -print-file-name=libstdc++.so)" \
 	    $(RUN) pytest -q -p no:cacheprovider -c /dev/null --rootdir=tests tests/test_cpp.py \
-	    tests/test_linear_gaussian_log_likelihood.py tests/test_adam_step.py \
+	    tests/test_linear_log_likelihood.py tests/test_adam_step.py \
 	    tests/test_op_checks.py \
 	    -k "not fork and not environment and not stale and not missing and not gradcheck and not compile \
 	    and not accurate_as_torch"

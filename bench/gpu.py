@@ -41,8 +41,8 @@ OPS = [
     f"bench/bench_{op}.py"
     for op in (
         "relay_sample",
-        "gaussian_log_likelihood",
-        "linear_gaussian_log_likelihood",
+        "log_likelihood",
+        "linear_log_likelihood",
         "row_adam",
         "adam_step",
     )

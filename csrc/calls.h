@@ -75,6 +75,9 @@ struct RelaySampleBwd {
   void* grad_relays;          // [K, T] or null
 };
 
+// Of an entry of x, given an output of the decoder; see laws.h.
+enum class Law { gaussian, bernoulli };
+
 enum class DataType { float32, float64, float16, bfloat16, uint8 };
 
 enum class ScaleKind { scalar, feature, entry };
@@ -88,6 +91,7 @@ struct LogLikelihood {
   std::int64_t num_samples;   // S
   std::int64_t batch;         // B
   std::int64_t num_features;  // D
+  Law law;
   DataType x_type;
   ScaleKind scale_kind;
   MaskKind mask_kind;

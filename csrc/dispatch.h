@@ -14,8 +14,8 @@ namespace rvi {
 struct Kernels {
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
   void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
-  void (*gaussian_log_likelihood[2])(const LogLikelihood&, int threads);
-  void (*linear_gaussian_log_likelihood[2])(const LinearLogLikelihood&, int threads);
+  void (*log_likelihood[2])(const LogLikelihood&, int threads);
+  void (*linear_log_likelihood[2])(const LinearLogLikelihood&, int threads);
   void (*row_adam_catch_up[3])(const RowAdam&, int threads);
   void (*row_adam_step[3])(const RowAdam&, int threads);
   void (*adam_step[2])(const AdamStep&, int threads);

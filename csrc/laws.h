@@ -17,7 +17,9 @@
 
 #include <cmath>
 
+#include "calls.h"
 #include "entries.h"
+#include "simd/math.h"
 #include "simd/simd.h"
 
 namespace rvi {
@@ -128,6 +130,73 @@ struct Gaussian {
     return observed > 0 ? -(F(0.5) * terms + constant) : F(0);
   }
 };
+
+// The output is the logit: log p = x o - log(1 + exp(o)). It has no scale.
+template <class F>
+struct Bernoulli {
+  using Element = F;
+  static constexpr Scales SCALES = Scales::none;
+
+  struct Entries {
+    Vec<F> value, logit;  // 0 where not observed
+    IntVec<F> observed;
+  };
+
+  RVI_INLINE static Entries entries(Vec<F> value, Vec<F> output, IntVec<F> observed) {
+    return {observed ? value : Vec<F>{}, observed ? output : Vec<F>{}, observed};
+  }
+
+  struct Terms {
+    Vec<F> log_prob, gradient;  // 0 where not observed
+  };
+
+  RVI_INLINE static Terms terms(const Entries& at, F g, Vec<F>) {
+    // the larger exponent is taken out, so that none overflows
+    const IntVec<F> positive = at.logit > F(0);
+    const Vec<F> small = exponential(positive ? -at.logit : at.logit), sum = F(1) + small;
+    const Vec<F> softplus = (positive ? at.logit : Vec<F>{}) + logarithm_from_1_to_2(sum);
+    const Vec<F> mean = (positive ? broadcast(F(1)) : small) / sum;
+    const Vec<F> log_prob = at.value * at.logit - softplus, gradient = g * (at.value - mean);
+    return {at.observed ? log_prob : Vec<F>{}, at.observed ? gradient : Vec<F>{}};
+  }
+
+  RVI_INLINE static Terms observed_terms(const Entries& at, F g, Vec<F> inverse) {
+    return terms(at, g, inverse);
+  }
+
+  RVI_INLINE static Vec<F> gradient(const Terms& at) { return at.gradient; }
+
+  struct Sums {
+    Vec<F> log_prob;
+  };
+  using TileSums = Sums;
+
+  RVI_INLINE static void add(Sums& sums, const Entries& at, Vec<F> inverse, Vec<F>) {
+    sums.log_prob += terms(at, F(0), inverse).log_prob;
+  }
+
+  RVI_INLINE static void add(TileSums& sums, const Entries&, const Terms& at, Vec<F>) {
+    sums.log_prob += at.log_prob;
+  }
+
+  RVI_INLINE static F log_prob(const Sums (&sums)[2], F) {
+    return sum<F>(sums[0].log_prob + sums[1].log_prob);
+  }
+
+  RVI_INLINE static F log_prob(const TileSums& sums, F) { return sum<F>(sums.log_prob); }
+};
+
+// body(law) with the law of a call of float or double.
+template <class F, class Body>
+void for_law(const LogLikelihood& call, const Body& body) {
+  switch (call.law) {
+    case Law::gaussian:
+      return call.scale_kind == ScaleKind::scalar ? body(Gaussian<F, Scales::number>())
+                                                  : body(Gaussian<F, Scales::array>());
+    case Law::bernoulli:
+      return body(Bernoulli<F>());
+  }
+}
 
 }  // namespace RVI_PATH
 }  // namespace rvi

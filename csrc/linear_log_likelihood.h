@@ -139,7 +139,7 @@ RVI_INLINE void prefetch_tile(const LogLikelihood& call, std::int64_t first_row,
 }
 
 template <class LAW, class X, MaskKind MASK>
-void linear_log_likelihood(const LinearLogLikelihood& linear, int threads) {
+void linear_log_likelihood_of(const LinearLogLikelihood& linear, int threads) {
   using F = typename LAW::Element;
   using TileSums = typename LAW::TileSums;
   constexpr bool NUMBER = LAW::SCALES == Scales::number;
@@ -307,6 +307,16 @@ void linear_log_likelihood(const LinearLogLikelihood& linear, int threads) {
   }
   if (grad_bias) add_up(weight_size, features, grad_bias);
   if (grad_scale && per_feature) add_up(weight_size + padded_features, features, grad_scale);
+}
+
+template <class F>
+void linear_log_likelihood(const LinearLogLikelihood& linear, int threads) {
+  const LogLikelihood& call = linear.likelihood;
+  for_law<F>(call, [&](auto law) {
+    for_entries<F>(call.x_type, call.mask_kind, [&](auto x, auto mask) {
+      linear_log_likelihood_of<decltype(law), decltype(x), decltype(mask)::value>(linear, threads);
+    });
+  });
 }
 
 }  // namespace RVI_PATH

@@ -215,10 +215,17 @@ void log_likelihood_bwd(const LogLikelihood& call, int threads) {
   }
 }
 
-template <class LAW, class X, MaskKind MASK>
+template <class F>
 void log_likelihood(const LogLikelihood& call, int threads) {
-  call.backward ? log_likelihood_bwd<LAW, X, MASK>(call, threads)
-                : log_likelihood_fwd<LAW, X, MASK>(call, threads);
+  for_law<F>(call, [&](auto law) {
+    for_entries<F>(call.x_type, call.mask_kind, [&](auto x, auto mask) {
+      using LAW = decltype(law);
+      using X = decltype(x);
+      constexpr MaskKind MASK = decltype(mask)::value;
+      call.backward ? log_likelihood_bwd<LAW, X, MASK>(call, threads)
+                    : log_likelihood_fwd<LAW, X, MASK>(call, threads);
+    });
+  });
 }
 
 }  // namespace RVI_PATH

@@ -5,21 +5,18 @@ An implementation of the ops: the functions of `rvi_fast.reference`, same names 
 
 from ._common import row_error
 from .adam_step import adam_step
-from .gaussian_log_likelihood import gaussian_log_likelihood_bwd, gaussian_log_likelihood_fwd
-from .linear_gaussian_log_likelihood import (
-    linear_gaussian_log_likelihood_bwd,
-    linear_gaussian_log_likelihood_fwd,
-)
+from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
+from .log_likelihood import log_likelihood_bwd, log_likelihood_fwd
 from .relay_sample import relay_sample_fwd
 from .relay_sample_bwd import relay_sample_bwd
 from .row_adam import row_adam_catch_up, row_adam_step
 
 __all__ = [
     "adam_step",
-    "gaussian_log_likelihood_bwd",
-    "gaussian_log_likelihood_fwd",
-    "linear_gaussian_log_likelihood_bwd",
-    "linear_gaussian_log_likelihood_fwd",
+    "linear_log_likelihood_bwd",
+    "linear_log_likelihood_fwd",
+    "log_likelihood_bwd",
+    "log_likelihood_fwd",
     "relay_sample_bwd",
     "relay_sample_fwd",
     "row_adam_catch_up",

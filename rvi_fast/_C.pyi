@@ -77,6 +77,10 @@ def philox(
     count: int,
 ) -> None: ...
 
+class Law:
+    gaussian: ClassVar[Law]
+    bernoulli: ClassVar[Law]
+
 class DataType:
     float32: ClassVar[DataType]
     float64: ClassVar[DataType]
@@ -94,47 +98,47 @@ class MaskKind:
     bytes: ClassVar[MaskKind]
     bits: ClassVar[MaskKind]
 
-def gaussian_log_likelihood_fwd(
+def log_likelihood_fwd(
     *,
-    is_double: bool,
     threads: int,
     num_samples: int,
     batch: int,
     num_features: int,
+    law: Law,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
     x: int,
-    mean: int,
+    output: int,
     scale: int,
     mask: int,
     log_prob: int,
 ) -> None: ...
-def gaussian_log_likelihood_bwd(
+def log_likelihood_bwd(
     *,
-    is_double: bool,
     threads: int,
     num_samples: int,
     batch: int,
     num_features: int,
+    law: Law,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
     x: int,
-    mean: int,
+    output: int,
     scale: int,
     mask: int,
     grad: int,
-    grad_mean: int,
+    grad_output: int,
     grad_scale: int,
 ) -> None: ...
-def linear_gaussian_log_likelihood_fwd(
+def linear_log_likelihood_fwd(
     *,
-    is_double: bool,
     threads: int,
     num_samples: int,
     batch: int,
     num_features: int,
+    law: Law,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
@@ -147,13 +151,13 @@ def linear_gaussian_log_likelihood_fwd(
     bias: int,
     log_prob: int,
 ) -> None: ...
-def linear_gaussian_log_likelihood_bwd(
+def linear_log_likelihood_bwd(
     *,
-    is_double: bool,
     threads: int,
     num_samples: int,
     batch: int,
     num_features: int,
+    law: Law,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,

@@ -11,7 +11,9 @@ from ._version import __version__
 from .data import elastic
 from .functional import (
     RelaySample,
+    bernoulli_log_likelihood,
     gaussian_log_likelihood,
+    linear_bernoulli_log_likelihood,
     linear_gaussian_log_likelihood,
     pack_mask,
     relay_sample,
@@ -41,6 +43,7 @@ __all__ = [
     "RelaySample",
     "RowLayout",
     "__version__",
+    "bernoulli_log_likelihood",
     "data",
     "elastic",
     "estimate_memory",
@@ -50,6 +53,7 @@ __all__ = [
     "infer",
     "info",
     "likelihoods",
+    "linear_bernoulli_log_likelihood",
     "linear_gaussian_log_likelihood",
     "load",
     "models",

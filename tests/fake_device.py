@@ -21,8 +21,8 @@ N, D = 37, 5
 STATE = ("clock", "history", "lr", "step")
 CONTRACTS = (
     testing.RelaySampleContract,
-    testing.GaussianLogLikelihoodContract,
-    testing.LinearGaussianLogLikelihoodContract,
+    testing.LogLikelihoodContract,
+    testing.LinearLogLikelihoodContract,
     testing.RowAdamContract,
     testing.AdamStepContract,
 )

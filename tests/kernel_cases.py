@@ -9,8 +9,8 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
-    GaussianLogLikelihoodCase,
-    LinearGaussianLogLikelihoodCase,
+    LinearLogLikelihoodCase,
+    LogLikelihoodCase,
     RelaySampleCase,
     RowAdamCase,
 )
@@ -18,7 +18,7 @@ from rvi_fast.testing import (
 # the first two cases of these are compiled for the other float32 matmul precisions too
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
-    testing.LinearGaussianLogLikelihoodContract: ("high", "medium"),
+    testing.LinearLogLikelihoodContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -30,19 +30,21 @@ LAUNCHES = {
         RelaySampleCase(512, 256, 256, (1024,)),
         RelaySampleCase(512, 256, 64, (), keyed=torch.int32),
     ),
-    testing.LinearGaussianLogLikelihoodContract: (
-        LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=64),
+    testing.LinearLogLikelihoodContract: (
+        LinearLogLikelihoodCase(256, 784, hidden_dim=64),
         # pixels and a mask, as `fit` trains on them
-        LinearGaussianLogLikelihoodCase(256, 784, 1, "scalar", True, torch.uint8, hidden_dim=64),
-        LinearGaussianLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
-        LinearGaussianLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
-        LinearGaussianLogLikelihoodCase(256, 273, hidden_dim=256),
+        LinearLogLikelihoodCase(256, 784, 1, "scalar", True, torch.uint8, hidden_dim=64),
+        LinearLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
+        LinearLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
+        LinearLogLikelihoodCase(256, 273, hidden_dim=256),
+        LinearLogLikelihoodCase(256, 784, scale="none", hidden_dim=64, law="bernoulli"),
     ),
-    testing.GaussianLogLikelihoodContract: (
-        GaussianLogLikelihoodCase(256, 784),
-        GaussianLogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),
-        GaussianLogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
-        GaussianLogLikelihoodCase(4096, 300, 1, "feature"),
+    testing.LogLikelihoodContract: (
+        LogLikelihoodCase(256, 784),
+        LogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),
+        LogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
+        LogLikelihoodCase(4096, 300, 1, "feature"),
+        LogLikelihoodCase(256, 784, 1, "none", True, torch.uint8, packed=True, law="bernoulli"),
     ),
     testing.AdamStepContract: (AdamStepCase(71_000), AdamStepCase(71_000, 128)),
     testing.RowAdamContract: (

@@ -1,6 +1,6 @@
 """Which tiles compile without spills, and what they cost: where the kernels' tables of tiles come from.
 
-`python tests/kernel_tiles.py linear 64` tries tiles of linear_gaussian_log_likelihood for 64 hidden
+`python tests/kernel_tiles.py linear 64` tries tiles of linear_log_likelihood for 64 hidden
 units, `python tests/kernel_tiles.py relay` those of relay_sample at the sizes of its first budget
 case. For every target: registers, spills, and instructions times warps for each row (and 32 features)
 of a tile. The tables hold the widest tiles without spills on any target.
@@ -51,13 +51,15 @@ def report(tile: tuple[int, ...], rows: float, found: Iterator[Any], stem: str) 
 
 
 def try_linear(hidden_dim: int) -> None:
-    module = importlib.import_module("rvi_fast.kernels.linear_gaussian_log_likelihood")
-    case = testing.LinearGaussianLogLikelihoodCase(256, 784, hidden_dim=hidden_dim)
-    function = "linear_gaussian_log_likelihood_bwd"
+    module = importlib.import_module("rvi_fast.kernels.weights")
+    launcher = importlib.import_module("rvi_fast.kernels.linear_log_likelihood")
+    case = testing.LinearLogLikelihoodCase(256, 784, hidden_dim=hidden_dim)
+    function = "linear_log_likelihood_bwd"
     for tile in itertools.product((16, 32), (16, 32), (4, 8)):
         table = {module.block_of(hidden_dim): tile}
-        with mock.patch.multiple(module, _ROWS_TILES=table, _FEATURES_TILES=table):
-            found = compiled(testing.LinearGaussianLogLikelihoodContract, function, case)
+        tables = {"ROWS_TILES": table, "FEATURES_TILES": table}
+        with mock.patch.multiple(module, **tables), mock.patch.multiple(launcher, **tables):
+            found = compiled(testing.LinearLogLikelihoodContract, function, case)
             report(tile, tile[0] * tile[1] / 32, found, "linear")
 
 

@@ -160,38 +160,45 @@ LogLikelihood likelihood_call(const Fields& in) {
   LogLikelihood call;
   call.batch = in.size("x", 0);
   call.num_features = in.size("x", 1);
+  call.law = in.text("law") == "bernoulli" ? Law::bernoulli : Law::gaussian;
   call.x_type = std::map<std::string, DataType>{{"float32", DataType::float32},
                                                 {"float64", DataType::float64},
                                                 {"float16", DataType::float16},
                                                 {"bfloat16", DataType::bfloat16},
                                                 {"uint8", DataType::uint8}}
                     .at(in.at("x").dtype);
-  const std::size_t dimensions = in.at("scale").shape.size();
-  call.scale_kind = dimensions == 2 ? ScaleKind::entry : ScaleKind::feature;
-  if (dimensions == 0 || in.size("scale", 0) == 1) call.scale_kind = ScaleKind::scalar;
+  call.law =
+      std::map<std::string, Law>{{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}}.at(
+          in.text("law"));
+  call.scale_kind = ScaleKind::scalar;
+  if (in.has("scale")) {
+    const std::vector<std::int64_t>& shape = in.at("scale").shape;
+    if (shape.size() == 2) call.scale_kind = ScaleKind::entry;
+    if (shape.size() == 1 && shape[0] != 1) call.scale_kind = ScaleKind::feature;
+  }
   call.mask_kind = MaskKind::none;
   if (in.has("mask")) {
     call.mask_kind = in.at("mask").dtype == "bool" ? MaskKind::bytes : MaskKind::bits;
   }
   call.x = in.pointer<void>("x");
-  call.output = in.pointer<void>("mean");
+  call.output = in.pointer<void>("output");
   call.scale = in.pointer<void>("scale");
   call.mask = in.pointer<std::uint8_t>("mask");
   call.backward = in.has("grad_log_prob");
   call.log_prob = in.pointer<void>("log_prob");
   call.grad = in.pointer<void>("grad_log_prob");
-  call.grad_output = in.pointer<void>("grad_mean");
+  call.grad_output = in.pointer<void>("grad_output");
   call.grad_scale = in.pointer<void>("grad_scale");
   return call;
 }
 
-void gaussian_log_likelihood(const Fields& in) {
+void log_likelihood(const Fields& in) {
   LogLikelihood call = likelihood_call(in);
-  call.num_samples = in.size("mean", 0);
-  kernels().gaussian_log_likelihood[in.at("mean").dtype == "float64"](call, 1);
+  call.num_samples = in.size("output", 0);
+  kernels().log_likelihood[in.at("output").dtype == "float64"](call, 1);
 }
 
-void linear_gaussian_log_likelihood(const Fields& in) {
+void linear_log_likelihood(const Fields& in) {
   LinearLogLikelihood call;
   call.likelihood = likelihood_call(in);
   call.likelihood.num_samples = in.size("hidden", 0);
@@ -202,7 +209,7 @@ void linear_gaussian_log_likelihood(const Fields& in) {
   call.grad_hidden = in.pointer<void>("grad_hidden");
   call.grad_weight = in.pointer<void>("grad_weight");
   call.grad_bias = in.pointer<void>("grad_bias");
-  kernels().linear_gaussian_log_likelihood[in.at("hidden").dtype == "float64"](call, 1);
+  kernels().linear_log_likelihood[in.at("hidden").dtype == "float64"](call, 1);
 }
 
 RowAdam row_adam_call(const Fields& in) {
@@ -267,10 +274,10 @@ void run(const std::string& function, const char* from, const char* to) {
   std::map<std::string, void (*)(const Fields&)>{
       {"relay_sample_fwd", relay_sample_fwd},
       {"relay_sample_bwd", relay_sample_bwd},
-      {"gaussian_log_likelihood_fwd", gaussian_log_likelihood},
-      {"gaussian_log_likelihood_bwd", gaussian_log_likelihood},
-      {"linear_gaussian_log_likelihood_fwd", linear_gaussian_log_likelihood},
-      {"linear_gaussian_log_likelihood_bwd", linear_gaussian_log_likelihood},
+      {"log_likelihood_fwd", log_likelihood},
+      {"log_likelihood_bwd", log_likelihood},
+      {"linear_log_likelihood_fwd", linear_log_likelihood},
+      {"linear_log_likelihood_bwd", linear_log_likelihood},
       {"row_adam_catch_up", row_adam_catch_up},
       {"row_adam_step", row_adam_step},
       {"adam_step", adam_step}}

@@ -85,7 +85,7 @@ def test_size_of_a_row_comes_from_what_was_observed_of_it():
 @pytest.mark.parametrize("kind", [likelihoods.Poisson, likelihoods.NegativeBinomial])
 def test_cells_of_different_depths_are_filled_in_at_their_own(kind):
     generator = np.random.default_rng(0)
-    depth = np.exp(generator.normal(0, 1.2, (400, 1)))
+    depth = np.exp(generator.normal(0, 1.6, (400, 1)))
     profile = np.exp(generator.normal(0, 0.5, 12))
     full = generator.poisson(8 * depth * profile).astype(np.float32)
     mask = generator.random(full.shape) < 0.7

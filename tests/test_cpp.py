@@ -358,12 +358,10 @@ def test_likelihood_equals_the_reference(num_features, dtype, x_dtype):
         for scale in scales(batch, num_features, dtype):
             marked = mask if x_dtype == torch.uint8 else mask & ~x.isnan()
             for marks in (None, marked, reference.pack_bits(marked)):
-                inputs = (x, mean, scale, marks)
-                assert_as_good_as_reference("gaussian_log_likelihood_fwd", inputs, eps)
+                inputs = (x, mean, scale, marks, "gaussian")
+                assert_as_good_as_reference("log_likelihood_fwd", inputs, eps)
                 for needs in ((True, True), (True, False), (False, True)):
-                    assert_as_good_as_reference(
-                        "gaussian_log_likelihood_bwd", (grad, *inputs, *needs), eps
-                    )
+                    assert_as_good_as_reference("log_likelihood_bwd", (grad, *inputs, *needs), eps)
 
 
 def test_likelihood_of_many_rows():
@@ -371,15 +369,15 @@ def test_likelihood_of_many_rows():
     x = torch.randn(5000, 9, generator=generator)
     mean, grad = x[None] + 0.1, torch.randn(1, 5000, generator=generator)
     for scale in scales(5000, 9, torch.float32):
-        inputs = (grad, x, mean, scale, None, True, True)
-        assert_as_good_as_reference("gaussian_log_likelihood_bwd", inputs, 1e-6)
+        inputs = (grad, x, mean, scale, None, "gaussian", True, True)
+        assert_as_good_as_reference("log_likelihood_bwd", inputs, 1e-6)
 
 
 def test_no_row_is_lost_where_a_piece_is_no_whole_number_of_partial_sums():
     x, grad = torch.zeros(33_000, 2, dtype=torch.float64), torch.ones(1, 33_000)
     # every row counts u^2 - 1 = 3
-    arguments = (grad, x, x[None] + 2.0, torch.ones(2, dtype=torch.float64), None)
-    _, grad_scale = cpp.gaussian_log_likelihood_bwd(*arguments, True, True)
+    arguments = (grad, x, x[None] + 2.0, torch.ones(2, dtype=torch.float64), None, "gaussian")
+    _, grad_scale = cpp.log_likelihood_bwd(*arguments, True, True)
     assert grad_scale.tolist() == [99_000.0] * 2
 
 
@@ -387,17 +385,17 @@ def test_likelihood_takes_non_contiguous_inputs():
     x, mean = torch.randn(7, 5).mT, torch.randn(2, 7, 5).mT
     mask, scale = (torch.rand(7, 5) < 0.5).mT, torch.tensor([0.5]).expand(7)
     for marks in (None, mask, testing.strided(reference.pack_bits(mask))):
-        assert_as_good_as_reference("gaussian_log_likelihood_fwd", (x, mean, scale, marks), 1e-7)
+        assert_as_good_as_reference("log_likelihood_fwd", (x, mean, scale, marks, "gaussian"), 1e-7)
         grad = torch.randn(5, 2).mT
         assert_as_good_as_reference(
-            "gaussian_log_likelihood_bwd", (grad, x, mean, scale, marks, True, True), 1e-7
+            "log_likelihood_bwd", (grad, x, mean, scale, marks, "gaussian", True, True), 1e-7
         )
 
 
 def test_a_nan_that_the_mask_calls_observed_stays_a_nan():
     x = torch.tensor([[1.0, torch.nan], [1.0, 1.0]])
     mask = torch.ones(2, 2, dtype=torch.bool)
-    result = cpp.gaussian_log_likelihood_fwd(x, torch.zeros(1, 2, 2), torch.tensor(1.0), mask)
+    result = cpp.log_likelihood_fwd(x, torch.zeros(1, 2, 2), torch.tensor(1.0), mask, "gaussian")
     assert result.isnan().tolist() == [[True, False]]
 
 
@@ -406,8 +404,15 @@ def test_a_half_precision_value_of_every_kind():
     for dtype in (torch.float16, torch.bfloat16):
         x = bits.view(dtype).reshape(256, 256)
         x = torch.where(x.isfinite() & (x.abs() < 1e4), x, torch.zeros((), dtype=dtype))
-        arguments = (torch.ones(1, 256), x, torch.zeros(1, 256, 256), torch.tensor(1.0), None)
-        result, _ = cpp.gaussian_log_likelihood_bwd(*arguments, True, False)
+        arguments = (
+            torch.ones(1, 256),
+            x,
+            torch.zeros(1, 256, 256),
+            torch.tensor(1.0),
+            None,
+            "gaussian",
+        )
+        result, _ = cpp.log_likelihood_bwd(*arguments, True, False)
         assert torch.equal(result[0], x.float())
 
 
@@ -553,10 +558,10 @@ def everything(num_threads, threads):
         results += cpp.relay_sample_bwd(*backward, True, True)
     x = torch.randn(batch, 11, generator=torch.Generator().manual_seed(0))
     for scale in scales(batch, 11, torch.float32):
-        results.append(cpp.gaussian_log_likelihood_fwd(x, x.cos()[None], scale, None))
+        results.append(cpp.log_likelihood_fwd(x, x.cos()[None], scale, None, "gaussian"))
         grad = results[-1].sin()
-        inputs = (grad, x, x.cos()[None], scale, None)
-        results += cpp.gaussian_log_likelihood_bwd(*inputs, True, True)
+        inputs = (grad, x, x.cos()[None], scale, None, "gaussian")
+        results += cpp.log_likelihood_bwd(*inputs, True, True)
     for moments in (torch.float32, torch.bfloat16):
         state = adam_state(2 * batch, 8, torch.float32, moments=moments)
         tables = [state[name] for name in ("rows", "exp_avg", "exp_avg_sq", "row_step")]

@@ -26,8 +26,8 @@ COMMON = [header for header in HEADERS if header.stem not in SETS]
 # of each op, a function that makes the compiler look at all that its header uses
 USES = {
     "adam_step": "adam_step<float>",
-    "gaussian_log_likelihood": "gaussian_log_likelihood<float>",
-    "linear_gaussian_log_likelihood": "linear_gaussian_log_likelihood<float>",
+    "linear_log_likelihood": "linear_log_likelihood<float>",
+    "log_likelihood": "log_likelihood<float>",
     "relay_sample_bwd": "relay_sample_bwd<double>",
     "relay_sample_fwd": "relay_sample_fwd<double>",
     "row_adam": "row_adam_step<float, float>",

@@ -40,7 +40,12 @@ def signature(name, function, result):
 
 def zeros(function, **changes):
     """Arguments for a call that computes nothing."""
-    made = {"is_double": False, "beta1": 0.5, "x_type": cpp._C.DataType.float32}
+    made = {
+        "is_double": False,
+        "beta1": 0.5,
+        "x_type": cpp._C.DataType.float32,
+        "law": cpp._C.Law.gaussian,
+    }
     made |= {"scale_kind": cpp._C.ScaleKind.feature, "mask_kind": cpp._C.MaskKind.none}
     return {name: made.get(name, 0) for name in inspect.signature(function).parameters} | changes
 
@@ -70,7 +75,7 @@ def test_everything_bound_is_in_the_signatures_and_has_a_docstring():
 
 
 def test_order_of_keywords_does_not_matter_and_names_need_not_be_interned():
-    function = cpp._C.gaussian_log_likelihood_fwd
+    function = cpp._C.log_likelihood_fwd
     arguments = zeros(function)
     function(**arguments)
     function(**{"".join(list(name)): arguments[name] for name in reversed(arguments)})
@@ -85,22 +90,21 @@ def test_order_of_keywords_does_not_matter_and_names_need_not_be_interned():
             "^scale_kind: expected ScaleKind, got <MaskKind.none",
         ),
         ({"mask_kind": "bits"}, "^mask_kind: expected MaskKind, got 'bits'$"),
-        ({"is_double": 0}, "^is_double: expected bool, got 0$"),
         ({"x": 0.0}, r"^x: expected int, got 0\.0$"),
         ({"x": None}, "^x: expected int, got None$"),
         ({"x": -1}, "^x: expected int, got -1$"),
         ({"batch": 2**63}, "^batch: expected int, got 9223372036854775808$"),
-        ({"form": 0}, "^gaussian_log_likelihood_fwd: expected the arguments that .*, got 'form'$"),
+        ({"form": 0}, "^log_likelihood_fwd: expected the arguments that .*, got 'form'$"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(changes, message):
-    function = cpp._C.gaussian_log_likelihood_fwd
+    function = cpp._C.log_likelihood_fwd
     with pytest.raises(TypeError, match=message):
         function(**zeros(function, **changes))
 
 
 def test_a_missing_argument_and_one_by_position_are_refused():
-    function = cpp._C.gaussian_log_likelihood_fwd
+    function = cpp._C.log_likelihood_fwd
     arguments = zeros(function)
     for name in arguments:
         rest = {other: value for other, value in arguments.items() if other != name}
@@ -108,6 +112,11 @@ def test_a_missing_argument_and_one_by_position_are_refused():
             function(**rest)
     with pytest.raises(TypeError, match="expected arguments by keyword, got 1 by position"):
         function(False, **arguments)
+
+
+def test_an_int_is_no_bool():
+    with pytest.raises(TypeError, match=r"^is_double: expected bool, got 0$"):
+        cpp._C.adam_step(**zeros(cpp._C.adam_step, is_double=0))
 
 
 def test_a_float_may_be_given_as_an_int():

@@ -84,10 +84,10 @@ def test_an_op_that_a_wing_lacks_is_that_of_the_reference_and_said_once(monkeypa
 
 
 def test_sparse_tensors_are_refused_by_name():
-    contract = testing.GaussianLogLikelihoodContract()
-    arguments = contract.arguments("gaussian_log_likelihood_fwd", contract.cases[1])
-    with pytest.raises(TypeError, match=r"mean: expected a dense tensor, got torch\.sparse_coo"):
-        ops.ops.gaussian_log_likelihood_fwd(arguments[0], arguments[1].to_sparse(), *arguments[2:])
+    contract = testing.LogLikelihoodContract()
+    arguments = contract.arguments("log_likelihood_fwd", contract.cases[1])
+    with pytest.raises(TypeError, match=r"output: expected a dense tensor, got torch\.sparse_coo"):
+        ops.ops.log_likelihood_fwd(arguments[0], arguments[1].to_sparse(), *arguments[2:])
 
 
 def test_float64_state_lies_where_the_device_has_float64():

@@ -31,11 +31,11 @@ class TestRelaySample(OnTheDevice, testing.RelaySampleContract):
     pass
 
 
-class TestGaussianLogLikelihood(OnTheDevice, testing.GaussianLogLikelihoodContract):
+class TestLogLikelihood(OnTheDevice, testing.LogLikelihoodContract):
     pass
 
 
-class TestLinearGaussianLogLikelihood(OnTheDevice, testing.LinearGaussianLogLikelihoodContract):
+class TestLinearLogLikelihood(OnTheDevice, testing.LinearLogLikelihoodContract):
     pass
 
 

@@ -86,11 +86,11 @@ def test_the_last_layer_is_right_at_the_standard_size(precision):
     x = torch.randn(999, D, generator=generator)
     x[torch.rand(x.shape, generator=generator) < 0.5] = torch.nan
     inputs = (torch.randn(1, 999), hidden, weight, bias, x, torch.tensor(0.3))
-    wanted = reference.linear_gaussian_log_likelihood_bwd(
-        *(tensor.double() for tensor in inputs), None, True, True, True
+    wanted = reference.linear_log_likelihood_bwd(
+        *(tensor.double() for tensor in inputs), None, "gaussian", True, True, True
     )
-    got = ops.implementation("cuda").linear_gaussian_log_likelihood_bwd(
-        *(tensor.to(CUDA) for tensor in inputs), None, True, True, True
+    got = ops.implementation("cuda").linear_log_likelihood_bwd(
+        *(tensor.to(CUDA) for tensor in inputs), None, "gaussian", True, True, True
     )
     for ours, theirs in zip(got, wanted, strict=True):
         assert error(ours, theirs) < 10 * BOUNDS[precision]

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from rvi_fast import models
+from rvi_fast.experiments import experiment
 from rvi_fast.experiments.latents import explore
 
 
@@ -77,3 +79,15 @@ def test_one_latent_dimension_has_a_map_and_one_row_has_none(tmp_path):
     assert not np.load(tmp_path / "map.npy")[:, 1].any()
     with pytest.raises(ValueError, match="rows: expected at least 2"):
         explored(tmp_path, decoder, torch.zeros(1, 1), x[:1])
+
+
+def test_pictures_show_what_a_law_expects_and_not_its_outputs(tmp_path):
+    x = (np.random.default_rng(0).random((20, 4)) < 0.5).astype(np.float32)
+    model = models.rvi(20, 4, latent_dim=2, groups=(3, 3), likelihood="bernoulli")
+    with torch.no_grad():
+        model.decoder[-1].weight.mul_(1000)
+    part = experiment.Part(x, np.ones_like(x, bool), np.ones_like(x, bool), None)
+    experiment._progress(model, part, tmp_path)
+    shown = np.load(tmp_path / "progression.npy")
+    assert shown.min() >= 0
+    assert shown.max() <= 1

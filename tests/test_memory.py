@@ -1,5 +1,6 @@
 """What is said beforehand is what a run takes."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
 import rvi_fast
-from rvi_fast import estimate_memory, fit, models
+from rvi_fast import estimate_memory, fit, likelihoods, models
 from rvi_fast.memory import room
 from rvi_fast.training.inputs.prepare import prepare
 from rvi_fast.training.places.staging import Staging
@@ -158,3 +160,50 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, limit, used,
     listing = tmp_path / "cgroup"
     listing.write_text("0::/a/b\n")
     assert room.cgroup_room(listing, tmp_path) == free
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "most"),
+    [
+        ("student_t", 5.0),
+        ("bernoulli", 1.0),
+        ("poisson", 50.0),
+        ("negative_binomial", 50.0),
+        (("categorical", 2), 1.0),
+        (("categorical", 9), 8.0),
+        (["gaussian", "bernoulli", ("categorical", 3), "poisson"] * 30, 1.0),
+        (["negative_binomial"] * 120, 1.0),
+        ([("categorical", 3), ("categorical", 5)] * 60, 2.0),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_a_step_makes_of_a_law_by_autograd_is_what_is_estimated(likelihood, most):
+    law, generator = likelihoods.make(likelihood, 120), torch.Generator().manual_seed(0)
+    x = torch.randint(0, int(most) + 1, (64, 120), generator=generator).float()
+    x[torch.rand(x.shape, generator=generator) < 0.3] = torch.nan
+    outputs = torch.randn(64, law.num_outputs, generator=generator).requires_grad_()
+
+    def step():
+        outputs.grad = None
+        (-law(x, outputs).mean()).backward()
+
+    step()
+    gc.collect()  # tensors of other tests are not to be freed meanwhile
+    gc.disable()
+    try:
+        with torch.profiler.profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as found:
+            step()
+    finally:
+        gc.enable()
+    events = sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]).max()
+    tensors = held / (outputs.numel() * outputs.element_size())
+    assert 0.45 * law.step_tensors < tensors <= law.step_tensors
+    if not law.fused:
+        one, two = (
+            rvi_fast.estimate_memory(9, 120, likelihood=likelihood, batch_size=b)
+            for b in (1000, 2000)
+        )
+        assert two.step - one.step >= 1000 * law.num_outputs * 4 * tensors

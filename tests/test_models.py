@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rvi_fast import GaussianLikelihood, RelayPosterior, fit, impute, infer, models
+from rvi_fast.models import latent
 from rvi_fast.optim import RowAdam
 from rvi_fast.reference import normal_noise
 from rvi_fast.testing import assert_close
@@ -101,7 +102,7 @@ def test_training_lowers_the_loss_of_every_form(form):
 
 
 def test_reconstruction_decodes_posterior_means(monkeypatch):
-    monkeypatch.setattr(models, "_CHUNK", 8)
+    monkeypatch.setattr(latent, "_CHUNK", 8)
     model = make_model()
     expected = model.decoder(model.posterior.mean()).detach()
     assert_close([model.reconstruct()], [expected])
@@ -234,7 +235,7 @@ def test_last_layer_and_likelihood_in_one_equal_the_two_parts(scale, bias, depth
     likelihood = GaussianLikelihood(D, scale=scale)
     model = models.LatentModel(RelayPosterior(N, T), decoder, likelihood).double()
     _, x = make_data()
-    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
+    monkeypatch.setattr(latent, "_ONE_OP", ("cpu",))
     called, forward = [], nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda *a: called.append(a[0]) or forward(*a))
     for z in (torch.randn(7, T).double(), torch.randn(3, 7, T).double()):
@@ -253,7 +254,7 @@ class OwnLinear(nn.Linear):
 
 
 def test_layer_that_is_more_than_linear_is_called_as_it_is(monkeypatch):
-    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
+    monkeypatch.setattr(latent, "_ONE_OP", ("cpu",))
     torch.manual_seed(0)
     z, (_, x) = torch.randn(7, T), make_data(torch.float32)
     for decoder in (
@@ -269,7 +270,7 @@ def test_layer_that_is_more_than_linear_is_called_as_it_is(monkeypatch):
 
 
 def test_hooks_see_what_they_ask_for(monkeypatch):
-    monkeypatch.setattr(models, "_ONE_OP", ("cpu",))
+    monkeypatch.setattr(latent, "_ONE_OP", ("cpu",))
     z, (_, x) = torch.randn(7, T), make_data(torch.float32)
     for hooked in (lambda m: m.decoder[-1], lambda m: m.decoder, lambda m: m.likelihood):
         model = make_model(dtype=torch.float32)

@@ -16,10 +16,10 @@ from rvi_fast import reference
 from rvi_fast.layout import RowLayout
 from rvi_fast.testing import (
     AdamStepContract,
-    GaussianLogLikelihoodContract,
     Implementation,
-    LinearGaussianLogLikelihoodCase,
-    LinearGaussianLogLikelihoodContract,
+    LinearLogLikelihoodCase,
+    LinearLogLikelihoodContract,
+    LogLikelihoodContract,
     RelaySampleContract,
     RowAdamContract,
     _arguments,
@@ -62,7 +62,7 @@ def given_to(arguments):
     """What the driver needs beside the arguments, in types that the kernels take."""
     given = {name: value for name, value in arguments.items() if value is not None}
     if "x" in given:  # float64 goes with float64 alone
-        x, dtype = given["x"], given["scale"].dtype
+        x, dtype = given["x"], given["output" if "output" in given else "hidden"].dtype
         if torch.float64 in (x.dtype, dtype) and x.dtype != dtype:
             pixels = reference.PIXEL_SCALE if x.dtype == torch.uint8 else 1.0
             given["x"] = x.to(dtype) * pixels
@@ -112,16 +112,16 @@ def run(driver, contract, function, *values):
     return tuple(results.values()) or None
 
 
-class LinearWithBits(LinearGaussianLogLikelihoodContract):
+class LinearWithBits(LinearLogLikelihoodContract):
     cases = (
-        *LinearGaussianLogLikelihoodContract.cases,
-        LinearGaussianLogLikelihoodCase(33, 65, 2, "feature", True, packed=True, hidden_dim=7),
+        *LinearLogLikelihoodContract.cases,
+        LinearLogLikelihoodCase(33, 65, 2, "feature", True, packed=True, hidden_dim=7),
     )
 
 
 CONTRACTS = (
     RelaySampleContract,
-    GaussianLogLikelihoodContract,
+    LogLikelihoodContract,
     LinearWithBits,
     RowAdamContract,
     AdamStepContract,
@@ -147,11 +147,9 @@ def test_every_narrow_number_is_read_exactly_on_neon(driver, dtype):
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(1024, 64)
     x = every.to(torch.uint8) if dtype == torch.uint8 else every.view(dtype)
     one = torch.ones(1, 1024)
-    arguments = (one, x, torch.zeros(1, 1024, 64), torch.ones(()), None, True, False)
-    grad_mean, _ = run(
-        driver, GaussianLogLikelihoodContract, "gaussian_log_likelihood_bwd", *arguments
-    )
+    arguments = (one, x, torch.zeros(1, 1024, 64), torch.ones(()), None, "gaussian", True, False)
+    grad_output, _ = run(driver, LogLikelihoodContract, "log_likelihood_bwd", *arguments)
     expected = x.float() * reference.PIXEL_SCALE if dtype == torch.uint8 else x.float()
     torch.testing.assert_close(
-        grad_mean[0], expected.nan_to_num(0.0, torch.inf, -torch.inf), rtol=0, atol=0
+        grad_output[0], expected.nan_to_num(0.0, torch.inf, -torch.inf), rtol=0, atol=0
     )

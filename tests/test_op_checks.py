@@ -19,13 +19,15 @@ CONTRACTS = {
         testing.RelaySampleCase(6, 3, 4, (3, 33), form="mixture"),
         testing.RelaySampleCase(6, 4, 3, ()),
     ),
-    testing.GaussianLogLikelihoodContract(): (
-        testing.GaussianLogLikelihoodCase(3, 5, 2, "feature", masked=True),
-        testing.GaussianLogLikelihoodCase(3, 5, 1, "entry", True, torch.uint8, packed=True),
+    testing.LogLikelihoodContract(): (
+        testing.LogLikelihoodCase(3, 5, 2, "feature", masked=True),
+        testing.LogLikelihoodCase(3, 5, 1, "entry", True, torch.uint8, packed=True),
+        testing.LogLikelihoodCase(3, 5, 2, "none", law="bernoulli"),
     ),
-    testing.LinearGaussianLogLikelihoodContract(): (
-        testing.LinearGaussianLogLikelihoodCase(3, 5, 2, "feature", masked=True, hidden_dim=4),
-        testing.LinearGaussianLogLikelihoodCase(3, 4, 1, "entry", hidden_dim=2, bias=False),
+    testing.LinearLogLikelihoodContract(): (
+        testing.LinearLogLikelihoodCase(3, 5, 2, "feature", masked=True, hidden_dim=4),
+        testing.LinearLogLikelihoodCase(3, 4, 1, "entry", hidden_dim=2, bias=False),
+        testing.LinearLogLikelihoodCase(3, 4, 1, "none", hidden_dim=2, law="bernoulli"),
     ),
     testing.RowAdamContract(): (
         testing.RowAdamCase(6, 3, 5, 4),
@@ -95,7 +97,8 @@ ATTRIBUTES = {
     "beta2": [0.9, -0.1, 1.0, float("inf"), float("nan")],
     "need_rows": [False],
     "need_relays": [False],
-    "need_mean": [False],
+    "need_output": [False],
+    "law": ["gaussian", "bernoulli", "gauss", ""],
     "need_scale": [False],
     "need_hidden": [False],
     "need_linear": [False],

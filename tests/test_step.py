@@ -1,5 +1,6 @@
 """A step without autograd does what the step with it does."""
 
+import functools
 import itertools
 
 import pytest
@@ -33,13 +34,19 @@ DECODERS = {
 
 
 def make(
-    decoder="three", groups=(5, 9), *, scale="scalar", mode="dense", change=lambda model: None
+    decoder="three",
+    groups=(5, 9),
+    *,
+    scale="scalar",
+    mode="dense",
+    law=None,
+    change=lambda model: None,
 ):
     torch.manual_seed(3)
     model = rvi_fast.models.LatentModel(
         rvi_fast.RelayPosterior(N, T, groups=groups, sparse=True),
         DECODERS[decoder](),
-        rvi_fast.GaussianLikelihood(D, scale=scale),
+        law or rvi_fast.GaussianLikelihood(D, scale=scale),
     ).double()
     change(model)
     rows = rvi_fast.optim.RowAdam(model.posterior, lr=0.01, mode=mode)
@@ -80,6 +87,29 @@ def test_direct_step_equals_autograd(decoder, groups, scale, mode, data):
         chain = isinstance(step.decoder, steps.LinearChain)
         assert chain == (decoder != "tanh")
         if kind == "autograd":
+            step = steps.AutogradStep(model, rows, shared)
+        results.append(train(step, model, rows, inputs))
+    direct, autograd = results
+    for name, value in autograd.items():
+        torch.testing.assert_close(direct[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "three"])
+@pytest.mark.parametrize("data", ["nan", "pixels"])
+def test_zeros_and_ones_are_learned_as_autograd_learns_them(decoder, data):
+    results, yes = [], X > 0
+    for kind in ("direct", "autograd"):
+        model, rows, shared = make(decoder, law=rvi_fast.likelihoods.Bernoulli(D))
+        inputs = prepare(model, yes.double().masked_fill(~MASK, torch.nan))
+        if data == "pixels":
+            inputs = prepare(model, yes.to(torch.uint8) * 255, MASK)
+        step = steps.make_step(model, rows, shared)
+        assert isinstance(step.decoder, steps.LinearChain)
+        if kind == "autograd":
+            # the formula by itself, without the op
+            model.likelihood.forward = functools.partial(
+                rvi_fast.likelihoods.Elementwise.forward, model.likelihood
+            )
             step = steps.AutogradStep(model, rows, shared)
         results.append(train(step, model, rows, inputs))
     direct, autograd = results

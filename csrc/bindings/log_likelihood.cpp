@@ -10,14 +10,18 @@
 namespace rvi {
 namespace {
 
+// x has the element type of a kernel for double, and no kernel for float is given that.
+bool is_double(DataType x_type) { return x_type == DataType::float64; }
+
 LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
-                              std::int64_t num_features, DataType x_type, ScaleKind scale_kind,
-                              MaskKind mask_kind, Address x, Address output, Address scale,
-                              Address mask) {
+                              std::int64_t num_features, Law law, DataType x_type,
+                              ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
+                              Address scale, Address mask) {
   LogLikelihood call;
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
+  call.law = law;
   call.x_type = x_type;
   call.scale_kind = scale_kind;
   call.mask_kind = mask_kind;
@@ -28,40 +32,39 @@ LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
   return call;
 }
 
-void gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
-                                 std::int64_t batch, std::int64_t num_features, DataType x_type,
-                                 ScaleKind scale_kind, MaskKind mask_kind, Address x, Address mean,
-                                 Address scale, Address mask, Address log_prob) {
-  LogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
-                                       mask_kind, x, mean, scale, mask);
+void log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
+                        std::int64_t num_features, Law law, DataType x_type, ScaleKind scale_kind,
+                        MaskKind mask_kind, Address x, Address output, Address scale, Address mask,
+                        Address log_prob) {
+  LogLikelihood call = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
+                                       mask_kind, x, output, scale, mask);
   call.log_prob = pointer<void>(log_prob);
   py::gil_scoped_release release;
-  kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+  kernels().log_likelihood[is_double(x_type)](call, threads_for(batch, threads));
 }
 
-void gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
-                                 std::int64_t batch, std::int64_t num_features, DataType x_type,
-                                 ScaleKind scale_kind, MaskKind mask_kind, Address x, Address mean,
-                                 Address scale, Address mask, Address grad, Address grad_mean,
-                                 Address grad_scale) {
-  LogLikelihood call = likelihood_call(num_samples, batch, num_features, x_type, scale_kind,
-                                       mask_kind, x, mean, scale, mask);
+void log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
+                        std::int64_t num_features, Law law, DataType x_type, ScaleKind scale_kind,
+                        MaskKind mask_kind, Address x, Address output, Address scale, Address mask,
+                        Address grad, Address grad_output, Address grad_scale) {
+  LogLikelihood call = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
+                                       mask_kind, x, output, scale, mask);
   call.backward = true;
   call.grad = pointer<void>(grad);
-  call.grad_output = pointer<void>(grad_mean);
+  call.grad_output = pointer<void>(grad_output);
   call.grad_scale = pointer<void>(grad_scale);
   py::gil_scoped_release release;
-  kernels().gaussian_log_likelihood[is_double](call, threads_for(batch, threads));
+  kernels().log_likelihood[is_double(x_type)](call, threads_for(batch, threads));
 }
 
 LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
-                                std::int64_t num_features, DataType x_type, ScaleKind scale_kind,
-                                MaskKind mask_kind, Address x, Address scale, Address mask,
-                                std::int64_t hidden_dim, Address hidden, Address weight,
-                                Address bias, Address log_prob) {
+                                std::int64_t num_features, Law law, DataType x_type,
+                                ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
+                                Address mask, std::int64_t hidden_dim, Address hidden,
+                                Address weight, Address bias, Address log_prob) {
   LinearLogLikelihood call;
-  call.likelihood = likelihood_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind,
-                                    x, 0, scale, mask);
+  call.likelihood = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
+                                    mask_kind, x, 0, scale, mask);
   call.likelihood.log_prob = pointer<void>(log_prob);
   call.hidden_dim = hidden_dim;
   call.hidden = pointer<void>(hidden);
@@ -73,31 +76,29 @@ LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
 // A row costs a matrix product here: one is worth a thread's start as much as many of the others.
 constexpr std::int64_t LINEAR_ROW_COST = 16;
 
-void linear_gaussian_log_likelihood_fwd(bool is_double, int threads, std::int64_t num_samples,
-                                        std::int64_t batch, std::int64_t num_features,
-                                        DataType x_type, ScaleKind scale_kind, MaskKind mask_kind,
-                                        Address x, Address scale, Address mask,
-                                        std::int64_t hidden_dim, Address hidden, Address weight,
-                                        Address bias, Address log_prob) {
+void linear_log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
+                               std::int64_t num_features, Law law, DataType x_type,
+                               ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
+                               Address mask, std::int64_t hidden_dim, Address hidden,
+                               Address weight, Address bias, Address log_prob) {
   const LinearLogLikelihood call =
-      linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
-                  hidden_dim, hidden, weight, bias, log_prob);
+      linear_call(num_samples, batch, num_features, law, x_type, scale_kind, mask_kind, x, scale,
+                  mask, hidden_dim, hidden, weight, bias, log_prob);
   py::gil_scoped_release release;
-  kernels().linear_gaussian_log_likelihood[is_double](
-      call, threads_for(LINEAR_ROW_COST * batch, threads));
+  kernels().linear_log_likelihood[is_double(x_type)](call,
+                                                     threads_for(LINEAR_ROW_COST * batch, threads));
 }
 
-void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_t num_samples,
-                                        std::int64_t batch, std::int64_t num_features,
-                                        DataType x_type, ScaleKind scale_kind, MaskKind mask_kind,
-                                        Address x, Address scale, Address mask,
-                                        std::int64_t hidden_dim, Address hidden, Address weight,
-                                        Address bias, Address log_prob, Address grad,
-                                        Address grad_hidden, Address grad_weight, Address grad_bias,
-                                        Address grad_scale) {
+void linear_log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
+                               std::int64_t num_features, Law law, DataType x_type,
+                               ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
+                               Address mask, std::int64_t hidden_dim, Address hidden,
+                               Address weight, Address bias, Address log_prob, Address grad,
+                               Address grad_hidden, Address grad_weight, Address grad_bias,
+                               Address grad_scale) {
   LinearLogLikelihood call =
-      linear_call(num_samples, batch, num_features, x_type, scale_kind, mask_kind, x, scale, mask,
-                  hidden_dim, hidden, weight, bias, log_prob);
+      linear_call(num_samples, batch, num_features, law, x_type, scale_kind, mask_kind, x, scale,
+                  mask, hidden_dim, hidden, weight, bias, log_prob);
   call.likelihood.backward = true;
   call.likelihood.grad = pointer<void>(grad);
   call.likelihood.grad_scale = pointer<void>(grad_scale);
@@ -105,13 +106,15 @@ void linear_gaussian_log_likelihood_bwd(bool is_double, int threads, std::int64_
   call.grad_weight = pointer<void>(grad_weight);
   call.grad_bias = pointer<void>(grad_bias);
   py::gil_scoped_release release;
-  kernels().linear_gaussian_log_likelihood[is_double](
-      call, threads_for(LINEAR_ROW_COST * batch, threads));
+  kernels().linear_log_likelihood[is_double(x_type)](call,
+                                                     threads_for(LINEAR_ROW_COST * batch, threads));
 }
 
 }  // namespace
 
 void bind_log_likelihood(py::module_& module) {
+  bind_enum<Law>(module, "Law", "Of an entry of x, given an output of the decoder.",
+                 {{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}});
   bind_enum<DataType>(module, "DataType", "The element type of x.",
                       {{"float32", DataType::float32},
                        {"float64", DataType::float64},
@@ -126,38 +129,36 @@ void bind_log_likelihood(py::module_& module) {
       module, "MaskKind",
       "What is observed: all but NaN, a byte for each entry, a bit in words of 32.",
       {{"none", MaskKind::none}, {"bytes", MaskKind::bytes}, {"bits", MaskKind::bits}});
-  bind<&gaussian_log_likelihood_fwd>(module, "gaussian_log_likelihood_fwd",
-                                     "rvi_fast.reference.gaussian_log_likelihood_fwd. Reads x [B, "
-                                     "D], mean [S, B, D], scale and mask\n"
-                                     "of the kinds named. Writes log_prob [S, B].",
-                                     "is_double", "threads", "num_samples", "batch", "num_features",
-                                     "x_type", "scale_kind", "mask_kind", "x", "mean", "scale",
-                                     "mask", "log_prob");
-  bind<&gaussian_log_likelihood_bwd>(
-      module, "gaussian_log_likelihood_bwd",
-      "rvi_fast.reference.gaussian_log_likelihood_bwd. Reads what gaussian_log_likelihood_fwd has\n"
-      "read, and grad [S, B]. Writes grad_mean [S, B, D] and grad_scale, as the scale; each 0 "
-      "where it\n"
-      "is not wanted.",
-      "is_double", "threads", "num_samples", "batch", "num_features", "x_type", "scale_kind",
-      "mask_kind", "x", "mean", "scale", "mask", "grad", "grad_mean", "grad_scale");
-  bind<&linear_gaussian_log_likelihood_fwd>(
-      module, "linear_gaussian_log_likelihood_fwd",
-      "rvi_fast.reference.linear_gaussian_log_likelihood_fwd. Reads hidden [S, B, H], weight [D, "
+  bind<&log_likelihood_fwd>(module, "log_likelihood_fwd",
+                            "rvi_fast.reference.log_likelihood_fwd. Reads x [B, D], output [S, B, "
+                            "D], mask of its kind, and\n"
+                            "scale of its kind, 0 for a law that has none. Writes log_prob [S, B].",
+                            "threads", "num_samples", "batch", "num_features", "law", "x_type",
+                            "scale_kind", "mask_kind", "x", "output", "scale", "mask", "log_prob");
+  bind<&log_likelihood_bwd>(
+      module, "log_likelihood_bwd",
+      "rvi_fast.reference.log_likelihood_bwd. Reads what log_likelihood_fwd has read, and grad\n"
+      "[S, B]. Writes grad_output [S, B, D] and grad_scale, as the scale; each 0 where it is not\n"
+      "wanted.",
+      "threads", "num_samples", "batch", "num_features", "law", "x_type", "scale_kind", "mask_kind",
+      "x", "output", "scale", "mask", "grad", "grad_output", "grad_scale");
+  bind<&linear_log_likelihood_fwd>(
+      module, "linear_log_likelihood_fwd",
+      "rvi_fast.reference.linear_log_likelihood_fwd. Reads hidden [S, B, H], weight [D, "
       "H],\n"
       "bias [D] or 0, x [B, D], scale and mask of the kinds named. Writes log_prob [S, B].",
-      "is_double", "threads", "num_samples", "batch", "num_features", "x_type", "scale_kind",
-      "mask_kind", "x", "scale", "mask", "hidden_dim", "hidden", "weight", "bias", "log_prob");
-  bind<&linear_gaussian_log_likelihood_bwd>(
-      module, "linear_gaussian_log_likelihood_bwd",
-      "rvi_fast.reference.linear_gaussian_log_likelihood_bwd. Reads what the forward has read, "
+      "threads", "num_samples", "batch", "num_features", "law", "x_type", "scale_kind", "mask_kind",
+      "x", "scale", "mask", "hidden_dim", "hidden", "weight", "bias", "log_prob");
+  bind<&linear_log_likelihood_bwd>(
+      module, "linear_log_likelihood_bwd",
+      "rvi_fast.reference.linear_log_likelihood_bwd. Reads what the forward has read, "
       "and\n"
       "grad [S, B]. Writes log_prob [S, B], grad_hidden [S, B, H], grad_weight [D, H], grad_bias "
       "[D]\n"
       "and grad_scale, as the scale; each gradient 0 where it is not wanted.",
-      "is_double", "threads", "num_samples", "batch", "num_features", "x_type", "scale_kind",
-      "mask_kind", "x", "scale", "mask", "hidden_dim", "hidden", "weight", "bias", "log_prob",
-      "grad", "grad_hidden", "grad_weight", "grad_bias", "grad_scale");
+      "threads", "num_samples", "batch", "num_features", "law", "x_type", "scale_kind", "mask_kind",
+      "x", "scale", "mask", "hidden_dim", "hidden", "weight", "bias", "log_prob", "grad",
+      "grad_hidden", "grad_weight", "grad_bias", "grad_scale");
 }
 
 }  // namespace rvi

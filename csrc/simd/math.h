@@ -57,6 +57,8 @@ RVI_INLINE FloatVec logarithm_of_normal(FloatVec x) {
   return (f + p) + e * 0.693359375f;
 }
 
+RVI_INLINE FloatVec logarithm_from_1_to_2(FloatVec x) { return logarithm_of_normal(x); }
+
 RVI_INLINE FloatVec logarithm(FloatVec x) {
   const float smallest = std::numeric_limits<float>::min();
   const float largest = std::numeric_limits<float>::max();
@@ -71,6 +73,8 @@ RVI_INLINE DoubleVec logarithm(DoubleVec x) {
   for (int lane = 0; lane < Simd<double>::LANES; ++lane) x[lane] = std::log(x[lane]);
   return x;
 }
+
+RVI_INLINE DoubleVec logarithm_from_1_to_2(DoubleVec x) { return logarithm(x); }
 
 }  // namespace RVI_PATH
 }  // namespace rvi

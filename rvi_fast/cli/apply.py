@@ -12,6 +12,7 @@ import torch
 from .. import _checks, data, models
 from ..training import export, impute, infer, load
 from .checks import check_bounds, check_device, check_out
+from .laws import check_laws
 from .runs import find_run
 from .tables import Features, Source, Table, load_table, print_scores
 
@@ -49,7 +50,10 @@ def _open_run(
             source = replace(Source.of(arguments, arguments.split), name=own.name)
         if run is not None and arguments.recipe is None:
             source = replace(source, recipe=run.get("recipe", "table"))
+        if run is not None:
+            source = replace(source, binarize=run.get("binarize"))
         table = load_table(source, features)
+    check_laws(model, table.raw, table.mask, table.labels)
     print(table.describe(f"{arguments.run_dir} on {device}", model.scaler))
     if run is None:
         print("  no run.json: the data are passed as they are, as they were to fit")
@@ -87,6 +91,8 @@ def impute_table(arguments: argparse.Namespace) -> int:
     bounds = check_bounds(arguments)
     if arguments.draws is not None:
         _checks.check_positive_int("--draws", arguments.draws)
+        if arguments.estimate is not None:
+            raise ValueError(f"--estimate: expected none beside --draws, got {arguments.estimate}")
     own = arguments.data is None and arguments.split is None
     suffixes = data.SUFFIXES if arguments.draws is None else _ARRAYS
     model, table = _open_run(arguments, suffixes, training_data=own)
@@ -100,6 +106,7 @@ def impute_table(arguments: argparse.Namespace) -> int:
         mask=table.mask,
         posterior=posterior,
         num_draws=arguments.draws,
+        estimate=arguments.estimate,
         seed=arguments.seed,
     )
     values = table.in_units(filled.cpu().numpy())

@@ -12,6 +12,7 @@ from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from . import apply, pages
+from .laws import NAMES
 from .options import (
     DEVICE_HELP,
     WRITABLE,
@@ -72,13 +73,7 @@ def _add_train(commands: Any) -> None:
         "a row needs; a model without rows has none (default: float32)",
     )
     _add_model_arguments(train)
-    train.add_argument(
-        "--transform",
-        choices=TRANSFORMS,
-        help="what bends the columns of a table before they are standardised: log, quantile (normal "
-        "scores of ranks), or auto, which takes either where a column has heavy tails (default: auto "
-        "for files, none for named data sets and pixels; with --resume that of the run)",
-    )
+    _add_column_arguments(train)
     train.add_argument("--device", help=DEVICE_HELP)
     train.add_argument(
         "--resume",
@@ -96,6 +91,34 @@ def _add_train(commands: Any) -> None:
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
     add_quiet(train)
+
+
+def _add_column_arguments(train: argparse.ArgumentParser) -> None:
+    """What the columns of a table are, and what is done to them before a model sees them."""
+    train.add_argument(
+        "--transform",
+        choices=TRANSFORMS,
+        help="what bends the columns of a table before they are standardised: log, quantile (normal "
+        "scores of ranks), or auto, which takes either where a column has heavy tails (default: auto "
+        "for files, none for named data sets and pixels; with --resume that of the run)",
+    )
+    train.add_argument(
+        "--likelihood",
+        nargs="+",
+        metavar="[COLUMN=]LAW",
+        help=f"what the data are: {', '.join(NAMES)}; LAW for all columns, COLUMN=LAW for one, by name "
+        "or number from 0. categorical:K has codes 0 to K - 1, without K the largest code counts "
+        "(default: gaussian)",
+    )
+    train.add_argument(
+        "--binarize",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="THRESHOLD",
+        help="pixels above this share of white become white, the others black, as --likelihood "
+        "bernoulli wants them; new images likewise (default: pixels as they are; THRESHOLD: 0.5)",
+    )
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +193,13 @@ def _add_impute(commands: Any) -> None:
         type=int,
         metavar="S",
         help="write S random completions [S, N, D] instead of one; .npy or .npz",
+    )
+
+    fill.add_argument(
+        "--estimate",
+        choices=("mean", "mode"),
+        help="what is filled in (default: the mean of numbers and counts, the most probable of yes/no "
+        "and classes; mode: whole counts too)",
     )
 
     for bound, extreme in (("min", "smallest"), ("max", "largest")):

@@ -17,7 +17,7 @@ _OF_DATA = (
     "digest",
 )
 # what a run of version 0.1, whose run.json does not say it, was
-_BEFORE = {"transform": "none", "recipe": "table"}
+_BEFORE = {"transform": "none", "recipe": "table", "binarize": None, "likelihood": "gaussian"}
 
 
 def record_run(run_dir: Path, run: dict[str, Any], *, resume: bool) -> None:

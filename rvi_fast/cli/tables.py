@@ -18,6 +18,7 @@ from ..data.recipe import Units, rows_of, rows_of_figure, scores, shown
 from ..models import LatentModel
 from ..scaler import Scaler
 from ..training import distributed
+from .laws import laws_of, standardizable
 
 _SHOWN = 10  # names in a message
 
@@ -37,6 +38,8 @@ class Source:
         seed: of the above.
         recipe: "table", or "figure" for rows, holes and scale of a run of a figure.
         transform: what bends columns in training, of `data.ColumnTransform`.
+        binarize: pixels above that share of 255 become 255, the others 0; None leaves them.
+        likelihood: words of --likelihood in training.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Source:
     seed: int
     recipe: str = "table"
     transform: str = "none"
+    binarize: float | None = None
+    likelihood: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, split: str | None = "train") -> Source:
@@ -66,6 +71,8 @@ class Source:
             arguments.seed,
             arguments.recipe or "table",
             getattr(arguments, "transform", None) or default_transform(arguments),
+            getattr(arguments, "binarize", None),
+            tuple(getattr(arguments, "likelihood", None) or ()),
         )
 
     @classmethod
@@ -82,6 +89,7 @@ class Source:
             run.get("missing_boxes"),
             run["seed"],
             run.get("recipe", "table"),
+            binarize=run.get("binarize"),
         )
 
 
@@ -152,7 +160,9 @@ class Table:
         x: `raw`, or for a model of 0.1 or 0.2 what `units` makes of it.
         seen: bool [D], false = never observed in training.
         units: between `raw` and `x`; None where they are the same.
-        learned: in training, the units that the model is to have; None for pixels.
+        learned: in training, the units that the model is to have; None where no column has some, as
+            pixels have none.
+        likelihood: in training, the laws of the columns as the builders take them.
     """
 
     name: str
@@ -164,6 +174,7 @@ class Table:
     seen: np.ndarray
     units: Units | None = None
     learned: Units | None = None
+    likelihood: Any = "gaussian"
 
     @property
     def known(self) -> np.ndarray:
@@ -202,6 +213,11 @@ class Table:
         """What a message calls a feature."""
         return _label(self.source.features, int(self.order[feature]))
 
+    @property
+    def labels(self) -> list[str]:
+        """What messages call the features."""
+        return [self.label(feature) for feature in range(self.raw.shape[1])]
+
     def describe(self, model: str, scaler: Scaler | None = None) -> str:
         """What was read, and what was assumed, in a few lines.
 
@@ -239,6 +255,8 @@ def load_table(source: Source, features: Features | None = None, *, learn: bool 
         learn: the units of the table are those that a model is to have.
     """
     read, image_shape = _read(source, features)
+    if source.binarize is not None:
+        read = _binarized(read, source.binarize)
     order = _order(read, features)
     ordered = bool((order == np.arange(len(order))).all())
     raw = read.values if ordered else read.values[:, order]
@@ -265,28 +283,33 @@ def load_table(source: Source, features: Features | None = None, *, learn: bool 
     # a model has learned nothing from, and knows nothing of, what it never saw
     mask &= seen
     units = None if features is None else features.units
-    learned = _learned(raw, mask, source, read.features) if learn else None
+    likelihood = laws_of(source.likelihood, raw, read.features)
+    learned = _learned(raw, mask, source, read.features, likelihood) if learn else None
     x = raw
     if features is not None and features.units is not None:
         x = features.units.to_model(raw.astype(np.float32) if features.single else raw)
-    return Table(source.name, read, order, raw, mask, x, seen, units, learned)
+    return Table(source.name, read, order, raw, mask, x, seen, units, learned, likelihood)
 
 
 def print_scores(table: Table, model: LatentModel, posterior: Any = None) -> None:
     """Elastic errors in the model's units: pixels in [0, 1], others transformed and standardised.
+
+    Of a class it is that of 1 and the probability of the one that was observed.
 
     Args:
         table: what the model is given.
         model: a trained model.
         posterior: of the rows; the model's own if not given.
     """
-    x, scaler = table.x, model.scaler
-    if scaler is not None:
-        x = scaler.to_model(torch.from_numpy(np.ascontiguousarray(x)), torch.float32).numpy()
-    decoded = model.reconstruct_standardized(posterior=posterior).cpu().numpy()
+    x, mask = (torch.from_numpy(np.ascontiguousarray(own)) for own in (table.x, table.mask))
+    if model.scaler is not None:
+        x = model.scaler.to_model(x, torch.float32)
+    device = next(model.parameters()).device
+    pair = model.scored(x.to(device), mask.to(device), posterior=posterior)
+    truth, decoded = (part.cpu().numpy() for part in pair)
     say("\nelastic error (mean of |error| + error^2, from the posterior mean)")
     names = {"observed": "observed entries", "missing": "hidden entries"}
-    for name, (error, count) in scores(x, decoded, table.mask, table.known).items():
+    for name, (error, count) in scores(truth, decoded, table.mask, table.known).items():
         # of the rows of all processes, where there are several
         sums = torch.tensor([error * count if count else 0.0, count], dtype=torch.float64)
         total, entries = distributed.total(sums).tolist()
@@ -306,13 +329,18 @@ def default_transform(arguments: argparse.Namespace) -> str:
 
 
 def _learned(
-    raw: np.ndarray, mask: np.ndarray, source: Source, names: tuple[str, ...] | None
+    raw: np.ndarray,
+    mask: np.ndarray,
+    source: Source,
+    names: tuple[str, ...] | None,
+    likelihood: Any,
 ) -> Units | None:
-    """The units of a table in training, None for pixels; warnings are in the words of the file."""
-    if is_pixels(raw):
+    """The units of a table in training, see `Table`; warnings are in the words of the file."""
+    columns = standardizable(likelihood, raw.shape[1])
+    if is_pixels(raw) or not columns.any():
         return None
     if source.transform == "log":
-        wrong = np.argwhere(mask & (raw <= 0))
+        wrong = np.argwhere(mask & (raw <= 0) & columns)
         if len(wrong):
             row, column = wrong[0]
             raise ValueError(
@@ -322,7 +350,7 @@ def _learned(
     robust = source.recipe == "table"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", data.FarEntriesWarning)
-        units = Units.fit(raw, mask, kind=source.transform, robust=robust)
+        units = Units.fit(raw, mask, kind=source.transform, robust=robust, columns=columns)
     if robust:
         _warn_of_far_entries(raw, mask, units, names)
     return units
@@ -388,6 +416,16 @@ def _read(source: Source, features: Features | None) -> tuple[data.Table, Any]:
         generator = np.random.default_rng(source.seed)
         table = table.rows(rows_of(len(table.values), source.subset, generator, "subset"))
     return table, parts[split].image_shape
+
+
+def _binarized(read: data.Table, threshold: float) -> data.Table:
+    """A table of pixels with 255 where they are above a share of 255, and 0 elsewhere."""
+    if not is_pixels(read.values):
+        raise ValueError("--binarize: expected pixels (uint8), got a table of numbers")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"--binarize: expected a threshold from 0 to below 1, got {threshold}")
+    values = np.where(read.values > threshold * 255, np.uint8(255), np.uint8(0))
+    return read.filled(values, np.ones(values.shape, bool))
 
 
 def _order(read: data.Table, features: Features | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..scaler import Scaler
 from ..training import distributed, fit, held_out_error, infer
 from ..training.collapse import warn_of_collapse
 from .checks import check_device
+from .laws import check_laws
 from .runs import record_run, run_to_resume
 from .tables import Features, Source, Table, load_table, print_scores, say
 
@@ -33,7 +34,7 @@ def train_model(arguments: argparse.Namespace) -> int:
     source = Source.of(arguments)
     scaled = stored is not None and stored.get("standardizer") is not None
     table = load_table(source, Features.of_training(stored), learn=not scaled)
-    model, shard = _model_of(arguments, table.raw.shape)
+    model, shard = _model_of(arguments, table)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
     run = _described(arguments, source, table, named)
@@ -76,7 +77,7 @@ def train_model(arguments: argparse.Namespace) -> int:
 
 
 def _model_of(
-    arguments: argparse.Namespace, shape: tuple[int, int]
+    arguments: argparse.Namespace, table: Table
 ) -> tuple[models.LatentModel, range | None]:
     """The model that is asked for, and its rows where it is one process of several."""
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
@@ -90,9 +91,11 @@ def _model_of(
     if distributed.launched():
         if arguments.model == "vae":
             raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
-        options["shard"] = distributed.rows_of_rank(shape[0])
+        options["shard"] = distributed.rows_of_rank(len(table.raw))
+    options["likelihood"] = table.likelihood
     options["generator"] = torch.Generator().manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*shape, **options)
+    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
+    check_laws(model, table.raw, table.mask, table.labels)
     return model, options.get("shard")
 
 
@@ -110,6 +113,8 @@ def _described(
         "seed": arguments.seed,
         "recipe": arguments.recipe,
         "transform": source.transform,
+        "binarize": arguments.binarize,
+        "likelihood": table.likelihood,
         "pixels": is_pixels(table.raw),
         "columns": None if table.source.features is None else list(table.source.features),
         "carried": list(table.source.carried_names),

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C
 
 # that of `_C.SIGNATURES`: every function, argument and enumerator of csrc/bindings
-DIGEST = "3194a159e5265eff"
+DIGEST = "6b745630569b85de"
 
 _found = hashlib.sha256(getattr(_C, "SIGNATURES", "").encode()).hexdigest()[:16]
 if _found != DIGEST:
@@ -28,6 +28,7 @@ DATA_TYPES = {
     torch.bfloat16: _C.DataType.bfloat16,
     torch.uint8: _C.DataType.uint8,
 }
+LAWS = {"gaussian": _C.Law.gaussian, "bernoulli": _C.Law.bernoulli}
 # by the number of dimensions of the scale
 SCALE_KINDS = _C.ScaleKind.scalar, _C.ScaleKind.feature, _C.ScaleKind.entry
 # by the dtype of the mask
@@ -45,8 +46,10 @@ def row_numbers(index: Tensor) -> tuple[int, bool, int]:
     return index.data_ptr(), index.dtype is INT64, index.shape[0]
 
 
-def scale_kind(scale: Tensor) -> _C.ScaleKind:
+def scale_kind(scale: Tensor | None) -> _C.ScaleKind:
     """Whether a scale is one number, one for each feature or one for each entry."""
+    if scale is None:  # and nothing reads it
+        return _C.ScaleKind.scalar
     return SCALE_KINDS[0 if scale.shape == (1,) else scale.dim()]
 
 

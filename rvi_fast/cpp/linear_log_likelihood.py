@@ -1,4 +1,4 @@
-"""`linear_gaussian_log_likelihood` in C++."""
+"""`linear_log_likelihood` in C++."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .extension import (
     DATA_TYPES,
     FLOAT32,
     FLOAT64,
+    LAWS,
     MASK_KINDS,
     NO_MASK,
     address_of,
@@ -26,34 +27,32 @@ def _linear_inputs(
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
 ) -> tuple[Tensor, list[Tensor | None], dict[str, Any]]:
     """The log-likelihood to fill, the inputs to keep alive, and what both directions pass on."""
     wide = hidden.dtype is FLOAT64 or weight.dtype is FLOAT64
     dtype = FLOAT64 if wide else FLOAT32
     if x.dtype is not dtype and (wide or x.dtype is FLOAT64):
         x = x.to(dtype) * (1.0 / 255.0) if x.dtype is torch.uint8 else x.to(dtype)
-    hidden, weight, scale = (
-        converted(dtype, hidden),
-        converted(dtype, weight),
-        converted(dtype, scale),
-    )
+    hidden, weight = converted(dtype, hidden), converted(dtype, weight)
     bias = None if bias is None else converted(dtype, bias)
+    scale = None if scale is None else converted(dtype, scale)
     x, mask = x.contiguous(), None if mask is None else mask.contiguous()
     num_samples, batch, hidden_dim = hidden.shape
     log_prob = empty((num_samples, batch), dtype=dtype)
     shared = {
-        "is_double": wide,
         "threads": get_num_threads(),
         "num_samples": num_samples,
         "batch": batch,
         "num_features": x.shape[1],
+        "law": LAWS[law],
         "x_type": DATA_TYPES[x.dtype],
         "scale_kind": scale_kind(scale),
         "mask_kind": NO_MASK if mask is None else MASK_KINDS[mask.dtype],
         "x": x.data_ptr(),
-        "scale": scale.data_ptr(),
+        "scale": address_of(scale),
         "mask": address_of(mask),
         "hidden_dim": hidden_dim,
         "hidden": hidden.data_ptr(),
@@ -65,42 +64,48 @@ def _linear_inputs(
 
 
 @checked
-def linear_gaussian_log_likelihood_fwd(
+def linear_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
 ) -> Tensor:
-    """`reference.linear_gaussian_log_likelihood_fwd`."""
-    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask)
-    _C.linear_gaussian_log_likelihood_fwd(**shared)
+    """`reference.linear_log_likelihood_fwd`."""
+    if not hidden.is_cpu:  # tensors without memory
+        return NotImplemented
+    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask, law)
+    _C.linear_log_likelihood_fwd(**shared)
     return log_prob
 
 
 @checked
-def linear_gaussian_log_likelihood_bwd(
+def linear_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
     need_hidden: bool,
     need_linear: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`reference.linear_gaussian_log_likelihood_bwd`."""
-    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask)
+    """`reference.linear_log_likelihood_bwd`."""
+    if not hidden.is_cpu:  # tensors without memory
+        return NotImplemented
+    log_prob, _alive, shared = _linear_inputs(hidden, weight, bias, x, scale, mask, law)
     dtype = log_prob.dtype
     grad = converted(dtype, grad_log_prob)
     grad_hidden = empty(hidden.shape if need_hidden else (0,), dtype=dtype)
     grad_weight = empty(weight.shape if need_linear else (0,), dtype=dtype)
     grad_bias = empty(bias.shape if need_linear and bias is not None else (0,), dtype=dtype)
-    grad_scale = empty(scale.shape if need_scale else (0,), dtype=dtype)
-    _C.linear_gaussian_log_likelihood_bwd(
+    grad_scale = empty(scale.shape if need_scale and scale is not None else (0,), dtype=dtype)
+    _C.linear_log_likelihood_bwd(
         **shared,
         grad=grad.data_ptr(),
         grad_hidden=grad_hidden.data_ptr(),
@@ -113,5 +118,5 @@ def linear_gaussian_log_likelihood_bwd(
         converted(hidden.dtype, grad_hidden),
         converted(weight.dtype, grad_weight),
         converted(weight.dtype if bias is None else bias.dtype, grad_bias),
-        converted(scale.dtype, grad_scale),
+        converted(dtype if scale is None else scale.dtype, grad_scale),
     )

@@ -115,7 +115,13 @@ class Units:
 
     @classmethod
     def fit(
-        cls, x: np.ndarray, mask: np.ndarray, *, kind: str = "none", robust: bool = True
+        cls,
+        x: np.ndarray,
+        mask: np.ndarray,
+        *,
+        kind: str = "none",
+        robust: bool = True,
+        columns: np.ndarray | None = None,
     ) -> Self:
         """The units of the observed entries of a table [N, D].
 
@@ -124,12 +130,14 @@ class Units:
             mask: bool [N, D], True = observed.
             kind: what bends columns, of `ColumnTransform`; pixels stay as they are.
             robust: as in `Standardizer.fit`.
+            columns: bool [D]: those that have units, all if not given; others keep their numbers.
         """
         if is_pixels(x):
             return cls(None)
-        transform = ColumnTransform.fit(x, mask, kind=kind)
+        transform = ColumnTransform.fit(x, mask, kind=kind, columns=columns)
         units = cls(None, None if set(transform.kinds) == {"none"} else transform)
-        return cls(Standardizer.fit(units.bent(x), mask, robust=robust), units.transform)
+        scale = Standardizer.fit(units.bent(x), mask, robust=robust, columns=columns)
+        return cls(scale, units.transform)
 
     def bent(self, x: np.ndarray) -> np.ndarray:
         """[N, D] as a table holds it -> the same with its columns bent."""

@@ -94,7 +94,14 @@ class Standardizer:
             raise ValueError(f"limit: expected positive numbers, got {self.limit}")
 
     @classmethod
-    def fit(cls, x: np.ndarray, mask: np.ndarray | None = None, *, robust: bool = True) -> Self:
+    def fit(
+        cls,
+        x: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        robust: bool = True,
+        columns: np.ndarray | None = None,
+    ) -> Self:
         """The scale of the observed entries of a table, see the module.
 
         Args:
@@ -102,6 +109,8 @@ class Standardizer:
             mask: bool [N, D], True = observed; without it, every entry that is not NaN.
             robust: False takes mean and standard deviation of features with far entries too, and cuts
                 nothing.
+            columns: bool [D]: features to standardise, all if not given. Others that were observed keep
+                their numbers: mean 0, std 1.
 
         Raises:
             ValueError: shapes differ, x is NaN where the mask is True, or x holds inf.
@@ -128,7 +137,7 @@ class Standardizer:
             with np.errstate(over="ignore"):
                 squares += np.nansum((values - mean) ** 2, axis=0)
         moments.mean, moments.squares = mean, squares
-        scale = moments.standardizer(robust=robust)
+        scale = moments.standardizer(robust=robust, columns=columns)
         moments.warn_of_far_entries()
         return cls(**vars(scale))
 

@@ -157,7 +157,12 @@ class ColumnTransform:
 
     @classmethod
     def fit(
-        cls, x: np.ndarray, mask: np.ndarray | None = None, *, kind: str = "auto"
+        cls,
+        x: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        kind: str = "auto",
+        columns: np.ndarray | None = None,
     ) -> ColumnTransform:
         """Learns one function for each column from its observed entries.
 
@@ -165,6 +170,8 @@ class ColumnTransform:
             x: [N, D] numbers, NaN = missing.
             mask: bool [N, D], True = observed; without it, every entry that is not NaN.
             kind: "auto", "none", "log" or "quantile", for every column.
+            columns: bool [D]: those that may be bent, all if not given. Others stay as they are, as
+                codes and counts have to.
 
         Raises:
             ValueError: kind or shapes are not as expected, observed entries are not finite, or kind is
@@ -181,14 +188,17 @@ class ColumnTransform:
             )
         if kind == "none":
             return cls([_Column()] * x.shape[1])
-        columns = []
+        fitted = []
         for column in range(x.shape[1]):
+            if columns is not None and not columns[column]:
+                fitted.append(_Column())
+                continue
             values = x[:, column].astype(np.float64)
             values = values[~np.isnan(values) if mask is None else mask[:, column]]
             if not np.isfinite(values).all():
                 raise ValueError(f"x: expected finite observed entries in column {column}")
-            columns.append(_fitted(values, kind, column))
-        return cls(columns)
+            fitted.append(_fitted(values, kind, column))
+        return cls(fitted)
 
     @property
     def kinds(self) -> list[str]:

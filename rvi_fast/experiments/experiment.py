@@ -138,7 +138,12 @@ def run(
     if experiment.latents:
         assert test.labels is not None
         result |= latents.explore(
-            model.decoder, posterior.mean(), train.x, inferred.mean(), test.labels, directory
+            functools.partial(_decoded, model),
+            posterior.mean(),
+            train.x,
+            inferred.mean(),
+            test.labels,
+            directory,
         )
     return result
 
@@ -236,6 +241,11 @@ def _classify(
     return {"cross_entropy": entropies, "accuracy": accuracies}
 
 
+def _decoded(model: models.LatentModel, z: Tensor) -> Tensor:
+    """The expected x [..., D] of latents [..., T], in the units of the model."""
+    return model.ability("mean")(model.decode(z))
+
+
 @torch.no_grad()
 def _progress(model: models.LatentModel, train: Part, directory: Path) -> list[float]:
     """Elastic error over known entries by the groups used; the first images go to a file."""
@@ -243,7 +253,7 @@ def _progress(model: models.LatentModel, train: Part, directory: Path) -> list[f
     stages = [(count, False) for count in range(len(posterior.layout.groups) + 1)]
     for count, deviation in (*stages, (None, True)):
         means = posterior.mean(groups=count, deviation=deviation)
-        decoded = torch.cat([model.decoder(part) for part in means.split(8192)]).numpy()
+        decoded = torch.cat([_decoded(model, part) for part in means.split(8192)]).numpy()
         scores.append(data.elastic(train.x, decoded, train.known))
         images.append(decoded[:_SHOWN])
     originals = train.x[:_SHOWN]

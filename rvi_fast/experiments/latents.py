@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import data
 from ..data.pixels import fractions
@@ -18,7 +19,7 @@ _MAPPED = 2000  # rows of the map: distances between all of them are computed
 
 @torch.no_grad()
 def explore(
-    decoder: nn.Module,
+    decoder: Callable[[Tensor], Tensor],
     means: Tensor,
     x: np.ndarray,
     test_means: Tensor,
@@ -28,7 +29,7 @@ def explore(
     """Scores, and arrays for pictures in `directory`.
 
     Args:
-        decoder: of the model.
+        decoder: from latents [..., T] to the rows [..., D] that they stand for.
         means: posterior means of the training rows [N, T].
         x: training rows [N, D], standardised or uint8.
         test_means: [n, T]; the first 2,000 rows are mapped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -31,6 +32,8 @@ class Likelihood(nn.Module):
             that `fit` may standardise them. Every finite number is possible then.
         pixels: whether x may be uint8, which counts as x / 255.
         estimated: "mean" or "mode": what `impute` fills in where it is not told.
+        step_tensors: tensors [batch, `num_outputs`] that log-likelihood and gradient by autograd hold at
+            once, at most, for `estimate_memory`; some are float64.
 
     Example:
         >>> import torch, rvi_fast
@@ -45,6 +48,7 @@ class Likelihood(nn.Module):
     location_scale: bool = False
     pixels: bool = False
     estimated: str = "mean"
+    step_tensors: float = 24.0
 
     def __init_subclass__(cls, law: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -143,6 +147,24 @@ class Likelihood(nn.Module):
         """What the elastic error compares, both [B, D]: x and its mean, if nothing else means more."""
         return x, self.mean(outputs)
 
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `initial_outputs` has to know of data [B, D], [2, K] float64 where the device has it.
+
+        Sums over the observed entries, so that those of the parts of a table add up.
+        """
+        return torch.zeros(2, self.num_outputs or self.num_features, device=x.device)
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """Outputs [K] with which every row has the law of its column as a whole; NaN where any will do.
+
+        `fit` starts there, by the bias of the decoder's last layer: a network finds what differs between
+        rows, and would take long to find the logarithm of a count in the thousands.
+
+        Args:
+            totals: [2, K], see `totals`.
+        """
+        return torch.full_like(totals[0], torch.nan)
+
     def of_rows(self, x: Tensor, mask: Tensor | None = None) -> Likelihood:
         """The law of these rows where it depends on what was observed of them; the law itself else.
 
@@ -171,7 +193,7 @@ class Likelihood(nn.Module):
         mask: Tensor | None = None,
         *,
         rows: Any = None,
-        columns: list[int] | None = None,
+        columns: Sequence[int | str] | None = None,
     ) -> None:
         """Refuses data that this law cannot give. `fit`, `infer` and `impute` ask it of all they read.
 
@@ -179,7 +201,7 @@ class Likelihood(nn.Module):
             x: data [B, D] as a user has them, NaN = missing where there is no mask; or uint8.
             mask: bool [B, D], true = observed.
             rows: their numbers [B], for errors.
-            columns: the numbers of the features, for errors.
+            columns: numbers or names of the features, for errors.
 
         Raises:
             ValueError: names value, row and column.
@@ -249,6 +271,16 @@ class Likelihood(nn.Module):
         self, x: Tensor, outputs: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x and outputs in the dtype to compute in, and what is observed; 0 in x where it is not."""
+        self._check_entries(x, outputs)
+        observed = observed_of(x, mask)
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        values = x.to(dtype)
+        if x.dtype == torch.uint8:
+            values = values / 255
+        return torch.where(observed, values, 0.0), outputs.to(dtype), observed
+
+    def _check_entries(self, x: Tensor, outputs: Tensor) -> None:
+        """Refuses shapes and dtypes that do not fit."""
         _checks.check_tensor("x", x)
         _checks.check_tensor("outputs", outputs)
         if x.dim() != 2 or x.shape[1] != self.num_features:
@@ -263,12 +295,12 @@ class Likelihood(nn.Module):
         if outputs.dim() not in (2, 3) or tuple(outputs.shape[-2:]) != shape:
             wanted = f"[{shape[0]}, {shape[1]}] or [S, {shape[0]}, {shape[1]}]"
             raise ValueError(f"outputs: expected shape {wanted}, got {_checks.shape_of(outputs)}")
-        observed = observed_of(x, mask)
-        dtype = torch.promote_types(outputs.dtype, torch.float32)
-        values = x.to(dtype)
-        if x.dtype == torch.uint8:
-            values = values / 255
-        return torch.where(observed, values, 0.0), outputs.to(dtype), observed
+
+    def _observed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x in a dtype to count in, 0 where it is not observed, and what is observed."""
+        outputs = torch.zeros(1, device=x.device).expand(len(x), self.num_outputs or 1)
+        values, _, observed = self._entries(x, outputs, mask)
+        return wide(values), observed
 
     def _noise(
         self, outputs: Tensor, noise: Tensor | None, generator: torch.Generator | None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn.functional import softplus
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
+from ..functional import bernoulli_log_likelihood, linear_bernoulli_log_likelihood
+from ..ops import ops
 from .base import Elementwise, wide
 
 
@@ -37,10 +39,49 @@ class Bernoulli(Elementwise, law="bernoulli"):
 
     pixels = True
     estimated = "mode"
+    step_tensors = 6.0
+
+    @property
+    def fused(self) -> bool:
+        """Whether this law is an op, with the last layer too: a subclass may have another one."""
+        return type(self) is Bernoulli
+
+    def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-likelihood of the observed entries of each row, see `Likelihood.forward`."""
+        if not self.fused:
+            return super().forward(x, outputs, mask)
+        self._check_entries(x, outputs)
+        return bernoulli_log_likelihood(x, outputs, mask)
+
+    def of_linear(
+        self, x: Tensor, hidden: Tensor, layer: nn.Linear, mask: Tensor | None = None
+    ) -> Tensor:
+        """The same given outputs = layer(hidden), see `linear_bernoulli_log_likelihood`."""
+        return linear_bernoulli_log_likelihood(hidden, layer.weight, layer.bias, x, mask)
+
+    def step_of_linear(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        layer: nn.Linear,
+        x: Tensor,
+        mask: Tensor | None,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
+        inputs = hidden, layer.weight, layer.bias, x, None, mask, "bernoulli"
+        log_prob, grad, grad_weight, grad_bias, _ = ops.linear_log_likelihood_bwd(
+            grad, *inputs, True, learn, False
+        )
+        if learn:
+            layer.weight.grad = grad_weight
+            if layer.bias is not None:
+                layer.bias.grad = grad_bias
+        return log_prob, grad
 
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry, see `Elementwise`."""
-        return x * outputs - softplus(outputs)
+        return x * outputs + logsigmoid(-outputs)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The probability of 1, [..., D]."""
@@ -60,6 +101,16 @@ class Bernoulli(Elementwise, law="bernoulli"):
         """Draws zeros and ones [..., D], see `Likelihood.sample`."""
         below = torch.special.ndtr(wide(self._noise(outputs, noise, generator)))
         return (below < wide(outputs).sigmoid()).to(outputs.dtype)
+
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Ones, and entries, of each column, see `Likelihood.totals`."""
+        values, observed = self._observed(x, mask)
+        return torch.stack((values.sum(0), observed.sum(0)))
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """The logit of each column's share of ones, see `Likelihood.initial_outputs`."""
+        ones, entries = totals
+        return ((ones + 0.5) / (entries - ones + 0.5)).log()
 
     def legal(self, values: Tensor) -> Tensor:
         """Whether entries are zeros and ones."""

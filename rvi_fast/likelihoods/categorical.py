@@ -45,6 +45,7 @@ class Categorical(Likelihood, law="categorical"):
     """
 
     estimated = "mode"
+    step_tensors = 5.0
 
     def __init__(self, num_features: int, num_classes: int | Sequence[int]) -> None:
         super().__init__(num_features)
@@ -129,6 +130,20 @@ class Categorical(Likelihood, law="categorical"):
         """1, NaN where x is missing, and the probability of the class that was observed, [B, D]."""
         found = self._chosen(x.nan_to_num(0.0), self._log_probabilities(self._logits(outputs)))
         return torch.where(torch.isnan(x), torch.nan, torch.ones_like(x)), found.exp()
+
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entries of each class, and of its column, see `Likelihood.totals`."""
+        values, observed = self._observed(x, mask)
+        codes = torch.arange(self._absent.shape[1], device=x.device)
+        found = ((values[:, :, None] == codes) & observed[:, :, None]).sum(0)
+        present = ~self._absent.to(x.device)
+        both = torch.stack((found, observed.sum(0)[:, None].expand_as(found)))
+        return both[:, present].to(values.dtype)
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """The logarithm of each class's share, see `Likelihood.initial_outputs`."""
+        entries, of_column = totals
+        return ((entries + 0.5) / (of_column + 0.5)).log()
 
     def legal(self, values: Tensor) -> Tensor:
         """The codes of each column."""

@@ -51,10 +51,8 @@ class Counts(Elementwise):
         """A view for rows of the sizes that x [B, D] says, see `Likelihood.of_rows`."""
         if not self.size_factor:
             return self
-        outputs = torch.zeros(1, device=x.device).expand(x.shape)
-        values, _, observed = self._entries(x, outputs, mask)
         other = view(self)
-        other._log_size = _log_size_of(values, observed)
+        other._log_size = _log_size_of(*self._observed(x, mask))
         return other
 
     def log_rate(self, outputs: Tensor) -> Tensor:
@@ -66,6 +64,19 @@ class Counts(Elementwise):
     def mean(self, outputs: Tensor) -> Tensor:
         """The rate, [..., D]."""
         return self.log_rate(outputs).exp()
+
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sums of the counts, and of the sizes of their rows, see `Likelihood.totals`."""
+        values, observed = self._observed(x, mask)
+        sizes = observed.to(values.dtype)
+        if self.size_factor:
+            sizes = sizes * _log_size_of(values, observed).exp()[:, None]
+        return torch.stack((values.sum(0), sizes.sum(0)))
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """The logarithm of each column's rate, see `Likelihood.initial_outputs`."""
+        counts, sizes = totals
+        return ((counts + 0.5) / (sizes + 0.5)).log()
 
     def legal(self, values: Tensor) -> Tensor:
         """Whole numbers from 0 on."""
@@ -103,6 +114,8 @@ class Poisson(Counts, law="poisson"):
         >>> Poisson(2)(torch.tensor([[3.0, torch.nan]]), torch.zeros(1, 2))
         tensor([-2.7918])
     """
+
+    step_tensors = 16.0
 
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry given log rates, see `Elementwise`."""
@@ -156,6 +169,7 @@ class NegativeBinomial(Counts, law="negative_binomial"):
     """
 
     log_inverse_dispersion: Tensor
+    step_tensors = 22.0
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Foreign(Likelihood):
         mask: Tensor | None = None,
         *,
         rows: Any = None,
-        columns: list[int] | None = None,
+        columns: Sequence[int | str] | None = None,
     ) -> None:
         if self.restricted:
             self.module.check(x, mask)  # type: ignore[operator]

@@ -43,6 +43,7 @@ class GaussianLikelihood(Likelihood, law="gaussian"):
     log_scale: Tensor
     location_scale = True
     pixels = True
+    step_tensors = 2.0
 
     def __init__(
         self,
@@ -127,8 +128,9 @@ class GaussianLikelihood(Likelihood, law="gaussian"):
         """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
         log_scale, scale = self.log_scale, self.scale
         learn_scale = learn and isinstance(log_scale, nn.Parameter)
-        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_gaussian_log_likelihood_bwd(
-            grad, hidden, layer.weight, layer.bias, x, scale, mask, True, learn, learn_scale
+        inputs = hidden, layer.weight, layer.bias, x, scale, mask, "gaussian"
+        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_log_likelihood_bwd(
+            grad, *inputs, True, learn, learn_scale
         )
         if learn:
             layer.weight.grad = grad_weight

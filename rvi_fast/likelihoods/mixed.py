@@ -20,6 +20,10 @@ _EACH: dict[str, dict[str, Any]] = {
 }
 
 
+# tensors [batch, outputs] of a step: outputs, x and mask by law, and gradients on the way back
+_GATHERED = 3.0
+
+
 class Mixed(Likelihood, law="mixed"):
     """A table whose columns have laws of their own: numbers, yes/no, classes and counts in one model.
 
@@ -94,6 +98,12 @@ class Mixed(Likelihood, law="mixed"):
     def pixels(self) -> bool:  # type: ignore[override]
         """Whether all laws take them."""
         return all(part.pixels for part in self._laws())
+
+    @property
+    def step_tensors(self) -> float:  # type: ignore[override]
+        """That of the laws, by the outputs they take, and what is gathered for them."""
+        parts = [part.step_tensors * (part.num_outputs or 1) for part in self._laws()]
+        return sum(parts) / self._width + _GATHERED
 
     @property
     def standardizable(self) -> list[bool]:
@@ -177,6 +187,25 @@ class Mixed(Likelihood, law="mixed"):
         ]
         return self._together(x for x, _ in pairs), self._together(found for _, found in pairs)
 
+    def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `Likelihood.totals`: those of all laws, in the order of the outputs."""
+        mask, found = observed_of(x, mask), None
+        for number, part in enumerate(self._laws()):
+            columns = self._of_x(number).to(x.device)
+            own = part.totals(x.index_select(-1, columns), mask.index_select(-1, columns))
+            found = own.new_zeros(2, self._width) if found is None else found.to(own.dtype)
+            found[:, self._outputs_of(number, x)] = own
+        assert found is not None
+        return found
+
+    def initial_outputs(self, totals: Tensor) -> Tensor:
+        """See `Likelihood.initial_outputs`: those of all laws, in the order of the outputs."""
+        found = torch.empty_like(totals[0])
+        for number, part in enumerate(self._laws()):
+            places = self._outputs_of(number, totals)
+            found[places] = part.initial_outputs(totals[:, places])
+        return found
+
     def of_rows(self, x: Tensor, mask: Tensor | None = None) -> Likelihood:
         """A view for rows whose sizes some of the laws take from x, see `Likelihood.of_rows`."""
         mask = observed_of(x, mask)
@@ -208,12 +237,13 @@ class Mixed(Likelihood, law="mixed"):
         mask: Tensor | None = None,
         *,
         rows: Any = None,
-        columns: list[int] | None = None,
+        columns: Sequence[int | str] | None = None,
     ) -> None:
         """Refuses data that a column's law cannot give, see `Likelihood.check`."""
         for part, own in zip(self._laws(), self._columns, strict=True):
             seen = None if mask is None else mask[:, own]
-            part.check(x[:, own], seen, rows=rows, columns=own)
+            names = own if columns is None else [columns[column] for column in own]
+            part.check(x[:, own], seen, rows=rows, columns=names)
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}"
@@ -233,6 +263,10 @@ class Mixed(Likelihood, law="mixed"):
 
     def _of_outputs(self, number: int, outputs: Tensor) -> Tensor:
         return outputs.index_select(-1, self._buffers[f"_outputs{number}"])  # type: ignore[arg-type]
+
+    def _outputs_of(self, number: int, like: Tensor) -> Tensor:
+        """The places of a part's outputs, on the device of a tensor."""
+        return self._buffers[f"_outputs{number}"].to(like.device)  # type: ignore[union-attr]
 
     def _together(self, parts: Any) -> Tensor:
         """Columns of all parts [..., D], in the order of x."""

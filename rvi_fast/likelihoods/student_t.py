@@ -57,6 +57,7 @@ class StudentT(Elementwise, law="student_t"):
     raw_df: Tensor
     location_scale = True
     pixels = True
+    step_tensors = 10.0
 
     def __init__(
         self,

@@ -6,8 +6,8 @@ An implementation is a namespace with the functions of `SCHEMAS`, same names and
 
 # importing an op's file defines it
 from . import adam_step, row_adam
-from .linear_log_likelihood import linear_gaussian_log_likelihood
-from .log_likelihood import gaussian_log_likelihood
+from .linear_log_likelihood import linear_log_likelihood
+from .log_likelihood import log_likelihood
 from .relay_sample import relay_sample
 from .table import SCHEMAS, FallbackWarning, check_rows_read, implementation, ops, unused
 
@@ -16,9 +16,9 @@ __all__ = [
     "FallbackWarning",
     "adam_step",
     "check_rows_read",
-    "gaussian_log_likelihood",
     "implementation",
-    "linear_gaussian_log_likelihood",
+    "linear_log_likelihood",
+    "log_likelihood",
     "ops",
     "relay_sample",
     "row_adam",

@@ -17,15 +17,18 @@ from .bits import pack_bits, unpack_bits
 from .history import WINDOW_TOLERANCE, row_adam_window, widened_history
 from .linear_log_likelihood import (
     linear_gaussian_log_likelihood,
-    linear_gaussian_log_likelihood_bwd,
-    linear_gaussian_log_likelihood_fwd,
-    linear_mean,
+    linear_log_likelihood,
+    linear_log_likelihood_bwd,
+    linear_log_likelihood_fwd,
+    linear_output,
 )
 from .log_likelihood import (
     PIXEL_SCALE,
     gaussian_log_likelihood,
-    gaussian_log_likelihood_bwd,
-    gaussian_log_likelihood_fwd,
+    grad_x,
+    log_likelihood,
+    log_likelihood_bwd,
+    log_likelihood_fwd,
 )
 from .moments import MOMENT_SEED, moment_words, to_bfloat16
 from .noise import normal_noise, philox
@@ -50,13 +53,16 @@ __all__ = [
     "WINDOW_TOLERANCE",
     "adam_step",
     "gaussian_log_likelihood",
-    "gaussian_log_likelihood_bwd",
-    "gaussian_log_likelihood_fwd",
+    "grad_x",
     "group_weights",
     "linear_gaussian_log_likelihood",
-    "linear_gaussian_log_likelihood_bwd",
-    "linear_gaussian_log_likelihood_fwd",
-    "linear_mean",
+    "linear_log_likelihood",
+    "linear_log_likelihood_bwd",
+    "linear_log_likelihood_fwd",
+    "linear_output",
+    "log_likelihood",
+    "log_likelihood_bwd",
+    "log_likelihood_fwd",
     "moment_words",
     "normal_noise",
     "pack_bits",

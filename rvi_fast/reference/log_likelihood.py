@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .._op_checks import checked
 from ._common import compute_dtype
 from .bits import unpack_bits
+from .laws import LAWS
 
 # a uint8 entry is a pixel
 PIXEL_SCALE = 1.0 / 255.0
@@ -24,11 +23,27 @@ def gaussian_log_likelihood(
 
     Args and returns: `rvi_fast.gaussian_log_likelihood`.
     """
-    dtype = compute_dtype(mean)
+    return log_likelihood(x, mean, scale, mask, "gaussian")
+
+
+def log_likelihood(
+    x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
+) -> Tensor:
+    """Log-likelihood of the observed entries of each row under one of `LAWS`, in nats.
+
+    Args:
+        x, scale, mask: as in `rvi_fast.gaussian_log_likelihood`; no scale for a law that has none.
+        output: of the decoder, [B, D] or [S, B, D]: means, logits, ...
+        law: its name.
+
+    Returns:
+        [B] or [S, B], at least float32.
+    """
+    dtype = compute_dtype(output)
     values, observed = _values(x, mask, dtype)
-    residual = torch.where(observed, values - mean.to(dtype), 0.0) / scale.to(dtype)
-    constant = scale.to(dtype).log() + 0.5 * math.log(2.0 * math.pi)
-    return torch.where(observed, -0.5 * residual.square() - constant, 0.0).sum(-1)
+    scale = None if scale is None else scale.to(dtype)
+    entries = LAWS[law].entries(values, output.to(dtype), scale, observed)
+    return torch.where(observed, entries, 0.0).sum(-1)
 
 
 def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -39,42 +54,57 @@ def _values(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor,
 
 
 @checked
-def gaussian_log_likelihood_fwd(
-    x: Tensor, mean: Tensor, scale: Tensor, mask: Tensor | None
+def log_likelihood_fwd(
+    x: Tensor, output: Tensor, scale: Tensor | None, mask: Tensor | None, law: str
 ) -> Tensor:
-    """Log-likelihood [S, B] from x [B, D], mean [S, B, D], scale [], [D] or [B, D].
+    """Log-likelihood [S, B] from x [B, D], output [S, B, D], scale [], [D] or [B, D], or None.
 
     `mask` is bool [B, D], or its bits [B, ceil(D / 32)] as `pack_bits` lays them.
     """
-    return gaussian_log_likelihood(x, mean, scale, mask)
+    return log_likelihood(x, output, scale, mask, law)
 
 
 @checked
-def gaussian_log_likelihood_bwd(
+def log_likelihood_bwd(
     grad_log_prob: Tensor,
     x: Tensor,
-    mean: Tensor,
-    scale: Tensor,
+    output: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
-    need_mean: bool,
+    law: str,
+    need_output: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of mean [S, B, D] and of scale (its own shape); one not needed has 0 elements.
+    """Gradients of output [S, B, D] and of scale (its own shape), see `gradients` of the law.
 
-    With u = (x - mean) / s where observed, else 0:
-    grad_mean = g u / s and grad_scale = sum g (u^2 - 1) / s over observed entries.
+    One not needed, or of a scale that is None, has 0 elements.
     """
-    dtype = compute_dtype(mean)
+    dtype = compute_dtype(output)
     values, observed = _values(x, mask, dtype)
-    # an infinite or missing 1/s times nothing is still nothing
-    inverse = torch.where(observed, scale.to(dtype).reciprocal(), 0.0)
-    scaled = torch.where(observed, values - mean.to(dtype), 0.0) * inverse
-    grad = grad_log_prob.to(dtype)[..., None]
-    grad_mean = mean.new_empty(0)
-    if need_mean:
-        grad_mean = (grad * scaled * inverse).to(mean.dtype).contiguous()
-    grad_scale = scale.new_empty(0)
-    if need_scale:
-        terms = grad * torch.where(observed, (scaled.square() - 1.0) * inverse, 0.0)
-        grad_scale = terms.sum_to_size(scale.shape).to(scale.dtype)
-    return grad_mean, grad_scale
+    by_output, by_scale = LAWS[law].gradients(
+        grad_log_prob.to(dtype)[..., None],
+        values,
+        output.to(dtype),
+        None if scale is None else scale.to(dtype),
+        observed,
+    )
+    grad_output = by_output.to(output.dtype).contiguous() if need_output else output.new_empty(0)
+    if scale is None:
+        return grad_output, output.new_empty(0)
+    if not need_scale:
+        return grad_output, scale.new_empty(0)
+    return grad_output, by_scale.sum_to_size(scale.shape).to(scale.dtype)
+
+
+def grad_x(
+    grad_log_prob: Tensor,
+    grad_output: Tensor,
+    x: Tensor,
+    output: Tensor,
+    mask: Tensor | None,
+    law: str,
+) -> Tensor:
+    """The gradient of x [B, D] in its dtype, given that of output [S, B, D]."""
+    grad = LAWS[law].grad_x(grad_log_prob[..., None], output, grad_output)
+    _, observed = _values(x, mask, x.dtype)
+    return torch.where(observed, grad, 0.0).sum(0).to(x.dtype)

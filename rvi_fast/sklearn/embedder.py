@@ -27,7 +27,7 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, RelayEstimator):
 
     Args:
         missing_values, hidden, groups, top, epochs, batch_size, lr, steps, infer_lr, standardize,
-            column_transform, random_state, device, verbose: as in `RelayImputer`.
+            column_transform, likelihood, random_state, device, verbose: as in `RelayImputer`.
         latent_dim: T, the number of columns of the result.
         scale_factor: as in `RelayImputer`; 1 gives the posterior under the trained model itself.
 
@@ -53,10 +53,14 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, RelayEstimator):
         """Posterior means [N, latent_dim] of the rows of X, float32 if X is and float64 if not."""
         check_is_fitted(self)
         x, missing = self._table(X, reset=False)
+        self._check(self.model_.law, x, missing)
         return _array(self._means(self._rows(x, missing)), x.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Decodes embeddings [N, latent_dim] to rows [N, D] in the units of the data."""
+        """Decodes embeddings [N, latent_dim] to rows [N, D] in the units of the data.
+
+        Yes/no and classes come back as the most probable 0, 1 or code, numbers and counts as means.
+        """
         check_is_fitted(self)
         means = check_array(X, dtype=[np.float64, np.float32])
         latent_dim = self._n_features_out

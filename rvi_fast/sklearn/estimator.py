@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from .. import _checks
 from ..data.recipe import Units
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
+from ..likelihoods import Likelihood, make
 from ..models import LatentModel, rvi
 from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
@@ -28,6 +30,8 @@ from .tables import checked_table, is_nan
 # what epochs=None asks for: steps in all, and visits of each row
 _STEPS, _VISITS = 2000, 50
 _BATCH = 256
+# rows decoded at once
+_DECODED = 8192
 
 
 class RelayEstimator(TransformerMixin, BaseEstimator):
@@ -49,6 +53,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         scale_factor: float | str = 1.0,
         standardize: bool = True,
         column_transform: str = "auto",
+        likelihood: Any = "gaussian",
         random_state: Any = None,
         device: Any = None,
         verbose: bool = False,
@@ -66,6 +71,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.scale_factor = scale_factor
         self.standardize = standardize
         self.column_transform = column_transform
+        self.likelihood = likelihood
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -97,15 +103,19 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         _checks.check_positive_int("steps", options["steps"])
         _checks.check_positive_float("infer_lr", options["infer_lr"])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        law = self._law_of(x.shape[1])
+        self._check(law, x, missing)
         self._empty = missing.all(axis=0)
         self._constants = _constants(x, missing)
-        self.column_transform_ = self._shape_of(x, missing)
-        self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing)
+        self.column_transform_ = self._shape_of(x, missing, law)
+        self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         rows = self._rows(x, missing)
         names = ("latent_dim", "hidden", "groups", "top")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        model = rvi(*x.shape, **{name: options[name] for name in names}, generator=generator)
-        check_scale_factor(model, options["scale_factor"])
+        chosen = {name: options[name] for name in names}
+        model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
+        if not self._without_scale(law):
+            check_scale_factor(model, options["scale_factor"])
         batch_size, epochs = options["batch_size"], options["epochs"]
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
@@ -155,7 +165,39 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         """X as checked numbers [N, D], and which of them are missing."""
         return checked_table(self, X, self.missing_values, reset=reset)
 
-    def _shape_of(self, x: np.ndarray, missing: np.ndarray) -> ColumnTransform:
+    def _law_of(self, num_features: int) -> Likelihood:
+        """What `likelihood` stands for; a module learns in the model, and the user's stays as it is."""
+        given = self._options()["likelihood"]
+        law = make(copy.deepcopy(given), num_features)
+        if not isinstance(law, Likelihood):
+            raise TypeError(
+                f"likelihood: expected a name, a Likelihood, or one for each column, got {given!r}"
+            )
+        return law
+
+    def _check(self, law: Likelihood, x: np.ndarray, missing: np.ndarray) -> None:
+        """Refuses what the law of a column cannot give, with row, column and value of X."""
+        if not law.restricted:
+            return
+        names = getattr(self, "feature_names_in_", None)
+        values = x if x.dtype == np.uint8 else x.astype(np.float64)
+        law.check(
+            torch.from_numpy(np.ascontiguousarray(values)),
+            torch.from_numpy(~missing),
+            columns=None if names is None else [repr(str(name)) for name in names],
+        )
+
+    def _without_scale(self, law: Likelihood) -> bool:
+        """Whether there is no scale to look for, although `scale_factor` asks for it."""
+        if self._options()["scale_factor"] != "held-out":
+            return False
+        try:
+            law.widened(2.0)
+        except ValueError:
+            return True
+        return False
+
+    def _shape_of(self, x: np.ndarray, missing: np.ndarray, law: Likelihood) -> ColumnTransform:
         """What bends the columns of X before they are standardised."""
         kind = self.column_transform
         if kind not in TRANSFORMS:
@@ -168,9 +210,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             )
         if kind == "auto" and (x.dtype == np.uint8 or not self.standardize):
             kind = "none"
-        return ColumnTransform.fit(x, ~missing, kind=kind)
+        return ColumnTransform.fit(x, ~missing, kind=kind, columns=np.array(law.standardizable))
 
-    def _scale_of(self, bent: np.ndarray, missing: np.ndarray) -> Standardizer:
+    def _scale_of(self, bent: np.ndarray, missing: np.ndarray, law: Likelihood) -> Standardizer:
         """From bent columns to the units of the model."""
         size = bent.shape[1]
         if bent.dtype == np.uint8:
@@ -178,7 +220,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         if self.standardize:
             try:
                 with np.errstate(over="ignore", invalid="ignore"):
-                    return Standardizer.fit(bent, ~missing)
+                    columns = np.array(law.standardizable)
+                    return Standardizer.fit(bent, ~missing, columns=columns)
             except ValueError as error:
                 raise ValueError(
                     f"X: expected numbers that can be standardised: {error}"
@@ -231,6 +274,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         """
         factor = self._options()["scale_factor"]
         factors = FACTORS if isinstance(factor, str) else (float(factor),)
+        if self._without_scale(self.model_.law):
+            factors = (1.0,)
 
         def inferred(shown: Inputs, factor: float) -> RelayPosterior:
             return self._infer(shown.x, factor)
@@ -240,10 +285,22 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         except TooFewEntries:
             return HeldOut(factors[0], math.nan)
 
-    def _decode(self, means: torch.Tensor) -> np.ndarray:
-        """Posterior means [N, T] -> [N, D] float64 in the units of X."""
+    def _decode(
+        self, means: torch.Tensor, rows: np.ndarray | None = None, kind: str | None = None
+    ) -> np.ndarray:
+        """Posterior means [N, T] -> [N, D] float64 in the units of X.
+
+        Args:
+            means: of rows of X.
+            rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
+            kind: "mean" or "mode"; None for what each law takes for the better estimate.
+        """
+        shown = None if rows is None else torch.from_numpy(rows).to(means.device)
+        parts = []
         with torch.no_grad(), full_precision():
-            parts = [self.model_.decoder(part) for part in means.split(8192)]
+            for own in torch.arange(len(means), device=means.device).split(_DECODED):
+                law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
+                parts.append(law.estimate(self.model_.decode(means[own]), kind))
         values = self._units().to_data(torch.cat(parts).cpu().numpy())
         return np.where(np.isnan(self._constants), values, self._constants)
 

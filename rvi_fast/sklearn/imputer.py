@@ -43,14 +43,21 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
             left it. "held-out": `fit` hides a tenth of the entries of up to 1,024 training rows and
             takes the factor with which they are best found again; the decoder has learned from them,
-            so that where much is missing a larger number can be better.
+            so that where much is missing a larger number can be better. 1 for laws without a scale.
         standardize: train on (x - mean) / std of each feature's observed entries; False leaves the
             numbers as they are.
         column_transform: what bends each feature before it is standardised: "none", "log" (positive
             numbers) or "quantile" (normal scores of ranks), or "auto", which leaves a feature as it is
             unless it has heavy tails, see `rvi_fast.data.ColumnTransform`. What is filled in is then
             nearer to the median than to the mean. "auto" is "none" for pixels and where `standardize`
-            is False.
+            is False. Only features whose law is one of location and scale are bent or standardised.
+        likelihood: the law of the features: "gaussian", "student_t", "bernoulli" (0 and 1), "poisson",
+            "negative_binomial" (counts), ("categorical", k) (codes 0 to k - 1); a list with one of these
+            for each feature; or a `rvi_fast.likelihoods.Likelihood`, which is copied. X may hold nothing
+            else, in `fit` and in `transform`.
+        estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
+            mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
+            numbers too.
         min_value: the least that is filled in, a number or one for each feature [D].
         max_value: the most that is filled in, likewise.
         keep_empty_features: keep features that were never observed in `fit`, filled with 0, instead of
@@ -101,6 +108,8 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         scale_factor: float | str = "held-out",
         standardize: bool = True,
         column_transform: str = "auto",
+        likelihood: Any = "gaussian",
+        estimate: str | None = None,
         min_value: Any = -np.inf,
         max_value: Any = np.inf,
         keep_empty_features: bool = False,
@@ -123,10 +132,12 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             scale_factor=scale_factor,
             standardize=standardize,
             column_transform=column_transform,
+            likelihood=likelihood,
             random_state=random_state,
             device=device,
             verbose=verbose,
         )
+        self.estimate = estimate
         self.min_value = min_value
         self.max_value = max_value
         self.keep_empty_features = keep_empty_features
@@ -134,6 +145,8 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Trains a model on the rows of X; see `RelayEmbedder.fit`."""
+        if self.estimate not in (None, "mean", "mode"):
+            raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {self.estimate!r}")
         x, missing, _ = self._fit(X)
         self._low, self._high = self._bounds()
         self._kept = ~self._empty | bool(self.keep_empty_features)
@@ -163,10 +176,13 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         x, missing = self._table(X, reset=False)
         filled = holed(x, missing)
         holes = None if self.indicator_ is None else self.indicator_.transform(filled)
+        self._check(self.model_.law, x, missing)
         rows = self._rows(x, missing)
         incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
         if len(incomplete):
-            values = self._decode(self._means(rows[incomplete])).clip(self._low, self._high)
+            means = self._means(rows[incomplete])
+            values = self._decode(means, rows[incomplete], self.estimate)
+            values = values.clip(self._low, self._high)
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])

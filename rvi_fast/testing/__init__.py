@@ -28,7 +28,6 @@ from .contract import Inputs, OpContract
 # signatures of the ops, for tests of what a contract does not ask
 from .contract import _arguments as _arguments
 from .contract import _each_tensor as _each_tensor
-from .gaussian_log_likelihood import GaussianLogLikelihoodCase, GaussianLogLikelihoodContract
 from .inputs import (
     Implementation,
     cotangents,
@@ -40,10 +39,11 @@ from .inputs import (
     training_step,
     transposed,
 )
-from .linear_gaussian_log_likelihood import (
-    LinearGaussianLogLikelihoodCase,
-    LinearGaussianLogLikelihoodContract,
+from .linear_log_likelihood import (
+    LinearLogLikelihoodCase,
+    LinearLogLikelihoodContract,
 )
+from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
 
@@ -52,12 +52,12 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
-    "GaussianLogLikelihoodCase",
-    "GaussianLogLikelihoodContract",
     "Implementation",
     "Inputs",
-    "LinearGaussianLogLikelihoodCase",
-    "LinearGaussianLogLikelihoodContract",
+    "LinearLogLikelihoodCase",
+    "LinearLogLikelihoodContract",
+    "LogLikelihoodCase",
+    "LogLikelihoodContract",
     "OpContract",
     "RelaySampleCase",
     "RelaySampleContract",

@@ -56,8 +56,9 @@ def held_out_error(
     Returns:
         Root mean square error over the hidden entries, each divided by the standard deviation of its
         column, relative to that of the columns' means. About 1, or more: the model has learned
-        nothing that helps to fill in entries. NaN where less than 100 entries could be hidden. Codes of
-        classes do not count.
+        nothing that helps to fill in entries. NaN where less than 100 entries could be hidden. The
+        error of a class is what the probability of the one that was observed lacks to 1; the share of
+        that class in its column is what it is compared with.
 
     Raises:
         ValueError, TypeError: as `infer`.

@@ -24,7 +24,7 @@ from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.fingerprint import fingerprint
 from .inputs.prepare import inputs_of, open_source
-from .inputs.sources import Opened, moments_of
+from .inputs.sources import Opened, chunks, moments_of
 from .loop.history import Callback, History
 from .loop.interrupts import deferred
 from .loop.run import Run
@@ -100,7 +100,10 @@ def fit(
     that number, one that was never observed as 0. A feature with an entry beyond all others (see
     `data.scaling`) is scaled by median and quartiles, with a warning, and such entries count as nearer
     in training. A model that has a scale keeps it, also when it is fitted again to other data. Columns
-    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are.
+    whose law is no matter of location and scale (yes/no, classes, counts) stay as they are. There the
+    bias of the decoder's last layer, where it is 0 as the builders make it for posteriors of rows,
+    starts at what the law of the column as a whole says: the logarithm of a mean count, of the share of
+    a class.
 
     Ctrl-C ends the step at hand, leaves a checkpoint where there is a `run_dir`, from which a resume
     goes on bit for bit, and is then raised as KeyboardInterrupt, the model up to date; a second one is
@@ -118,7 +121,8 @@ def fit(
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
             (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. Of
             all rows or, for a shard, of its own. All of it is read once more before the first epoch,
-            for the fingerprint that a resume and `impute` compare, and once to standardise.
+            for the fingerprint that a resume and `impute` compare, once to standardise, and once for
+            where the outputs of yes/no, classes and counts start.
         mask: bool [N, D], true = observed.
         standardize: False trains on floating-point data as they are; pixels always are, and columns of
             laws without location and scale.
@@ -219,6 +223,8 @@ def fit(
         stack.enter_context(_unchanged(model))
         run = Run(model, inputs, ranks, settings, data)
         stack.callback(run.detach)
+        if run.archive.found is None:
+            _start_outputs(model, source, ranks, unbegun)
         run.start()
         model.trained_on = own
         unbegun.pop_all()
@@ -332,6 +338,30 @@ def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Setti
     else:
         scaler = Scaler.from_dict(stored)
     model.scaler = scaler.to(next(model.posterior.parameters()).device).train(model.training)
+
+
+@torch.no_grad()
+def _start_outputs(
+    model: LatentModel, source: Opened, ranks: Alone, unbegun: contextlib.ExitStack
+) -> None:
+    """Where the last bias is 0 and the law knows better, every row gets the law of all rows."""
+    bias = model.last_bias
+    if bias is None:
+        return
+    wanted = bias.cpu() == 0
+    wanted &= ~torch.isnan(model.law.initial_outputs(torch.zeros(2, len(bias))))
+    if not bool(wanted.any()):
+        return
+    own = torch.zeros(2, len(bias), dtype=torch.float64)
+    for rows in chunks(len(source)):
+        x, mask = source.read(rows)
+        model.law.check(x, mask, rows=rows)
+        own += model.law.totals(x, mask).cpu()
+        source.release(int(rows[0]), int(rows[-1]) + 1)
+    found = model.law.initial_outputs(sum(ranks.gather(own), torch.zeros_like(own)))
+    before = bias.clone()
+    unbegun.callback(lambda: bias.data.copy_(before))
+    bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
 
 
 def _stored_scale(run_dir: Path) -> dict[str, Any] | None:

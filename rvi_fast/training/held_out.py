@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _checks
 from .._devices import beside, to_float64
 from ..data.pixels import fractions, is_pixels, observed
+from ..likelihoods.base import Likelihood
 from ..models import LatentModel
 from ..posteriors.relay import RelayPosterior
 from .inputs.feed import HostInputs
@@ -35,7 +36,8 @@ class HeldOut(NamedTuple):
 
     `error` is the root mean square error over the entries, each divided by the standard deviation of
     its column, relative to that of the columns' means; NaN where less than 100 entries say nothing.
-    Entries that are codes of classes do not count in it.
+    The error of a class is what the probability of the one that was observed lacks to 1, and what it is
+    compared with is what that class's share of its column lacks.
     """
 
     factor: float
@@ -85,11 +87,13 @@ def find_held_out(
     for factor in factors:
         truth, found = model.scored(x, mask, posterior=infer(shown, factor), shown=shown)
         wrong[factor] = to_float64(found[hidden]) - _values(truth)[counted]
-    errors = {factor: float(part.square().mean()) for factor, part in wrong.items()}
+    of_means = _of_means(model.law, x, shown, values, known.to(values.device) & ~counted)
+    # standardised columns have one scale, counts in the thousands have another
+    own = torch.tensor(model.law.standardizable, device=values.device) | ~(of_means.spread > 0)
+    spread = torch.where(own, 1.0, of_means.spread)[counted.nonzero()[:, 1]]
+    errors = {factor: float((part.square() / spread).mean()) for factor, part in wrong.items()}
     best = min(errors, key=errors.__getitem__)
-    numeric = torch.tensor(model.law.numeric, device=values.device)
-    known = known.to(values.device)
-    return HeldOut(best, _relative(wrong[best], values, counted, known, numeric))
+    return HeldOut(best, _relative(wrong[best], of_means, counted))
 
 
 def _values(x: Tensor) -> Tensor:
@@ -97,20 +101,32 @@ def _values(x: Tensor) -> Tensor:
     return fractions(x.to(beside(x.device)), torch.float64)
 
 
-def _relative(
-    wrong: Tensor, values: Tensor, hidden: Tensor, known: Tensor, numeric: Tensor
-) -> float:
-    """See `HeldOut`: errors [n] at the hidden entries of float64 values [N, D]."""
-    shown = values.masked_fill(hidden | ~known, torch.nan)
-    mean = shown.nanmean(0)
-    variance = (shown - mean).square().nanmean(0)
-    columns = hidden.nonzero()[:, 1]
-    judged = (variance[columns] > 0) & numeric[columns]
+class _OfMeans(NamedTuple):
+    """What knows a column's mean alone: errors [N, D], and the mean of their squares [D] where shown."""
+
+    errors: Tensor
+    spread: Tensor
+
+
+def _of_means(law: Likelihood, x: Tensor, shown: Inputs, values: Tensor, seen: Tensor) -> _OfMeans:
+    """Columns' means, and shares of classes, as estimates of float64 values [N, D]."""
+    errors = values - values.masked_fill(~seen, torch.nan).nanmean(0)
+    codes = ~torch.tensor(law.numeric, device=values.device)
+    if bool(codes.any()):
+        outputs = law.initial_outputs(law.totals(*shown))
+        truth, found = law.scored(x, outputs.expand(len(x), -1))
+        errors = torch.where(codes, _values(found) - _values(truth), errors)
+    return _OfMeans(errors, errors.masked_fill(~seen, torch.nan).square().nanmean(0))
+
+
+def _relative(wrong: Tensor, of_means: _OfMeans, hidden: Tensor) -> float:
+    """See `HeldOut`: errors [n] at the hidden entries."""
+    spread = of_means.spread[hidden.nonzero()[:, 1]]
+    judged = spread > 0
     if int(judged.sum()) < _JUDGED:
         return math.nan
-    columns, wrong = columns[judged], wrong[judged]
-    of_means = values[hidden][judged] - mean[columns]
-    found, expected = ((part.square() / variance[columns]).sum() for part in (wrong, of_means))
+    parts = (wrong[judged], of_means.errors[hidden][judged])
+    found, expected = ((part.square() / spread[judged]).sum() for part in parts)
     return math.sqrt(float(found / expected)) if float(expected) > 0 else math.nan
 
 

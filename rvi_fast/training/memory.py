@@ -20,9 +20,9 @@ from .settings import Settings
 
 # rows that an evaluation reconstructs at once, and tensors [rows, D] that it has then
 _EVALUATED, _EVALUATION_TENSORS = 4096, 5
-# tensors [batch, outputs] of a step: where the last layer and the likelihood are one op, and where
-# autograd keeps what it needs of a likelihood, some of it in float64
-_FUSED_TENSORS, _AUTOGRAD_TENSORS = 2, 16
+# tensors [batch, outputs] of a step where the last layer and the likelihood are one op; where they are
+# not, the layer's result comes to what the likelihood makes
+_FUSED_TENSORS = 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def estimate_memory(
     resident = row * held if in_files else 0
     ahead = 1 if data_in_memory else feed.AHEAD + 2
     made = 4 * (layout.width + latent_dim + sum(hidden)) * size
-    of_outputs = outputs * size * (_FUSED_TENSORS if law.fused else _AUTOGRAD_TENSORS)
+    tensors = _FUSED_TENSORS if law.fused else 1 + law.step_tensors
+    of_outputs = int(outputs * size * tensors)
     batch = batch_size * (made + num_features * data_dtype.itemsize * ahead + of_outputs)
     evaluation = min(num_data, _EVALUATED) * outputs * size * _EVALUATION_TENSORS
     step = 8 * held + max(batch, evaluation)

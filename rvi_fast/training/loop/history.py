@@ -69,3 +69,8 @@ class Standing:
     partial: Partial | None = None
     # values of a kl_weight that is a function, for the epochs that are planned
     kl_weights: list[float] = field(default_factory=list)
+
+    @property
+    def steps_broken_off(self) -> int:
+        """Steps of the epoch that was broken off, 0 if none was."""
+        return 0 if self.partial is None else self.partial.steps

@@ -96,8 +96,7 @@ class Run:
         if self.standing.stopped or first >= epochs:
             return
         quiet = not (self.settings.progress and self.ranks.leads)
-        broken_off = self.standing.partial
-        done = first * steps + (0 if broken_off is None else broken_off.steps)
+        done = first * steps + self.standing.steps_broken_off
         with tqdm(total=epochs * steps, initial=done, unit="step", disable=quiet) as bar:
             for epoch in range(first, epochs):
                 bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
@@ -128,10 +127,10 @@ class Run:
         # in a short last batch every row keeps the weight it has in a full one, or Adam would remember
         # its large gradients for a thousand steps
         full_size = min(size, num_data)
+        done = self.standing.steps_broken_off
         broken_off, self.standing.partial = self.standing.partial, None
         order = self._begin_epoch(epoch, broken_off)
         tally = Tally(self.ranks, self.device, broken_off)
-        done = 0 if broken_off is None else broken_off.steps
         visits = self.ranks.visits(order.visits(size))
         with contextlib.ExitStack() as stack:
             check = partial(self.finite.table, epoch=epoch)

@@ -11,7 +11,7 @@ from rvi_fast.testing import assert_close, cotangents
 SHAPES = {"scalar": (), "one": (1,), "feature": (5,), "entry": (4, 5)}
 
 
-class TestContract(testing.GaussianLogLikelihoodContract):
+class TestContract(testing.LogLikelihoodContract):
     implementations = testing.installed()
 
 
@@ -52,7 +52,7 @@ def test_backward_of_the_reference_alone_equals_autograd(scale, masked):
     x, mean, spread, mask = arguments(scale, masked)
     log_prob = reference.gaussian_log_likelihood(x, mean, spread, mask)
     (grad,) = cotangents([log_prob])
-    got = reference.gaussian_log_likelihood_bwd(grad, x, mean, spread, mask, True, True)
+    got = reference.log_likelihood_bwd(grad, x, mean, spread, mask, "gaussian", True, True)
     assert_close(got, torch.autograd.grad(log_prob, (mean, spread), grad))
 
 
@@ -82,11 +82,11 @@ def test_first_and_second_derivatives_pass_gradcheck(scale):
             assert torch.autograd.gradgradcheck(log_prob, some, fast_mode=True)
 
 
-@pytest.mark.parametrize("function", testing.GaussianLogLikelihoodContract.functions)
-@pytest.mark.parametrize("case", testing.GaussianLogLikelihoodContract.cases[1:3], ids=str)
+@pytest.mark.parametrize("function", testing.LogLikelihoodContract.functions)
+@pytest.mark.parametrize("case", testing.LogLikelihoodContract.cases[1:3], ids=str)
 @pytest.mark.parametrize("transform", [torch.clone, testing.transposed])
 def test_registration_passes_opcheck(function, case, transform):
-    contract = testing.GaussianLogLikelihoodContract()
+    contract = testing.LogLikelihoodContract()
     arguments = contract.arguments(function, case, transform)
     torch.library.opcheck(getattr(ops, function), arguments)
 
@@ -162,10 +162,12 @@ def test_a_scale_where_nothing_is_observed_changes_no_gradient(implementation, k
         x[:, never] = math.nan
     scale[..., never] = 1.0
     grad = torch.randn(mean.shape[:2], dtype=torch.float64)
-    function = implementation.namespace.gaussian_log_likelihood_bwd
-    expected = function(grad, x, mean, scale, mask, True, True)
+    function = implementation.namespace.log_likelihood_bwd
+    expected = function(grad, x, mean, scale, mask, "gaussian", True, True)
     scale[..., never] = torch.tensor(bad, dtype=torch.float64)
-    for got, right in zip(function(grad, x, mean, scale, mask, True, True), expected, strict=True):
+    for got, right in zip(
+        function(grad, x, mean, scale, mask, "gaussian", True, True), expected, strict=True
+    ):
         assert torch.equal(got, right)
 
 

@@ -1,119 +1,12 @@
-"""The public functions over the ops: documentation, argument checks, call."""
+"""Log-likelihoods: documentation, argument checks, call."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.utils._pytree import _register_namedtuple
 
-from . import _checks, ops, reference
-from .layout import BITS_PER_WORD, RowLayout
-
-
-class RelaySample(NamedTuple):
-    """What a posterior returns: latents z [B, T] or [S, B, T] and KL divergences kl [B], in nats."""
-
-    z: Tensor
-    kl: Tensor
-
-
-# torch takes a named tuple for what it is, but writes down, in `torch.export.save` and for AOTInductor,
-# only those whose name it has been told
-_register_namedtuple(RelaySample, serialized_type_name="rvi_fast.RelaySample")
-
-
-def relay_sample(
-    rows: Tensor,
-    relays: Tensor,
-    index: Tensor,
-    seed: Tensor | int = 0,
-    *,
-    layout: RowLayout,
-    num_samples: int | None = None,
-    noise: Tensor | None = None,
-    noise_index: Tensor | None = None,
-    sparse: bool = False,
-) -> RelaySample:
-    """Samples the relay posterior of a batch of rows, with its KL divergence from N(0, I).
-
-        mu = sum_g sum_{k kept in g} a_k R_k + e,   sigma = exp(r)
-        z  = mu + sigma * noise,   kl = 1/2 sum_t (mu^2 + sigma^2 - 1 - 2 r)
-
-    In each group the `layout.kept[g]` coefficients of largest absolute value are kept.
-
-    Args:
-        rows: packed rows [N, W], laid out by `layout`.
-        relays: relay vectors [K, T] of all groups, one group after the other; same dtype.
-        index: rows of the batch [B], int32 or int64; a row may stand in it more than once.
-        seed: int64 [1], or an int: key of the noise. A row's noise depends on seed, row number,
-            sample and latent dimension alone, not on the batch.
-        layout: where the parts of a row lie.
-        num_samples: S; None draws one sample and returns z without the leading dimension.
-        noise: standard normal draws to use instead, of z's shape; a constant.
-        noise_index: row numbers [B] that key the noise, int32 or int64, any numbers: those of a larger
-            table of which `rows` is a part. None is `index`.
-        sparse: return the gradient of `rows` as a sparse tensor, as `nn.Embedding` does.
-
-    Returns:
-        `RelaySample`: z [B, T] or [S, B, T] in the dtype of `rows`; kl [B] in nats, at least float32.
-
-    Gradient:
-        To `rows` and `relays`, once and twice differentiable. The choice of the kept coefficients
-        is a constant.
-
-    Raises:
-        IndexError: a row number outside [0, N).
-        TypeError, ValueError: dtypes, shapes or devices that do not fit.
-
-    Note:
-        Ties go to the lowest index, -0 equals +0, NaN ranks above every number. r is clamped to
-        [-30, 30] where it is used. The result is deterministic.
-
-    Source:
-        Paper eq. 3, 4 and 5; `rvi_fast.reference.relay_sample`.
-
-    Example:
-        >>> import torch, rvi_fast
-        >>> layout = rvi_fast.RowLayout.resolve(latent_dim=2, groups=(3,), top=1)
-        >>> rows = torch.zeros(5, layout.width)
-        >>> rows[4, :3] = torch.tensor([0.5, -2.0, 1.0])
-        >>> relays = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-        >>> z, kl = rvi_fast.relay_sample(
-        ...     rows, relays, torch.tensor([4]), layout=layout, noise=torch.zeros(1, 2)
-        ... )
-        >>> z
-        tensor([[ 0., -2.]])
-        >>> kl
-        tensor([2.])
-    """
-    _check_tables(rows, relays, layout)
-    _checks.check_index(index, rows.device)
-    samples = 1 if num_samples is None else _checks.check_positive_int("num_samples", num_samples)
-    if noise is not None:
-        _checks.check_tensor("noise", noise)
-        shape = (index.shape[0], layout.latent_dim)
-        _checks.check_shape("noise", noise, shape if num_samples is None else (samples, *shape))
-        _checks.check_same_device("noise", noise, rows.device)
-        if noise.requires_grad:
-            raise ValueError("noise: expected a constant, got a tensor that requires grad")
-        noise = noise.reshape(samples, *shape)
-    if noise_index is not None:
-        _checks.check_index(noise_index, rows.device, "noise_index")
-        _checks.check_shape("noise_index", noise_index, tuple(index.shape))
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise TypeError(
-                f"seed: expected one int64 element, got {seed.dtype} {_checks.shape_of(seed)}"
-            )
-        _checks.check_same_device("seed", seed, rows.device)
-    elif isinstance(seed, int) and not isinstance(seed, bool):
-        seed = torch.full((1,), seed, dtype=torch.int64, device=rows.device)
-    else:
-        raise TypeError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
-    z, kl = ops.relay_sample(rows, relays, index, seed, noise, noise_index, layout, samples, sparse)
-    return RelaySample(z.squeeze(0) if num_samples is None else z, kl)
+from .. import _checks, ops, reference
+from ..layout import BITS_PER_WORD
 
 
 def gaussian_log_likelihood(
@@ -169,7 +62,52 @@ def gaussian_log_likelihood(
         _checks.check_shape("mean", mean, batch)
     scale = _check_scale_and_mask(x, scale, mask, mean, checked)
     sampled = mean.dim() == 3
-    log_prob = ops.gaussian_log_likelihood(x, mean if sampled else mean[None], scale, mask)
+    log_prob = ops.log_likelihood(x, mean if sampled else mean[None], scale, mask, "gaussian")
+    return log_prob if sampled else log_prob[0]
+
+
+def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Log-likelihood of the observed zeros and ones of each row, given logits, in nats.
+
+        log p(x_b) = sum_{d observed} (x_bd l_bd - log(1 + exp(l_bd)))
+
+    Args:
+        x: data [B, D], 0 and 1, or numbers between them, which are not looked at: float32, float64,
+            float16, bfloat16, or uint8 pixels, which count as x / 255.
+        logits: l = log(p / (1 - p)), [B, D] or [S, B, D], floating point.
+        mask: bool [B, D], true = observed, or the bits of such a mask, int32 [B, ceil(D / 32)], as
+            `pack_mask` makes them. Without it NaN in x marks what is missing.
+
+    Returns:
+        [B] or [S, B], at least float32. A row with nothing observed has 0.
+
+    Gradient:
+        To `logits`, and to `x` where it is floating point; once and twice differentiable. Missing
+        entries give 0.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
+
+    Note:
+        A NaN where the mask says observed gives NaN. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.laws.BernoulliEntries`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
+        >>> rvi_fast.bernoulli_log_likelihood(x, torch.zeros(2, 2))
+        tensor([-0.6931, -1.3863])
+    """
+    _checks.check_tensor("logits", logits)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected floating point, got {logits.dtype}")
+    batch = _check_data(x, logits)
+    sampled = logits.dim() == 3
+    _checks.check_shape("logits", logits, (*logits.shape[:-2], *batch) if sampled else batch)
+    _check_mask(x, mask, logits, checked=False)
+    log_prob = ops.log_likelihood(x, logits if sampled else logits[None], None, mask, "bernoulli")
     return log_prob if sampled else log_prob[0]
 
 
@@ -225,6 +163,58 @@ def linear_gaussian_log_likelihood(
         >>> rvi_fast.linear_gaussian_log_likelihood(hidden, weight, None, x, 1.0)
         tensor([-0.9189, -4.3379])
     """
+    _check_layer(hidden, weight, bias, x)
+    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
+    inputs = weight, bias, x, scale, mask, "gaussian"
+    if hidden.dim() == 3:
+        return ops.linear_log_likelihood(hidden, *inputs)
+    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
+
+
+def linear_bernoulli_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`bernoulli_log_likelihood` given the output of a linear layer, which is never written down.
+
+    Equals `bernoulli_log_likelihood(x, torch.nn.functional.linear(hidden, weight, bias), mask)` to
+    rounding.
+
+    Args:
+        hidden, weight, bias: the layer and its input, as in `linear_gaussian_log_likelihood`.
+        x, mask: as in `bernoulli_log_likelihood`.
+
+    Returns:
+        [B] or [S, B] in the wider dtype of `hidden` and `weight`, at least float32.
+
+    Gradient:
+        To `hidden`, `weight`, `bias`, and to `x` where it is floating point; once and twice
+        differentiable.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
+
+    Source:
+        `rvi_fast.reference.linear_log_likelihood`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> rvi_fast.linear_bernoulli_log_likelihood(torch.ones(1, 1), weight, None, x)
+        tensor([-2.0064])
+    """
+    _check_layer(hidden, weight, bias, x)
+    _check_mask(x, mask, weight, checked=False)
+    inputs = weight, bias, x, None, mask, "bernoulli"
+    if hidden.dim() == 3:
+        return ops.linear_log_likelihood(hidden, *inputs)
+    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
+
+
+def _check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
     _checks.check_tensor("hidden", hidden)
     _checks.check_tensor("weight", weight)
     for name, tensor in (("hidden", hidden), ("weight", weight)):
@@ -244,11 +234,6 @@ def linear_gaussian_log_likelihood(
         if bias.dtype != weight.dtype:
             raise TypeError(f"bias: expected the dtype of weight, {weight.dtype}, got {bias.dtype}")
         _checks.check_same_device("bias", bias, hidden.device)
-    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
-    inputs = weight, bias, x, scale, mask
-    if hidden.dim() == 3:
-        return ops.linear_gaussian_log_likelihood(hidden, *inputs)
-    return ops.linear_gaussian_log_likelihood(hidden[None], *inputs)[0]
 
 
 def _check_data(x: Tensor, like: Tensor) -> tuple[int, ...]:
@@ -275,6 +260,12 @@ def _check_scale_and_mask(
     else:
         _checks.check_positive_float("scale", scale)
         scale = torch.full((), scale, dtype=like.dtype, device=like.device)
+    _check_mask(x, mask, like, checked)
+    return scale
+
+
+def _check_mask(x: Tensor, mask: Tensor | None, like: Tensor, checked: bool) -> None:
+    batch = tuple(x.shape)
     if mask is not None:
         _checks.check_tensor("mask", mask)
         packed = mask.dtype == torch.int32
@@ -290,7 +281,6 @@ def _check_scale_and_mask(
                 raise ValueError(
                     f"x: NaN at row {row}, column {column}, where the mask says observed"
                 )
-    return scale
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -320,16 +310,3 @@ def pack_mask(mask: Tensor) -> Tensor:
     if mask.dim() != 2:
         raise ValueError(f"mask: expected shape [B, D], got {_checks.shape_of(mask)}")
     return reference.pack_bits(mask)
-
-
-def _check_tables(rows: Tensor, relays: Tensor, layout: RowLayout) -> None:
-    _checks.check_tensor("rows", rows)
-    _checks.check_tensor("relays", relays)
-    if not rows.is_floating_point():
-        raise TypeError(f"rows: expected floating point, got {rows.dtype}")
-    if rows.dim() != 2 or rows.shape[1] != layout.width:
-        raise ValueError(f"rows: expected shape [N, {layout.width}], got {_checks.shape_of(rows)}")
-    _checks.check_shape("relays", relays, (sum(layout.groups), layout.latent_dim))
-    if relays.dtype != rows.dtype:
-        raise TypeError(f"relays: expected the dtype of rows, {rows.dtype}, got {relays.dtype}")
-    _checks.check_same_device("relays", relays, rows.device)

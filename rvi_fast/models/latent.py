@@ -1,13 +1,12 @@
-"""Latent-variable models: a posterior, a decoder and a likelihood."""
+"""A posterior, a decoder and a likelihood, as one module."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -15,36 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from . import _checks
-from .drawing import drawing_from
-from .files import StrPath
-from .likelihoods.base import Likelihood, lacking
-from .likelihoods.foreign import as_likelihood, lacks
-from .likelihoods.named import described, make
-from .memory.room import check_memory
-from .posteriors.base import as_posterior
-from .posteriors.encoder import EncoderPosterior
-from .posteriors.relay import RelayPosterior
-from .scaler import Scaler
+from ..drawing import drawing_from
+from ..likelihoods.base import Likelihood, lacking
+from ..likelihoods.foreign import as_likelihood, lacks
+from ..posteriors.base import as_posterior
+from ..posteriors.encoder import EncoderPosterior
+from ..posteriors.relay import RelayPosterior
+from ..scaler import Scaler
+from .decoder import plain, split_last, width_after
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost
 _ONE_OP = ("cuda",)
 # rows decoded at once when a whole table is asked for
 _CHUNK = 8192
-# layers whose output is as wide as their input
-_ELEMENTWISE = (
-    nn.Identity,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Softplus,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Dropout,
-)
 # held by the thread that changes modes or scale of a model for a while
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[bool]]
 _LOCKS = weakref.WeakKeyDictionary()
@@ -126,7 +109,7 @@ class LatentModel(nn.Module):
         self.likelihood: Any = likelihood
         self.config = config
         self.register_module("scaler", None)
-        self._check_width(_width_after(decoder, getattr(posterior, "latent_dim", None)))
+        self._check_width(width_after(decoder, getattr(posterior, "latent_dim", None)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -203,10 +186,10 @@ class LatentModel(nn.Module):
             with self.own_units():
                 log_prob = LatentModel.log_prob(self, own, z, mask)
             return log_prob - volume.to(log_prob.device, log_prob.dtype)
-        before, last = _split(self.decoder)
+        before, last = split_last(self.decoder)
         law = self.likelihood
         one = x.device.type in _ONE_OP and isinstance(law, Likelihood) and law.fused
-        if last is None or not one or not _plain(law, type(law)):
+        if last is None or not one or not plain(law, type(law)):
             return law(x, self.decode(z), mask)
         for layer in before:
             z = layer(z)
@@ -230,6 +213,12 @@ class LatentModel(nn.Module):
                 f"decoder: expected {expected} outputs, which the likelihood takes, got {width}"
             )
 
+    @property
+    def last_bias(self) -> nn.Parameter | None:
+        """The bias [K] of the decoder's last layer, where that is a plain linear one and has one."""
+        last = split_last(self.decoder)[1]
+        return None if last is None else last.bias
+
     @torch.no_grad()
     def check_decoder(self) -> None:
         """Refuses a decoder that does not take latents [B, T], or does not give outputs [B, K].
@@ -240,7 +229,7 @@ class LatentModel(nn.Module):
             ValueError: names what was expected and what came.
         """
         latent_dim = getattr(self.posterior, "latent_dim", None)
-        width = _width_after(self.decoder, latent_dim)
+        width = width_after(self.decoder, latent_dim)
         if width is None and latent_dim is not None:
             like = next(self.posterior.parameters())
             with alone(self), drawing_from(0):
@@ -377,218 +366,3 @@ class LatentModel(nn.Module):
 def alone(model: LatentModel) -> AbstractContextManager[bool]:
     """Within it no other thread works on the model: modes and scale are changed for a while."""
     return _LOCKS.setdefault(model, threading.RLock())
-
-
-def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """The class itself, without hooks: a call of it does what the class says and nothing else.
-
-    A parametrized module has a class of its own.
-    """
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return type(module) is kind and "forward" not in vars(module) and not any(hooks)
-
-
-def _width_after(module: nn.Module, width: int | None) -> int | None:
-    """Features after a decoder, or a part of one, that is given `width`; None where it does not say.
-
-    Raises:
-        ValueError: a linear layer takes another number.
-    """
-    if _plain(module, nn.Sequential):
-        for layer in module.children():
-            width = _width_after(layer, width)
-        return width
-    if _plain(module, nn.Linear):
-        if width not in (None, module.in_features):
-            raise ValueError(f"decoder: expected a layer of {width} inputs, got {module}")
-        return int(module.out_features)  # type: ignore[arg-type]
-    return width if any(_plain(module, kind) for kind in _ELEMENTWISE) else None
-
-
-def _split(decoder: nn.Module) -> tuple[list[nn.Module], nn.Linear | None]:
-    """The layers of a sequence that ends in a linear one, and that one; no layers and None else."""
-    layers = list(decoder) if isinstance(decoder, nn.Sequential) else []
-    last = layers[-1] if layers else None
-    if isinstance(last, nn.Linear) and _plain(last, nn.Linear) and _plain(decoder, nn.Sequential):
-        return layers[:-1], last
-    return [], None
-
-
-def rvi(
-    num_data: int,
-    num_features: int,
-    *,
-    latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
-    groups: Sequence[int] = (25, 50, 100),
-    top: float | int | Sequence[float | int] = 0.5,
-    form: str = "linear",
-    likelihood: Any = "gaussian",
-    storage: StrPath = "device",
-    shard: range | None = None,
-    generator: torch.Generator | None = None,
-) -> LatentModel:
-    """Relay Variational Inference with a ReLU decoder and, if not told otherwise, one learned scale.
-
-    Args:
-        num_data: N.
-        num_features: D.
-        latent_dim: T.
-        hidden: widths of the decoder's hidden layers.
-        groups: relay vectors in each group.
-        top: coefficients kept in each group: a share, a count, or one of either per group.
-        form: "linear", "cluster" or "mixture", see `RelayPosterior`.
-        likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
-            "negative_binomial", ("categorical", k); a list of these, one for each column, see
-            `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
-        storage: where the rows lie, see `RelayPosterior`.
-        shard: the rows that this process holds, see `training.distributed`.
-        generator: what all first values are drawn from, `torch.Generator().manual_seed(0)` for
-            instance; torch's default generator if not given, so that `torch.manual_seed` holds.
-    """
-    config = {
-        "builder": "rvi",
-        "num_data": num_data,
-        "num_features": num_features,
-        "latent_dim": latent_dim,
-        "hidden": list(hidden),
-        "groups": list(groups),
-        "top": list(top) if isinstance(top, Sequence) else top,
-        "form": form,
-        **_stored(storage),
-    }
-    posterior = RelayPosterior(
-        num_data,
-        latent_dim,
-        groups=groups,
-        top=top,
-        form=form,
-        storage=storage,
-        shard=shard,
-        generator=generator,
-    )
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
-
-
-def vad(
-    num_data: int,
-    num_features: int,
-    *,
-    latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
-    likelihood: Any = "gaussian",
-    storage: StrPath = "device",
-    shard: range | None = None,
-    generator: torch.Generator | None = None,
-) -> LatentModel:
-    """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
-    config = {
-        "builder": "vad",
-        "num_data": num_data,
-        "num_features": num_features,
-        "latent_dim": latent_dim,
-        "hidden": list(hidden),
-        **_stored(storage),
-    }
-    posterior = RelayPosterior(
-        num_data, latent_dim, groups=(), storage=storage, shard=shard, generator=generator
-    )
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
-
-
-def vae(
-    num_data: int,
-    num_features: int,
-    *,
-    latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
-    likelihood: Any = "gaussian",
-    mask_input: bool = False,
-    generator: torch.Generator | None = None,
-) -> LatentModel:
-    """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
-
-    Args:
-        num_data: N, rows of the training data.
-        num_features: D.
-        latent_dim: T.
-        hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
-        likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
-        mask_input: the encoder sees the mask as well, as D more inputs.
-        generator: what all first values are drawn from, see `rvi`.
-    """
-    config = {
-        "builder": "vae",
-        "num_data": num_data,
-        "num_features": num_features,
-        "latent_dim": latent_dim,
-        "hidden": list(hidden),
-        "mask_input": mask_input,
-    }
-    for name, size in (("num_features", num_features), ("latent_dim", latent_dim)):
-        _checks.check_positive_int(name, size)
-    inputs = num_features * (2 if mask_input else 1)
-    encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
-    posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
-
-
-BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
-
-
-def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -> LatentModel:
-    """Builds a model from `LatentModel.config`; first values are drawn as in `rvi`."""
-    arguments = dict(config)
-    name = arguments.pop("builder", None)
-    if name not in BUILDERS:
-        raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
-    return BUILDERS[name](**arguments, generator=generator)
-
-
-def _stored(storage: StrPath) -> dict[str, str]:
-    """What `LatentModel.config` says of the storage: nothing where it is the usual one."""
-    return {} if storage == "device" else {"storage": os.fspath(storage)}
-
-
-def _model(
-    posterior: RelayPosterior | EncoderPosterior,
-    num_features: int,
-    hidden: Sequence[int],
-    likelihood: Any,
-    config: dict[str, Any],
-    generator: torch.Generator | None,
-) -> LatentModel:
-    _checks.check_positive_int("num_features", num_features)
-    law = make(likelihood, num_features)
-    # what takes another number of outputs than it has features, and does not say so, is found below
-    outputs = as_likelihood(law).num_outputs or num_features
-    decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
-    config = {name: _checks.plain(value) for name, value in config.items()}
-    said = described(law)
-    if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0
-        config["likelihood"] = said
-    # a law without a name cannot be made again from a file
-    return LatentModel(posterior, decoder, law, config=None if said is None else config)
-
-
-def _layers(
-    inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        _checks.check_positive_int("hidden", width)
-    widths = [inputs, *map(int, hidden), outputs]
-    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
-    size = weights * torch.get_default_dtype().itemsize
-    advice = "lower latent_dim, hidden or num_features"
-    check_memory(torch.get_default_device(), "network", size, advice)
-    with drawing_from(generator):
-        for width in widths[1:-1]:
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            inputs = width
-        return nn.Sequential(*layers, nn.Linear(inputs, outputs))

@@ -20,7 +20,7 @@ PATHS = [] if ops_of_cpu is reference else ops_of_cpu._C.cpu_paths()
 SHAPES = {"scalar": (), "one": (1,), "feature": (5,), "entry": (4, 5)}
 
 
-class TestContract(testing.LinearGaussianLogLikelihoodContract):
+class TestContract(testing.LinearLogLikelihoodContract):
     implementations = testing.installed()
 
 
@@ -104,11 +104,11 @@ def test_derivatives_without_a_bias_pass_gradcheck():
     assert torch.autograd.gradgradcheck(log_prob, (hidden, weight, scale), fast_mode=True)
 
 
-@pytest.mark.parametrize("function", testing.LinearGaussianLogLikelihoodContract.functions)
-@pytest.mark.parametrize("case", testing.LinearGaussianLogLikelihoodContract.cases[1:3], ids=str)
+@pytest.mark.parametrize("function", testing.LinearLogLikelihoodContract.functions)
+@pytest.mark.parametrize("case", testing.LinearLogLikelihoodContract.cases[1:3], ids=str)
 @pytest.mark.parametrize("transform", [torch.clone, testing.transposed])
 def test_registration_passes_opcheck(function, case, transform):
-    contract = testing.LinearGaussianLogLikelihoodContract()
+    contract = testing.LinearLogLikelihoodContract()
     arguments = contract.arguments(function, case, transform)
     torch.library.opcheck(getattr(ops, function), arguments)
 
@@ -186,10 +186,12 @@ def test_a_scale_where_nothing_is_observed_changes_no_gradient(implementation, k
         inputs[3][:, never] = math.nan
     inputs[4][..., never] = 1.0
     grad = torch.randn(inputs[0].shape[:2], dtype=torch.float64)
-    function = implementation.namespace.linear_gaussian_log_likelihood_bwd
-    expected = function(grad, *inputs, mask, True, True, True)
+    function = implementation.namespace.linear_log_likelihood_bwd
+    expected = function(grad, *inputs, mask, "gaussian", True, True, True)
     inputs[4][..., never] = torch.tensor(bad, dtype=torch.float64)
-    for got, right in zip(function(grad, *inputs, mask, True, True, True), expected, strict=True):
+    for got, right in zip(
+        function(grad, *inputs, mask, "gaussian", True, True, True), expected, strict=True
+    ):
         assert torch.equal(got, right)
 
 
@@ -215,7 +217,16 @@ def large_inputs(batch, num_features=500, hidden_dim=20):
             (2, batch),
         )
     )
-    return grad, hidden, weight, bias, x, torch.rand(num_features, generator=generator) + 0.5, None
+    return (
+        grad,
+        hidden,
+        weight,
+        bias,
+        x,
+        torch.rand(num_features, generator=generator) + 0.5,
+        None,
+        "gaussian",
+    )
 
 
 def test_means_as_a_whole_are_never_written():
@@ -223,8 +234,8 @@ def test_means_as_a_whole_are_never_written():
         pytest.skip("the reference writes them")
     grad, *inputs = large_inputs(300)
     for function, call in (
-        (ops.linear_gaussian_log_likelihood_fwd, inputs),
-        (ops.linear_gaussian_log_likelihood_bwd, (grad, *inputs, True, True, True)),
+        (ops.linear_log_likelihood_fwd, inputs),
+        (ops.linear_log_likelihood_bwd, (grad, *inputs, True, True, True)),
     ):
         with torch.profiler.profile(profile_memory=True) as profile:
             function(*call)
@@ -235,7 +246,7 @@ def test_means_as_a_whole_are_never_written():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_path_of_the_cpu_equals_the_reference(path, dtype):
-    contract = testing.LinearGaussianLogLikelihoodContract()
+    contract = testing.LinearLogLikelihoodContract()
     implementation = testing.Implementation(path, ops_of_cpu)
     with cpu_path(path):
         for function, case in itertools.product(contract.functions, contract.cases):
@@ -259,7 +270,7 @@ def test_results_do_not_depend_on_the_number_of_threads(path, batch):
         with cpu_path(path):
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                results.append(ops.linear_gaussian_log_likelihood_bwd(*inputs, True, True, True))
+                results.append(ops.linear_log_likelihood_bwd(*inputs, True, True, True))
     finally:
         torch.set_num_threads(before)
     for others in results[1:]:

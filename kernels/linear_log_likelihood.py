@@ -1,10 +1,9 @@
-"""Log-likelihood of a batch under Gaussians around the output of a linear layer, never written down.
+"""Log-likelihood of a batch given the output of a linear layer, never written down.
 
 Math:
-    forward     mean_b = W h_b + bias,   u = (x - mean) / s,
-                log p(x_b) = sum_{d observed} (-1/2 u_bd^2 - log s - 1/2 log 2 pi)
-    backward    E = g u / s where observed, else 0:
-                grad_h = E W,   grad_W = E^T h,   grad_bias = sum_b E_b,   grad_s = sum g (u^2 - 1) / s
+    forward     o_b = W h_b + bias,   log p(x_b) = sum_{d observed} entry(x_bd, o_bd, s), see `laws`
+    backward    E = score factor where observed, else 0:
+                grad_h = E W,   grad_W = E^T h,   grad_bias = sum_b E_b,   grad_s = sum factor scale_term
     `x` and what is observed are constants.
 
 Shapes:
@@ -14,7 +13,7 @@ Shapes:
     entry d in bit d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone. The mean is computed again by each kernel of the backward pass: four products.
+    The inputs alone. The output is computed again by each kernel of the backward pass: four products.
 
 Traffic:
     Two kernels, each a walk as attention's: the first owns rows and walks over the features (log_prob,
@@ -33,7 +32,7 @@ Limits:
     float64 layers, and H above 256, are left to the reference.
 
 Source:
-    `rvi_fast.reference.linear_gaussian_log_likelihood_fwd` and `_bwd`.
+    `rvi_fast.reference.linear_log_likelihood_fwd` and `_bwd`.
 """
 
 from __future__ import annotations
@@ -46,103 +45,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .._op_checks import checked
-from ._common import block_of, input_precision, sum_pieces
+from . import laws
+from ._common import input_precision
+from .data import kind_of_mask, kind_of_scale, load_tile, marks_of
+from .pieces import add_up, pieces_of, share
+from .weights import FEATURES_TILES, ROWS_TILES, load_bias, load_matrix, products, tile_of
 
 LARGEST_HIDDEN = 256
-# programs of a kernel where the batch is small: two to a processor of a large GPU, and no more, which
-# would wait for a second turn. Sums have as many pieces as that takes.
-PROGRAMS = 256
-HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
-PIXEL_SCALE = tl.constexpr(1.0 / 255.0)
-
-
-# `first` is the first row of a tile as int64, `rows` count from there: their offsets within the tile
-# fit int32, which takes half the registers
-
-
-@triton.jit
-def _load_values(x_ptr, first, rows, columns, inside, num_features):
-    x_ptr += first * num_features
-    values = tl.load(x_ptr + rows * num_features + columns, mask=inside, other=0)
-    if x_ptr.dtype.element_ty == tl.uint8:
-        return values.to(tl.float32) * PIXEL_SCALE
-    else:
-        return values.to(tl.float32)
-
-
-@triton.jit
-def _load_observed(
-    mask_ptr, values, first, rows, columns, inside, num_features, MASK: tl.constexpr
-):
-    if MASK == "nan":
-        return inside & (values == values)
-    elif MASK == "bool":
-        mask_ptr += first * num_features
-        return tl.load(mask_ptr + rows * num_features + columns, mask=inside, other=0) != 0
-    else:
-        num_words = (num_features + 31) // 32
-        words = mask_ptr + first * num_words + rows * num_words + columns // 32
-        bit = (columns % 32).to(tl.int32)
-        return ((tl.load(words, mask=inside, other=0) >> bit) & 1) != 0
-
-
-@triton.jit
-def _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE: tl.constexpr):
-    """float32, of a shape that broadcasts to the tile."""
-    if SCALE == "scalar":
-        return tl.load(scale_ptr).to(tl.float32)
-    elif SCALE == "feature":
-        return tl.load(scale_ptr + columns, mask=columns < num_features, other=1.0).to(tl.float32)
-    else:
-        scale_ptr += first * num_features
-        return tl.load(scale_ptr + rows * num_features + columns, mask=inside, other=1.0).to(
-            tl.float32
-        )
-
-
-@triton.jit
-def _load_matrix(ptr, first, exists, start, HIDDEN_DIM: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Columns from `start` of as many rows as `exists` has entries, [n, BLOCK_K]; 0 outside."""
-    row, unit = tl.arange(0, exists.shape[0])[:, None], start + tl.arange(0, BLOCK_K)[None, :]
-    inside = exists[:, None] & (unit < HIDDEN_DIM)
-    pointers = ptr + first * HIDDEN_DIM + (row * HIDDEN_DIM + unit)
-    return tl.load(pointers, mask=inside, other=0).to(tl.float32)
-
-
-@triton.jit
-def _products(
-    left_ptr,
-    left_first,
-    left_exists,
-    right_ptr,
-    right_first,
-    right_exists,
-    HIDDEN_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """left right^T [n, m], read BLOCK_K columns at a time.
-
-    One of the two stays the same from tile to tile, but in registers it would leave too few.
-    """
-    total = tl.zeros((left_exists.shape[0], right_exists.shape[0]), dtype=tl.float32)
-    for start in range(0, HIDDEN_DIM, BLOCK_K):
-        left = _load_matrix(left_ptr, left_first, left_exists, start, HIDDEN_DIM, BLOCK_K)
-        right = _load_matrix(right_ptr, right_first, right_exists, start, HIDDEN_DIM, BLOCK_K)
-        total += tl.dot(left, tl.trans(right), input_precision=PRECISION)
-    return total
-
-
-@triton.jit
-def _load_bias(bias_ptr, column, num_features, HAS_BIAS: tl.constexpr):
-    if HAS_BIAS:
-        return tl.load(bias_ptr + column, mask=column < num_features, other=0).to(tl.float32)
-    else:
-        return tl.zeros(column.shape, tl.float32)
 
 
 @triton.jit(do_not_specialize=["program_tiles", "outputs", "batch"])
-def _linear_gaussian_log_likelihood_rows_kernel(
+def _linear_log_likelihood_rows_kernel(
     grad_log_prob_ptr,
     hidden_ptr,
     weight_ptr,
@@ -156,6 +69,7 @@ def _linear_gaussian_log_likelihood_rows_kernel(
     outputs,
     batch,
     num_features,
+    LAW: tl.constexpr,
     HIDDEN_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NEED_HIDDEN: tl.constexpr,
@@ -186,12 +100,10 @@ def _linear_gaussian_log_likelihood_rows_kernel(
         column = (start + tl.arange(0, BLOCK_D)).to(tl.int32)
         columns, has_column = column[None, :], column < num_features
         inside = exists[:, None] & has_column[None, :]
-        values = _load_values(x_ptr, first, rows, columns, inside, num_features)
-        observed = _load_observed(
-            mask_ptr, values, first, rows, columns, inside, num_features, MASK
+        values, observed, scale = load_tile(
+            x_ptr, mask_ptr, scale_ptr, first, rows, columns, inside, num_features, MASK, SCALE
         )
-        scale = _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE)
-        mean = _products(
+        output = products(
             hidden_ptr,
             position,
             exists,
@@ -202,14 +114,14 @@ def _linear_gaussian_log_likelihood_rows_kernel(
             PRECISION,
             BLOCK_K,
         )
-        mean += _load_bias(bias_ptr, column, num_features, HAS_BIAS)[None, :]
-        scaled = tl.where(observed, (values - mean) / scale, 0.0)
-        entry = -0.5 * scaled * scaled - (tl.log(scale) + HALF_LOG_TWO_PI)
+        output += load_bias(bias_ptr, column, num_features, HAS_BIAS)[None, :]
+        scored = tl.where(observed, laws.score(values, output, scale, LAW, False), 0.0)
+        entry = laws.entry(values, output, scale, scored, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
         if NEED_HIDDEN:
-            grad_mean = tl.where(observed, scaled * grad / scale, 0.0)
-            weight = _load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
-            grad_hidden += tl.dot(grad_mean, weight, input_precision=PRECISION)
+            grad_output = tl.where(observed, laws.factor(scored * grad, scale, LAW, False), 0.0)
+            weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
+            grad_hidden += tl.dot(grad_output, weight, input_precision=PRECISION)
     position += piece * outputs
     tl.store(log_prob_ptr + position + row, total, mask=exists)
     if NEED_HIDDEN:
@@ -218,7 +130,7 @@ def _linear_gaussian_log_likelihood_rows_kernel(
 
 
 @triton.jit(do_not_specialize=["program_blocks", "num_samples", "batch"])
-def _linear_gaussian_log_likelihood_features_kernel(
+def _linear_log_likelihood_features_kernel(
     grad_log_prob_ptr,
     hidden_ptr,
     weight_ptr,
@@ -233,6 +145,7 @@ def _linear_gaussian_log_likelihood_features_kernel(
     num_samples,
     batch,
     num_features,
+    LAW: tl.constexpr,
     HIDDEN_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NEED_LINEAR: tl.constexpr,
@@ -258,7 +171,7 @@ def _linear_gaussian_log_likelihood_features_kernel(
     # features fit into 32 bits, which are half the registers
     column = (start + feature).to(tl.int32)
     columns, has_column = column[:, None], column < num_features
-    bias = _load_bias(bias_ptr, column, num_features, HAS_BIAS)[:, None]
+    bias = load_bias(bias_ptr, column, num_features, HAS_BIAS)[:, None]
 
     grad_weight = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
     grad_bias = tl.zeros((BLOCK_D,), dtype=tl.float32)
@@ -267,16 +180,14 @@ def _linear_gaussian_log_likelihood_features_kernel(
         first = (piece * program_blocks + block) * BLOCK_B
         exists = first + row < batch
         inside = has_column[:, None] & exists[None, :]
-        values = _load_values(x_ptr, first, rows, columns, inside, num_features)
-        observed = _load_observed(
-            mask_ptr, values, first, rows, columns, inside, num_features, MASK
+        values, observed, scale = load_tile(
+            x_ptr, mask_ptr, scale_ptr, first, rows, columns, inside, num_features, MASK, SCALE
         )
-        scale = _load_scale(scale_ptr, first, rows, columns, inside, num_features, SCALE)
         entry_scale = tl.zeros((BLOCK_D, BLOCK_B), dtype=tl.float32)
         position = first
         for _ in range(num_samples):
             grad = tl.load(grad_log_prob_ptr + position + row, mask=exists, other=0.0)
-            mean = bias + _products(
+            output = bias + products(
                 weight_ptr,
                 start,
                 has_column,
@@ -287,15 +198,16 @@ def _linear_gaussian_log_likelihood_features_kernel(
                 PRECISION,
                 BLOCK_K,
             )
-            scaled = tl.where(observed, (values - mean) / scale, 0.0)
-            factor = tl.where(observed, grad.to(tl.float32)[None, :] / scale, 0.0)
+            scored = tl.where(observed, laws.score(values, output, scale, LAW, False), 0.0)
+            factor = laws.factor(grad.to(tl.float32)[None, :], scale, LAW, False)
+            factor = tl.where(observed, factor, 0.0)
             if NEED_LINEAR:
-                grad_mean = scaled * factor
-                hidden = _load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
-                grad_weight += tl.dot(grad_mean, hidden, input_precision=PRECISION)
-                grad_bias += tl.sum(grad_mean, axis=1)
+                grad_output = scored * factor
+                hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
+                grad_weight += tl.dot(grad_output, hidden, input_precision=PRECISION)
+                grad_bias += tl.sum(grad_output, axis=1)
             if NEED_SCALE:
-                terms = (scaled * scaled - 1.0) * factor
+                terms = laws.scale_term(scored, LAW) * factor
                 if SCALE == "entry":
                     entry_scale += terms
                 else:
@@ -318,45 +230,15 @@ def _linear_gaussian_log_likelihood_features_kernel(
         tl.store(grad_scale_ptr + number, tl.sum(grad_scale, axis=0))
 
 
-# BLOCK_H -> BLOCK_B, BLOCK_D and warps that compile without spills, of the two kernels
-_ROWS_TILES = {
-    16: (32, 32, 4),
-    32: (32, 32, 4),
-    64: (32, 32, 4),
-    128: (16, 32, 8),
-    256: (16, 32, 8),
-}
-_FEATURES_TILES = {
-    16: (32, 32, 4),
-    32: (32, 32, 4),
-    64: (32, 32, 4),
-    128: (32, 16, 4),
-    256: (32, 16, 8),
-}
-
-
-def _tile(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: Any) -> dict[str, int]:
-    block = block_of(hidden_dim)
-    rows, features, warps = tiles[block]
-    chunk = min(block, 32)
-    if tiles is _FEATURES_TILES:
-        if scale != "scalar":  # more numbers per row and feature to keep
-            rows = 16
-        if scale != "scalar" or input_precision() == "bf16x3":  # each operand is kept in two parts
-            chunk = min(block, 16)
-    blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
-    # without a limit of its own the assembler may spill a few registers for one program more
-    return blocks | {"num_warps": warps, "maxnreg": 255}
-
-
 def _prepared(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    law: str,
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Contiguous inputs by name and the constants of both kernels; None for what they leave out."""
     if hidden.dtype == torch.float64 or weight.dtype == torch.float64:
         return None
@@ -367,32 +249,31 @@ def _prepared(
         "weight_ptr": weight.contiguous(),
         "bias_ptr": weight if bias is None else bias.contiguous(),
         "x_ptr": x.contiguous(),
-        "scale_ptr": scale.contiguous(),
-        "mask_ptr": x if mask is None else mask.contiguous(),
+        "scale_ptr": None if scale is None else scale.contiguous(),
+        "mask_ptr": x if mask is None else marks_of(mask),
     }
-    if mask is not None and mask.dtype == torch.bool:
-        tensors["mask_ptr"] = tensors["mask_ptr"].view(torch.uint8)
-    per_one = scale.dim() == 0 or scale.shape == (1,)
     constants = {
+        "LAW": law,
         "HIDDEN_DIM": hidden.shape[-1],
         "HAS_BIAS": bias is not None,
-        "SCALE": "scalar" if per_one else ("feature", "entry")[scale.dim() - 1],
-        "MASK": "nan" if mask is None else "bool" if mask.dtype == torch.bool else "bits",
+        "SCALE": kind_of_scale(scale),
+        "MASK": kind_of_mask(mask),
     }
     return tensors, constants
 
 
 @checked
-def linear_gaussian_log_likelihood_fwd(
+def linear_log_likelihood_fwd(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
 ) -> Tensor:
-    """`reference.linear_gaussian_log_likelihood_fwd`."""
-    prepared = _prepared(hidden, weight, bias, x, scale, mask)
+    """`reference.linear_log_likelihood_fwd`."""
+    prepared = _prepared(hidden, weight, bias, x, scale, mask, law)
     if prepared is None:
         return NotImplemented
     log_prob, _ = _over_features(None, *prepared)
@@ -400,40 +281,42 @@ def linear_gaussian_log_likelihood_fwd(
 
 
 @checked
-def linear_gaussian_log_likelihood_bwd(
+def linear_log_likelihood_bwd(
     grad_log_prob: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     mask: Tensor | None,
+    law: str,
     need_hidden: bool,
     need_linear: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`reference.linear_gaussian_log_likelihood_bwd`."""
-    prepared = _prepared(hidden, weight, bias, x, scale, mask)
+    """`reference.linear_log_likelihood_bwd`."""
+    prepared = _prepared(hidden, weight, bias, x, scale, mask, law)
     if prepared is None:
         return NotImplemented
     grad_log_prob = grad_log_prob.contiguous()
     log_prob, grad_hidden = _over_features(grad_log_prob if need_hidden else None, *prepared)
     grad_weight = grad_bias = grad_scale = log_prob.new_empty(0)
-    if need_linear or need_scale:
+    scale_shape = scale.shape if need_scale and scale is not None else None
+    if need_linear or scale_shape is not None:
         grad_weight, grad_bias, grad_scale = _over_rows(
-            grad_log_prob, *prepared, scale.shape, need_linear, need_scale
+            grad_log_prob, *prepared, scale_shape, need_linear
         )
     return (
         log_prob,
         grad_hidden.to(hidden.dtype),
         grad_weight.to(weight.dtype),
         grad_bias.to(weight.dtype if bias is None else bias.dtype),
-        grad_scale.to(scale.dtype),
+        grad_scale if scale is None else grad_scale.to(scale.dtype),
     )
 
 
 def _over_features(
-    grad_log_prob: Tensor | None, tensors: dict[str, Tensor], constants: dict[str, Any]
+    grad_log_prob: Tensor | None, tensors: dict[str, Any], constants: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """log_prob [S, B] and, with grad_log_prob, grad_hidden [S, B, H]; float32."""
     hidden, x = tensors["hidden_ptr"], tensors["x_ptr"]
@@ -443,12 +326,12 @@ def _over_features(
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=torch.float32)
     if log_prob.numel() == 0 or x.numel() == 0:
         return log_prob, grad_hidden
-    tile = _tile(_ROWS_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(ROWS_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
-    program_tiles = _share(tiles, blocks * num_samples)
+    program_tiles = share(tiles, blocks * num_samples)
     pieces = triton.cdiv(tiles, program_tiles)
-    parts = [_pieces(total, pieces) for total in (log_prob, grad_hidden)]
-    _linear_gaussian_log_likelihood_rows_kernel[(blocks, pieces, num_samples)](
+    parts = [pieces_of(total, pieces) for total in (log_prob, grad_hidden)]
+    _linear_log_likelihood_rows_kernel[(blocks, pieces, num_samples)](
         grad_log_prob_ptr=grad_log_prob if need_hidden else log_prob,
         **tensors,
         log_prob_ptr=parts[0],
@@ -463,18 +346,17 @@ def _over_features(
         **tile,
         enable_fp_fusion=True,
     )
-    _add_up(parts[0], log_prob)
-    _add_up(parts[1], grad_hidden)
+    add_up(parts[0], log_prob)
+    add_up(parts[1], grad_hidden)
     return log_prob, grad_hidden
 
 
 def _over_rows(
     grad_log_prob: Tensor,
-    tensors: dict[str, Tensor],
+    tensors: dict[str, Any],
     constants: dict[str, Any],
-    scale_shape: torch.Size,
+    scale_shape: torch.Size | None,
     need_linear: bool,
-    need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """grad_weight, grad_bias and grad_scale in float32; one not needed has 0 elements."""
     hidden, weight = tensors["hidden_ptr"], tensors["weight_ptr"]
@@ -483,21 +365,21 @@ def _over_rows(
     shapes = (
         weight.shape if need_linear else (0,),
         (num_features,) if need_linear and constants["HAS_BIAS"] else (0,),
-        scale_shape if need_scale else (0,),
+        (0,) if scale_shape is None else scale_shape,
     )
     totals = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     if hidden.numel() == 0 or num_features == 0:
         return totals[0], totals[1], totals[2]
-    tile = _tile(_FEATURES_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(FEATURES_TILES, hidden_dim, constants["SCALE"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
-    program_blocks = _share(blocks, tiles)
+    program_blocks = share(blocks, tiles)
     pieces = triton.cdiv(blocks, program_blocks)
-    parts = [_pieces(total, pieces) for total in totals]
+    parts = [pieces_of(total, pieces) for total in totals]
     if constants["SCALE"] == "scalar":
-        parts[2] = _pieces(totals[2], pieces * tiles)
+        parts[2] = pieces_of(totals[2], pieces * tiles)
     elif constants["SCALE"] == "entry":
         parts[2] = totals[2]
-    _linear_gaussian_log_likelihood_features_kernel[(tiles, pieces)](
+    _linear_log_likelihood_features_kernel[(tiles, pieces)](
         grad_log_prob_ptr=grad_log_prob,
         **tensors,
         grad_weight_ptr=parts[0],
@@ -509,26 +391,11 @@ def _over_rows(
         num_features=num_features,
         **constants,
         NEED_LINEAR=need_linear,
-        NEED_SCALE=need_scale,
+        NEED_SCALE=scale_shape is not None,
         PRECISION=input_precision(),
         **tile,
         enable_fp_fusion=True,
     )
     for part, total in zip(parts, totals, strict=True):
-        _add_up(part, total)
+        add_up(part, total)
     return totals[0], totals[1], totals[2]
-
-
-def _share(steps: int, walks: int) -> int:
-    """Steps of a walk that a program takes: then `PROGRAMS` do for all walks, or as many as walks."""
-    return triton.cdiv(steps, max(1, PROGRAMS // walks))
-
-
-def _pieces(total: Tensor, pieces: int) -> Tensor:
-    """Room for `pieces` parts of a sum; the sum itself where there is but one."""
-    return total if pieces == 1 else total.new_empty((pieces, *total.shape))
-
-
-def _add_up(pieces: Tensor, total: Tensor) -> None:
-    if pieces is not total and total.numel():
-        sum_pieces(pieces, total)

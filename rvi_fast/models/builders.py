@@ -1,0 +1,207 @@
+"""Models by the names of the paper: RVI, VAD and the VAE."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _checks
+from ..drawing import drawing_from
+from ..files import StrPath
+from ..likelihoods.base import Likelihood
+from ..likelihoods.foreign import as_likelihood
+from ..likelihoods.named import described, make
+from ..memory.room import check_memory
+from ..posteriors.encoder import EncoderPosterior
+from ..posteriors.relay import RelayPosterior
+from .latent import LatentModel
+
+
+def rvi(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    groups: Sequence[int] = (25, 50, 100),
+    top: float | int | Sequence[float | int] = 0.5,
+    form: str = "linear",
+    likelihood: Any = "gaussian",
+    storage: StrPath = "device",
+    shard: range | None = None,
+    generator: torch.Generator | None = None,
+) -> LatentModel:
+    """Relay Variational Inference with a ReLU decoder and, if not told otherwise, one learned scale.
+
+    Args:
+        num_data: N.
+        num_features: D.
+        latent_dim: T.
+        hidden: widths of the decoder's hidden layers.
+        groups: relay vectors in each group.
+        top: coefficients kept in each group: a share, a count, or one of either per group.
+        form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+        likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
+            "negative_binomial", ("categorical", k); a list of these, one for each column, see
+            `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
+        storage: where the rows lie, see `RelayPosterior`.
+        shard: the rows that this process holds, see `training.distributed`.
+        generator: what all first values are drawn from, `torch.Generator().manual_seed(0)` for
+            instance; torch's default generator if not given, so that `torch.manual_seed` holds.
+    """
+    config = {
+        "builder": "rvi",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+        "groups": list(groups),
+        "top": list(top) if isinstance(top, Sequence) else top,
+        "form": form,
+        **_stored(storage),
+    }
+    posterior = RelayPosterior(
+        num_data,
+        latent_dim,
+        groups=groups,
+        top=top,
+        form=form,
+        storage=storage,
+        shard=shard,
+        generator=generator,
+    )
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
+
+
+def vad(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    likelihood: Any = "gaussian",
+    storage: StrPath = "device",
+    shard: range | None = None,
+    generator: torch.Generator | None = None,
+) -> LatentModel:
+    """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
+    config = {
+        "builder": "vad",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+        **_stored(storage),
+    }
+    posterior = RelayPosterior(
+        num_data, latent_dim, groups=(), storage=storage, shard=shard, generator=generator
+    )
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
+
+
+def vae(
+    num_data: int,
+    num_features: int,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    likelihood: Any = "gaussian",
+    mask_input: bool = False,
+    generator: torch.Generator | None = None,
+) -> LatentModel:
+    """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
+
+    Args:
+        num_data: N, rows of the training data.
+        num_features: D.
+        latent_dim: T.
+        hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
+        likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
+        mask_input: the encoder sees the mask as well, as D more inputs.
+        generator: what all first values are drawn from, see `rvi`.
+    """
+    config = {
+        "builder": "vae",
+        "num_data": num_data,
+        "num_features": num_features,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+        "mask_input": mask_input,
+    }
+    for name, size in (("num_features", num_features), ("latent_dim", latent_dim)):
+        _checks.check_positive_int(name, size)
+    inputs = num_features * (2 if mask_input else 1)
+    encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
+    posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
+    return _model(posterior, num_features, hidden, likelihood, config, generator)
+
+
+BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
+
+
+def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -> LatentModel:
+    """Builds a model from `LatentModel.config`; first values are drawn as in `rvi`."""
+    arguments = dict(config)
+    name = arguments.pop("builder", None)
+    if name not in BUILDERS:
+        raise ValueError(f"builder: expected one of {', '.join(BUILDERS)}, got {name!r}")
+    return BUILDERS[name](**arguments, generator=generator)
+
+
+def _stored(storage: StrPath) -> dict[str, str]:
+    """What `LatentModel.config` says of the storage: nothing where it is the usual one."""
+    return {} if storage == "device" else {"storage": os.fspath(storage)}
+
+
+def _model(
+    posterior: RelayPosterior | EncoderPosterior,
+    num_features: int,
+    hidden: Sequence[int],
+    likelihood: Any,
+    config: dict[str, Any],
+    generator: torch.Generator | None,
+) -> LatentModel:
+    _checks.check_positive_int("num_features", num_features)
+    law = make(likelihood, num_features)
+    # what takes another number of outputs than it has features, and does not say so, is found below
+    outputs = as_likelihood(law).num_outputs or num_features
+    decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
+    if not isinstance(posterior, EncoderPosterior):
+        # beside a decoder that knows all columns an encoder learns nothing for a long while
+        _start_at_zero(decoder[-1].bias, as_likelihood(law))  # type: ignore[arg-type]
+    config = {name: _checks.plain(value) for name, value in config.items()}
+    said = described(law)
+    if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0
+        config["likelihood"] = said
+    # a law without a name cannot be made again from a file
+    return LatentModel(posterior, decoder, law, config=None if said is None else config)
+
+
+@torch.no_grad()
+def _start_at_zero(bias: nn.Parameter, law: Likelihood) -> None:
+    """Leaves to `fit` where outputs start whose law knows that from data: it asks for zeros."""
+    known = ~torch.isnan(law.initial_outputs(bias.new_zeros(2, len(bias))))
+    bias.masked_fill_(known, 0.0)
+
+
+def _layers(
+    inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        _checks.check_positive_int("hidden", width)
+    widths = [inputs, *map(int, hidden), outputs]
+    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
+    size = weights * torch.get_default_dtype().itemsize
+    advice = "lower latent_dim, hidden or num_features"
+    check_memory(torch.get_default_device(), "network", size, advice)
+    with drawing_from(generator):
+        for width in widths[1:-1]:
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            inputs = width
+        return nn.Sequential(*layers, nn.Linear(inputs, outputs))
