@@ -160,7 +160,6 @@ LogLikelihood likelihood_call(const Fields& in) {
   LogLikelihood call;
   call.batch = in.size("x", 0);
   call.num_features = in.size("x", 1);
-  call.law = in.text("law") == "bernoulli" ? Law::bernoulli : Law::gaussian;
   call.x_type = std::map<std::string, DataType>{{"float32", DataType::float32},
                                                 {"float64", DataType::float64},
                                                 {"float16", DataType::float16},
@@ -170,12 +169,9 @@ LogLikelihood likelihood_call(const Fields& in) {
   call.law =
       std::map<std::string, Law>{{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}}.at(
           in.text("law"));
-  call.scale_kind = ScaleKind::scalar;
-  if (in.has("scale")) {
-    const std::vector<std::int64_t>& shape = in.at("scale").shape;
-    if (shape.size() == 2) call.scale_kind = ScaleKind::entry;
-    if (shape.size() == 1 && shape[0] != 1) call.scale_kind = ScaleKind::feature;
-  }
+  const std::size_t dimensions = in.has("scale") ? in.at("scale").shape.size() : 0;
+  call.scale_kind = dimensions == 2 ? ScaleKind::entry : ScaleKind::feature;
+  if (dimensions == 0 || in.size("scale", 0) == 1) call.scale_kind = ScaleKind::scalar;
   call.mask_kind = MaskKind::none;
   if (in.has("mask")) {
     call.mask_kind = in.at("mask").dtype == "bool" ? MaskKind::bytes : MaskKind::bits;
