@@ -326,7 +326,7 @@ def _over_features(
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=torch.float32)
     if log_prob.numel() == 0 or x.numel() == 0:
         return log_prob, grad_hidden
-    tile = tile_of(ROWS_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(ROWS_TILES, hidden_dim, constants["SCALE"], constants["MASK"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(x.shape[1], tile["BLOCK_D"])
     program_tiles = share(tiles, blocks * num_samples)
     pieces = triton.cdiv(tiles, program_tiles)
@@ -370,7 +370,7 @@ def _over_rows(
     totals = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     if hidden.numel() == 0 or num_features == 0:
         return totals[0], totals[1], totals[2]
-    tile = tile_of(FEATURES_TILES, hidden_dim, constants["SCALE"])
+    tile = tile_of(FEATURES_TILES, hidden_dim, constants["SCALE"], constants["MASK"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
     program_blocks = share(blocks, tiles)
     pieces = triton.cdiv(blocks, program_blocks)

@@ -24,16 +24,19 @@ FEATURES_TILES = {
 }
 
 
-def tile_of(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: str) -> dict[str, int]:
-    """Sizes of the tiles and options of a launch; `scale` is SCALE of the kernel."""
+def tile_of(
+    tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: str, mask: str
+) -> dict[str, int]:
+    """Sizes of the tiles and options of a launch, by SCALE and MASK of the kernel."""
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
     chunk = min(block, 32)
     if tiles is FEATURES_TILES:
-        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
-        if own_scale:
+        # one more number per row and feature to keep; or bytes to take apart in registers
+        more = scale in ("feature", "entry") or mask == "bool"
+        if more:
             rows = 16
-        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
+        if more or input_precision() == "bf16x3":  # each operand is kept in two parts
             chunk = min(block, 16)
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
