@@ -249,7 +249,8 @@ def _prepared(
         "weight_ptr": weight.contiguous(),
         "bias_ptr": weight if bias is None else bias.contiguous(),
         "x_ptr": x.contiguous(),
-        "scale_ptr": None if scale is None else scale.contiguous(),
+        # what is not read is any tensor: helpers of Triton 3.6 cannot return an argument that is None
+        "scale_ptr": weight if scale is None else scale.contiguous(),
         "mask_ptr": x if mask is None else marks_of(mask),
     }
     constants = {
