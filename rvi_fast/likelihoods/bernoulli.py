@@ -39,7 +39,7 @@ class Bernoulli(Elementwise, law="bernoulli"):
 
     pixels = True
     estimated = "mode"
-    step_tensors = 6.0
+    step_tensors = 2.0
 
     @property
     def fused(self) -> bool:
