@@ -162,11 +162,16 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, limit, used,
     assert room.cgroup_room(listing, tmp_path) == free
 
 
+class NotTheOp(likelihoods.Bernoulli):
+    """A law that inherits from one that is an op."""
+
+
 @pytest.mark.parametrize(
     ("likelihood", "most"),
     [
         ("student_t", 5.0),
         ("bernoulli", 1.0),
+        (NotTheOp(120), 1.0),
         ("poisson", 50.0),
         ("negative_binomial", 50.0),
         (("categorical", 2), 1.0),
