@@ -42,6 +42,28 @@ def make(shard=None, *, kind="rvi", dtype=torch.float32, num_data=N):
     return rvi_fast.models.LatentModel(posterior, decoder, rvi_fast.GaussianLikelihood(D).to(dtype))
 
 
+def kinds_table():
+    """Yes/no, large counts and codes that the halves of the table have in other shares."""
+    generator = torch.Generator().manual_seed(7)
+    late = torch.arange(N) / N
+    x = torch.stack(
+        (
+            (torch.rand(N, generator=generator) < late).float(),
+            torch.poisson(2000 * (1 + late), generator=generator),
+            (3 * late * torch.rand(N, generator=generator)).floor(),
+        ),
+        dim=1,
+    )
+    return torch.where(torch.rand(x.shape, generator=generator) < 0.2, torch.nan, x)
+
+
+def of_kinds(shard=None, **_):
+    torch.manual_seed(3)
+    law = ["bernoulli", "poisson", ("categorical", 3)]
+    sizes = {"latent_dim": 4, "hidden": (7,), "groups": (3, 5)}
+    return rvi_fast.models.rvi(N, 3, likelihood=law, shard=shard, **sizes)
+
+
 def built(shard=None):
     torch.manual_seed(3)
     return rvi_fast.models.rvi(N, D, latent_dim=4, hidden=(7,), groups=(3, 5), shard=shard)

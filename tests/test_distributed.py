@@ -93,6 +93,17 @@ def test_processes_train_what_one_trains(tmp_path, size, kind, dtype, tolerance)
     assert_close(got, alone(kind=kind, dtype=dtype), tolerance)
 
 
+def test_outputs_start_at_what_the_rows_of_all_processes_are(tmp_path):
+    # without a step of any size the bias is what it was set to
+    still = {"epochs": 1, "lr": 1e-12, "posterior_lr": 1e-12}
+    changes = {"make_model": worker.of_kinds, "x": worker.kinds_table(), **still}
+    model = worker.of_kinds()
+    rvi_fast.fit(model, worker.kinds_table(), **worker.options(**still))
+    assert model.decoder[-1].bias[1] > 7.0  # about log 3000
+    for state in worker.run(3, worker.train, tmp_path, **changes):
+        torch.testing.assert_close(state["decoder.2.bias"], model.decoder[-1].bias.detach())
+
+
 @pytest.mark.parametrize("optimizer", ["lazy", "row"])
 def test_every_mode_counts_steps_that_bring_no_row(tmp_path, optimizer):
     got = together(worker.run(2, worker.train, tmp_path, optimizer=optimizer))

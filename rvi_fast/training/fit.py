@@ -115,6 +115,8 @@ def fit(
 
     Args:
         model: changed in place. Its posterior has one row for each row of x.
+            Where its decoder ends in a linear layer, biases of exactly 0 there are set to what yes/no,
+            classes and counts are on the whole in x before the first step.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
             which count as x / 255. Masked entries of a masked array are missing. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
