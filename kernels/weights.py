@@ -32,12 +32,14 @@ def tile_of(
     rows, features, warps = tiles[block]
     chunk = min(block, 32)
     if tiles is FEATURES_TILES:
-        # one more number per row and feature to keep; or bytes to take apart in registers
-        more = scale in ("feature", "entry") or mask == "bool"
-        if more:
+        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
+        if own_scale:
             rows = 16
-        if more or input_precision() == "bf16x3":  # each operand is kept in two parts
+        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
             chunk = min(block, 16)
+        # bytes to take apart; the tile stays as it is, so that packed marks give the same bits
+        if mask == "bool":
+            warps = 8
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
     return blocks | {"num_warps": warps, "maxnreg": 255}
