@@ -65,6 +65,7 @@ ROOMS = {
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "workers": "loop",
     "load": "places",
     "infer": "loop held_out",
     "impute": "infer",
