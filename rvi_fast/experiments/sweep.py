@@ -13,6 +13,7 @@ checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -82,12 +83,13 @@ def sweep(
         errors: dict[Any, str] = {}
         done = len(directories) - len(waiting)
         tasks = [(config, directories[config]) for config in waiting]
+        work = functools.partial(_run_one, run)
         with (
             tqdm(total=len(directories), initial=done, unit="run", disable=not progress) as bar,
             deferred() as request,
+            contextlib.closing(side_by_side(work, tasks, min(jobs, len(tasks)), request)) as ends,
         ):
-            work = functools.partial(_run_one, run)
-            for number, ended in side_by_side(work, tasks, min(jobs, len(tasks)), request):
+            for number, ended in ends:
                 error = ended.result if ended.error is None else str(ended.error)
                 if error is not None:
                     errors[waiting[number]] = error

@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -61,8 +61,8 @@ def side_by_side(
     tasks: Iterable[Any],
     jobs: int,
     request: Request,
-    hear: Callable[[int, Any], None] = lambda number, said: None,
-) -> Iterator[tuple[int, Ended]]:
+    hear: Callable[[int, Any], object] = lambda number, said: None,
+) -> Generator[tuple[int, Ended], None, None]:
     """Does tasks in processes where torch has one thread, `jobs` at a time; none outlives the iteration.
 
     Args:
@@ -113,10 +113,10 @@ class _Worker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.busy:
-            self.process.kill()
-        self.connection.close()  # an idle worker reads the end, and ends
+        # an idle one would end by itself, but takes its time
+        self.process.kill()
         self.process.join()
+        self.connection.close()
 
     def start(self, number: int, task: Any) -> None:
         self.number, self.busy = number, True
