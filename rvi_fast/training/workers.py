@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -149,9 +149,23 @@ class _Worker:
         self._began = False
         own, other = _SPAWN.Pipe()
         process = _SPAWN.Process(target=_serve, args=(self.work, other), daemon=True)
-        process.start()
+        with _without_sigint():
+            process.start()
         other.close()  # or the death of the process would not end the pipe
         return process, own
+
+
+@contextlib.contextmanager
+def _without_sigint() -> Iterator[None]:
+    """Within it Ctrl-C waits, in this thread and in what it starts, which inherits that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(work: Work, connection: Connection) -> None:
