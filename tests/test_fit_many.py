@@ -213,6 +213,10 @@ def test_a_bar_counts_the_steps_of_all_runs(tmp_path, capsys):
     histories = fit_many(runs, x=X, jobs=1, **SHORT | {"epochs": 3})
     assert [history.epochs for history in histories] == [3, 2]
     assert "212/212" in capsys.readouterr().err
+    settings = Settings(run_dir=tmp_path, resume=True, progress=False, **SHORT | {"epochs": 5})
+    counts = []
+    in_turn.train_in_turn([Call(make(), X, None, settings)], Request(), counts.append)
+    assert counts == [12, 4, 4, 0]
 
 
 def test_data_lie_in_memory_once_and_bring_no_others_along(tmp_path):
@@ -453,6 +457,9 @@ import torch, rvi_fast
 def slow(model, history):
     time.sleep(0.1)
 
+if __name__ == "__mp_main__" and sys.argv[1] == "starting":
+    open("starting", "w").close()
+    time.sleep(1.0)
 if __name__ == "__main__":
     x, runs = torch.randn(20, 3), []
     for number in range(3):
@@ -472,7 +479,7 @@ def test_ctrl_c_of_a_terminal_is_heard_by_the_parent_alone(tmp_path, moment):
     (tmp_path / "script.py").write_text(STOPPED)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        [sys.executable, "script.py"],
+        [sys.executable, "script.py", moment],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -481,11 +488,12 @@ def test_ctrl_c_of_a_terminal_is_heard_by_the_parent_alone(tmp_path, moment):
         start_new_session=True,
     )
     assert process.stdout.readline() == "begun\n"
-    if moment == "starting":
-        time.sleep(1.0)
-    else:
-        while not (tmp_path / "run1/metrics.jsonl").exists():
-            time.sleep(0.01)
+    awaited = {
+        "starting": ["starting"],
+        "training": ["run0/metrics.jsonl", "run1/metrics.jsonl"],
+    }[moment]
+    while not all((tmp_path / name).exists() for name in awaited):
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     said, errors = process.communicate(timeout=120)
     assert (said, errors, process.returncode) == ("Interrupted 3 of 3 runs not done:\n", "", 0)
@@ -573,6 +581,7 @@ def test_runs_of_the_same_data_in_one_process_share_what_is_made_of_them(monkeyp
 def test_a_law_that_restricts_its_data_looks_at_what_another_run_has_made():
     x = torch.full((N, D), 0.5)
     runs = [{"model": make()}, {"model": make(likelihood=likelihoods.Bernoulli(D))}]
+    runs[1]["model"].last_bias.data.fill_(0.1)  # or where it starts would look at them
     with pytest.raises(
         FitManyError, match=r"1 of 2 runs failed:\nruns\[1\]: ValueError: x: expected"
     ):
