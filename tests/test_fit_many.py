@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 
 import rvi_fast
 from rvi_fast import EarlyStopping, History, fit, fit_many, likelihoods, models
+from rvi_fast._devices import in_line
 from rvi_fast.training import FitManyError, load_checkpoint
 from rvi_fast.training.inputs.sources import is_mapped
 from rvi_fast.training.loop.interrupts import Interrupted, Request
@@ -181,7 +182,8 @@ def test_a_run_that_ends_first_takes_no_gradients_from_the_others():
     assert_same(runs[1]["model"], whole)
 
 
-def test_a_process_has_one_thread_and_warns_here(tmp_path):
+def test_a_process_has_one_thread_and_warns_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what it would have by itself
     x = X.clone()
     x[:, 4] = torch.nan
     record = [Recorder(tmp_path / f"{number}") for number in range(2)]
@@ -531,6 +533,9 @@ def test_each_run_on_a_gpu_works_on_a_stream_of_its_own(monkeypatch):
         def wait_stream(self, other):
             waits.append((self.name, other.name))
 
+        def synchronize(self):
+            waits.append(("host", self.name))
+
     def own(device):
         made.append(Stream(f"own {len(made)}"))
         return made[-1]
@@ -559,7 +564,33 @@ def test_each_run_on_a_gpu_works_on_a_stream_of_its_own(monkeypatch):
     assert [outcome.history for outcome in outcomes] == [History(), History()]
     assert [call.settings for call in calls] == [["own 0"] * 3, ["own 1"] * 3]
     assert waits[:2] == [("own 0", "caller"), ("own 1", "caller")]
-    assert {("caller", "own 0"), ("caller", "own 1")} <= {*waits[2:]}
+    assert {*waits[2:]} == {("host", "own 0"), ("host", "own 1")}
+
+
+def test_threads_beside_a_run_stand_in_line_with_it(tmp_path, monkeypatch):
+    """On a GPU they work on the stream that the run is on, and not on that of the device."""
+    seen = set()
+    for place in ("inputs.feed", "places.in_blocks"):
+        monkeypatch.setattr(
+            f"rvi_fast.training.{place}.in_line",
+            lambda device: lambda: seen.add(threading.current_thread().name),
+        )
+    np.save(tmp_path / "x.npy", X.numpy())
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    fit(make(), x, block_rows=20, progress=False, **SHORT)
+    assert seen == {"rvi_fast reads ahead", "rvi_fast moves blocks_0"}
+
+
+def test_a_thread_in_line_works_on_the_stream_of_the_one_that_asked(monkeypatch):
+    streams = threading.local()
+    streams.own = "of the run"
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.own)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(streams, "own", stream))
+    begin, found = in_line(torch.device("cuda")), []
+    thread = threading.Thread(target=lambda: (begin(), found.append(streams.own)))
+    thread.start()
+    thread.join()
+    assert found == ["of the run"]
 
 
 def test_runs_of_the_same_data_in_one_process_share_what_is_made_of_them(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._devices import wait_for
 from ..drawing import Drawing
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
@@ -115,6 +116,7 @@ class SharedInputs:
             return self._made[key]
         inputs = inputs_of(model, source, checked=checked)
         if isinstance(inputs, Inputs):  # what reads ahead serves one run
+            wait_for(like.device)  # others may read them on other streams
             self._made[key] = inputs
         return inputs
 

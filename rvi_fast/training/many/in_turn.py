@@ -76,7 +76,7 @@ class _Lane:
         """Lets go of the model, wherever the run stands."""
         self._at_work(self.steps.close)
         if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            self._stream.synchronize()
 
     def _begin(self) -> None:
         if not self._begun and self.device.type == "cuda":
