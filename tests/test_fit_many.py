@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import multiprocessing
 import os
 import signal
@@ -361,6 +362,38 @@ def test_a_process_that_dies_leaves_its_model_as_it_was():
         other = make(number)
         fit(other, X, progress=False, **SHORT)
         assert_same(runs[number]["model"], other)
+
+
+def test_a_full_disk_is_an_error_of_the_run_that_it_meets(monkeypatch):
+    runs = [{"model": make(seed), "x": X} for seed in range(3)]
+    before, save = copy.deepcopy(runs[1]["model"]), torch.save
+
+    def full(value, path):
+        if path.name == "call-1.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FitManyError, match=r"1 of 3 .*\nruns\[1\]: OSError: .*No space left"):
+        fit_many(runs, jobs=2, progress=False, **SHORT)
+    assert_same(runs[1]["model"], before)
+    other = make(2)
+    fit(other, X, progress=False, **SHORT)
+    assert_same(runs[2]["model"], other)
+
+
+def test_a_second_ctrl_c_lets_go_of_all_models_of_this_process():
+    def twice(model, history):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    runs = [{"model": make(seed), "x": X, "callbacks": [twice]} for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit_many(runs, jobs=1, progress=False, **SHORT)
+    assert not isinstance(caught.value, Interrupted)
+    for run in runs:
+        assert run["model"].posterior._row_optimizer is None
+        assert torch.isfinite(run["model"].reconstruct()).all()
 
 
 class Slowly:

@@ -61,10 +61,11 @@ def fit_many(
     Models on the CPU are trained in processes, `jobs` at a time, each with one thread of torch, so that
     the result is that of `fit` after `torch.set_num_threads(1)`: with more threads torch may add up the
     products of large layers in another order. Data that several runs take (the same object) lie in
-    memory once, in a file that all processes map. With `jobs=1` the runs advance in this process, a step
-    each in turn, and so do those that no other process could train: on a GPU, where each run has a
-    stream and CUDA graphs of its own, so that small steps of several models fill the device together;
-    and of tables in files.
+    memory once, in a file of the temporary directory that all processes map; models go there and come
+    back by way of files as well. With `jobs=1` the runs advance in this process, a step each in turn,
+    and so do those that no other process could train: on a GPU, where each run has a stream and CUDA
+    graphs of its own, so that small steps of several models fill the device together; and of tables
+    in files.
 
     A script needs `if __name__ == "__main__":` around what it does, as for every use of processes; and
     what processes are given (classes of models and likelihoods, callbacks, a function as `kl_weight`)
