@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,10 +70,11 @@ class SharedAdam(torch.optim.Optimizer):
         self.lr = torch.zeros(len(counts), dtype=torch.float64, device=device)
         # the numbers that are in `lr`
         self._lr_set: list[Any] = [None] * len(counts)
-        parts = (buffer.split(counts) for buffer in buffers)
+        parts = zip(*(buffer.split(counts) for buffer in buffers), strict=True)
+        counters = zip(self.steps.split(1), self.lr.unbind(), strict=True)
         self._parts = [
-            _Part(group["params"], *own, self.steps[number : number + 1], self.lr[number])
-            for number, (group, *own) in enumerate(zip(self.param_groups, *parts, strict=True))
+            _Part(group["params"], own, *counter)
+            for group, own, counter in zip(self.param_groups, parts, counters, strict=True)
         ]
         for part in self._parts:
             self.state.update(part.states())
@@ -162,10 +163,7 @@ class _Part:
     def __init__(
         self,
         parameters: list[torch.nn.Parameter],
-        values: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        grad: Tensor,
+        buffers: Sequence[Tensor],
         step: Tensor,
         lr: Tensor,
     ) -> None:
@@ -179,9 +177,8 @@ class _Part:
                 for part, parameter in zip(whole.split(sizes), parameters, strict=True)
             ]
 
-        self.values, self.exp_avg, self.exp_avg_sq, self.grad = values, exp_avg, exp_avg_sq, grad
-        self._values, self._exp_avgs = parts(values), parts(exp_avg)
-        self._exp_avg_sqs, self._grads = parts(exp_avg_sq), parts(grad)
+        self.values, self.exp_avg, self.exp_avg_sq, self.grad = buffers
+        self._values, self._exp_avgs, self._exp_avg_sqs, self._grads = map(parts, buffers)
         self.step, self.lr = step, lr
 
     @torch.no_grad()

@@ -228,7 +228,7 @@ def backward_to_rows(
     """
     grad = grad_hidden.sum(0)
     found: list[Tensor] = []
-    before = [z, *hidden[:-1]]
+    before = [z, *hidden][: len(hidden)]
     for weight, given, after in zip(weights[::-1], before[::-1], hidden[::-1], strict=True):
         grad = grad * (after > 0)
         found = [grad.mT @ given, grad.sum(0), *found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,18 +13,22 @@ from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ..distributed.ranks import Alone
-from ..inputs.feed import HostInputs
+from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
-from .step import DirectStep, draws, make_step
+from .fused_step import FusedStep, fused_step
+from .step import DirectStep, Scalars, draws, make_step
 
 
-class BatchStep:
+class BatchStep(Scalars):
     """A step bound to its data: from row numbers to loss, KL divergence and log-likelihood [3].
 
-    Seed and KL weight lie in tensors of the device, so that they can change from epoch to epoch
-    under a graph that has been captured.
+    Args:
+        step: from a batch to its objective.
+        inputs: gives the batches.
+        device: where the steps run.
+        dtype: of the model.
     """
 
     def __init__(
@@ -34,15 +38,39 @@ class BatchStep:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(device, dtype)
         self.step, self.inputs = step, inputs
-        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
-        self.kl_weight = torch.ones(
-            (), dtype=torch.promote_types(dtype, torch.float32), device=device
-        )
 
     def __call__(self, index: Tensor, full_size: int) -> Tensor:
+        return self.launch(index, full_size)
+
+    def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
+        """The visits of an epoch, told of before the steps: here nothing is done beforehand."""
+        return visits
+
+    def launch(self, index: Tensor, full_size: int) -> Tensor:
+        """What a CUDA graph holds of a step."""
         batch = self.inputs.batch(index)
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
+
+    def fixed(self, index: Tensor) -> Tensor:
+        """Row numbers that a graph may be captured with, of which the first are `index`."""
+        return index.clone()
+
+    def replay(
+        self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
+    ) -> Tensor:
+        """The step on rows `index` from a graph.
+
+        Args:
+            graph: of `launch`.
+            rows: what it was captured with, from `fixed`.
+            result: what `launch` gave within it.
+            index: [B].
+        """
+        rows.copy_(index)
+        graph.replay()
+        return result.clone()
 
 
 def bound_step(
@@ -53,8 +81,8 @@ def bound_step(
     shared: torch.optim.Optimizer,
     drawing: Drawing,
     settings: Settings,
-) -> BatchStep | CapturedStep:
-    """The step of a run: from CUDA graphs where they can hold it.
+) -> BatchStep | FusedStep | CapturedStep:
+    """The step of a run: of six launches where they do for it, from CUDA graphs where they hold it.
 
     Args:
         model: what is trained.
@@ -67,7 +95,8 @@ def bound_step(
     """
     step = make_step(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
-    bound = BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    fused = fused_step(step, inputs, min(settings.batch_size, ranks.num_data))
+    bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
     captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
     if not (captured and like.device.type == "cuda" and isinstance(step, DirectStep)):
         return bound
@@ -91,7 +120,7 @@ class CapturedStep:
 
     def __init__(
         self,
-        step: BatchStep,
+        step: BatchStep | FusedStep,
         rows: RowAdam,
         lag: int,
         drawing: Drawing | None = None,
@@ -110,16 +139,18 @@ class CapturedStep:
             return self.step(index, full_size)
         if size not in self._graphs:
             self._graphs[size] = None
-            # a copy, as when it is captured: kernels are compiled for the alignment of their tensors
-            return self._on_the_side(index.clone(), full_size)
+            # as when it is captured: kernels are compiled for the alignment of their tensors
+            return self._on_the_side(self.step.fixed(index), full_size)
         captured = self._graphs[size] or self._capture(index, full_size)
         if captured is None:
             return self.step(index, full_size)
         self._graphs[size] = captured
         self.rows.before_replay()
-        captured.rows.copy_(index)
-        captured.graph.replay()
-        return captured.result.clone()
+        return self.step.replay(*captured, index)
+
+    def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
+        """See `BatchStep.ahead`."""
+        return self.step.ahead(visits)
 
     def _on_the_side(self, index: Tensor, full_size: int) -> Tensor:
         current = torch.cuda.current_stream(index.device)
@@ -131,13 +162,13 @@ class CapturedStep:
         return result
 
     def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
-        graph, own = torch.cuda.CUDAGraph(), index.clone()
+        graph, own = torch.cuda.CUDAGraph(), self.step.fixed(index)
         if self.drawing is not None:  # each replay draws on from where the last one has stopped
             graph.register_generator_state(self.drawing.generator(index.device))
         try:
             # other threads move blocks meanwhile, and wait for what they have moved
             with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
-                result = self.step(own, full_size)
+                result = self.step.launch(own, full_size)
         except RuntimeError as error:
             self._refused = True
             warnings.warn(

@@ -112,6 +112,24 @@ def _others(hooks: dict[int, Callable[..., None]] | None) -> bool:
     return any(getattr(hook, "__func__", None) is not own for hook in (hooks or {}).values())
 
 
+class Scalars:
+    """Seed and KL weight of a step, in tensors of the device: they may change under a CUDA graph.
+
+    Args:
+        device: where the steps run.
+        dtype: of the model.
+
+    Attributes:
+        seed: int64 [1], key of the noise.
+        kl_weight: [], float32 at least.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.kl_weight = torch.ones((), dtype=wide, device=device)
+
+
 class AutogradStep:
     """A step of any model: what `loss.backward()` and two optimisers do."""
 
