@@ -55,3 +55,8 @@ def to_float64(values: Tensor) -> Tensor:
     """The values in float64, `beside` their device."""
     # in two steps: a device without float64 cannot convert before it copies
     return values.to(beside(values.device)).to(torch.float64)
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether what is launched on a tensor now goes into a CUDA graph, which keeps what it is given."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

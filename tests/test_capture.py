@@ -9,14 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launches import stand_in_for_cuda, stand_ins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import rvi_fast
 from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
+from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import DirectStep, LinearChain, make_step
 from rvi_fast.training.places.staging import StagedStep, Staging
 
@@ -62,7 +65,7 @@ def capturing(monkeypatch):
 
 
 @contextmanager
-def step_on_cuda(mode="dense", *, pixels=False, storage="device"):
+def step_on_cuda(mode="dense", *, pixels=False, storage="device", fused=False):
     """A step of a model without values on a device that is not there."""
     model = rvi_fast.models.LatentModel(
         rvi_fast.RelayPosterior(N, T, groups=(5, 9), sparse=True, storage=storage),
@@ -88,6 +91,10 @@ def step_on_cuda(mode="dense", *, pixels=False, storage="device"):
         assert isinstance(step.decoder, LinearChain)
         x = torch.rand(N, D, device=CUDA)
         inputs = Inputs((255 * x).to(torch.uint8), x > 0.5) if pixels else Inputs(x, None)
+        if fused:
+            assert fits(step, inputs)
+            yield FusedStep(step, inputs, 16, stand_ins([]))
+            return
         if staging is None:
             yield BatchStep(step, inputs, CUDA, torch.float32)
             return
@@ -101,6 +108,16 @@ def test_no_part_of_a_step_waits_for_the_device(mode, pixels):
     with step_on_cuda(mode, pixels=pixels) as run:
         for size in (16, 16, 7):
             result = run(torch.arange(size, device=CUDA), 16)
+            assert (result.device, result.shape) == (CUDA, (3,))
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_nothing_beside_six_launches_waits_for_the_device(monkeypatch, pixels):
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    with step_on_cuda(pixels=pixels, fused=True) as run:
+        visits = [Visit(torch.arange(size, device=CUDA), 0) for size in (16, 16, 7)]
+        for index, _ in (*run.ahead(iter(visits)), *visits):
+            result = run(index, 16)
             assert (result.device, result.shape) == (CUDA, (3,))
 
 
@@ -127,39 +144,17 @@ def test_a_look_at_a_value_is_noticed():
 def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
     """A kernel is compiled for the alignment of what it is given, and must not be within a capture."""
 
-    class Stream:
-        def __init__(self, *_):
-            pass
-
-        def wait_stream(self, _):
-            pass
-
-    class Result:
-        def record_stream(self, _):
-            pass
-
-        def clone(self):
-            return self
-
-    class Graph:
-        def replay(self):
-            pass
-
-    for name, stand_in in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    stand_in_for_cuda(monkeypatch)
     seen = []
 
-    class Run:
-        seed, kl_weight = torch.zeros(1, dtype=torch.int64), torch.ones(())
-
-        def __call__(self, index, full_size):
+    class Run(BatchStep):
+        def launch(self, index, full_size):
             seen.append((index.data_ptr() % 16, index.tolist()))
-            return Result()
+            return torch.zeros(3)
 
     rows = SimpleNamespace(reserve=lambda _: None, before_replay=lambda: None)
-    step, order = CapturedStep(Run(), rows, 3), torch.arange(21)
+    run = Run(None, None, torch.device("cpu"), torch.float32)
+    step, order = CapturedStep(run, rows, 3), torch.arange(21)
     for start in (7, 14):  # odd: a view of it is aligned to 8 bytes
         assert order[start : start + 7].data_ptr() % 16 in (0, 8)
         step(order[start : start + 7], 7)

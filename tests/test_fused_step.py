@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launches import capturable, stand_in_for_cuda
 from torch import nn
 
 import rvi_fast
@@ -14,7 +15,7 @@ from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import fused_step
 from rvi_fast.training.loop.ahead import STEPS
-from rvi_fast.training.loop.capture import BatchStep
+from rvi_fast.training.loop.capture import BatchStep, CapturedStep
 from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import make_step
 
@@ -129,7 +130,7 @@ def test_learning_rates_that_change_are_followed():
     plain = BatchStep(make_step(*made), inputs, CPU, torch.float64)
     six_launches = fused(other, inputs)
     for number, lr in enumerate((1e-2, 1e-2, 3e-2, 0.0, 2e-2)):
-        for model, rows, shared in (made, other):
+        for _, rows, shared in (made, other):
             rows.param_groups[0]["lr"] = 2 * lr
             shared.param_groups[1]["lr"] = lr
         for run in (plain, six_launches):
@@ -163,6 +164,37 @@ def test_what_a_step_gives_is_there_for_64_steps():
         assert torch.equal(again(index, B), result)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_captured_step_is_the_same_bit_for_bit(monkeypatch, masked):
+    stand_in_for_cuda(monkeypatch)
+    inputs, found, graphs = data(masked=masked), [], []
+    monkeypatch.setattr(
+        CapturedStep,
+        "_capture",
+        lambda self, *size, own=CapturedStep._capture: (
+            graphs.append(own(self, *size)) or graphs[-1]
+        ),
+    )
+    for captured in (False, True):
+        made = make()
+        run = FusedStep(make_step(*made), inputs, B, capturable(six))
+        run = CapturedStep(run, made[1], 100) if captured else run
+        given = []
+        for epoch in range(5):
+            run.seed.fill_(epoch)
+            run.kl_weight.fill_(0.5 + epoch)
+            made[1].param_groups[0]["lr"] = made[2].param_groups[1]["lr"] = 1e-2 * epoch
+            order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
+            visits = iter([Visit(index, 0) for index in order.split(B)])
+            given += [run(index, B).clone() for index, _ in run.ahead(visits)]
+        assert made[1].num_steps == len(given) == 5 * 4
+        found.append({"given": torch.stack(given), **left_behind(*made)})
+    # one for each size of batch, of the six launches and nothing else
+    assert [len(graph.graph.calls) for graph in graphs] == [6, 6]
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+
+
 @pytest.mark.parametrize("block_rows", [None, 7])
 def test_fit_trains_in_six_launches_as_it_does_without(monkeypatch, block_rows):
     x, steps = data().x, []
@@ -189,3 +221,123 @@ def test_fit_trains_in_six_launches_as_it_does_without(monkeypatch, block_rows):
         assert history[name] == pytest.approx(values, rel=1e-4), name
     for name, value in expected[1].items():
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def of_pixels(inputs):
+    return Inputs((255 * inputs.x).to(torch.uint8), None)
+
+
+FITTING = {
+    "the standard kind": {},
+    "128 latents": {"latent_dim": 128},
+    "layers of 128": {"hidden": (128, 128, 128)},
+    "a group of 1024": {"groups": (1024,)},
+    "no group": {"groups": ()},
+    "clusters": {"form": "cluster"},
+    "zeros and ones": {"likelihood": "bernoulli"},
+}
+NOT_FITTING = {
+    "129 latents": {"latent_dim": 129},
+    "a layer of 129": {"hidden": (129,)},
+    "four hidden layers": {"hidden": (4, 4, 4, 4)},
+    "a group of 1025": {"groups": (1025,)},
+    "mixture": {"form": "mixture"},
+    "counts": {"likelihood": "poisson"},
+}
+
+
+def fitting(
+    inputs,
+    *,
+    mode="dense",
+    change=lambda model: None,
+    between=lambda model, rows, shared: None,
+    **options,
+):
+    """Whether the step of a float32 model is one of six launches."""
+    given = {"latent_dim": T, "hidden": (7, 8), "groups": (5, 9), **options}
+    model = rvi_fast.models.rvi(N, D, **given)
+    change(model)
+    model.posterior.sparse = True
+    rows = rvi_fast.optim.RowAdam(model.posterior, mode=mode)
+    others = [p for n, p in model.named_parameters() if n != "posterior.rows" and p.requires_grad]
+    shared = shared_adam([{"params": others, "lr": 1e-2}])
+    between(model, rows, shared)
+    return fits(make_step(model, rows, shared), inputs)
+
+
+@pytest.mark.parametrize("options", FITTING.values(), ids=FITTING)
+@pytest.mark.parametrize("kind", ["numbers", "pixels", "mask"])
+def test_what_fits_is_stepped_in_six_launches(options, kind):
+    inputs = data(masked=kind == "mask", dtype=torch.float32)
+    assert fitting(of_pixels(inputs) if kind == "pixels" else inputs, **options)
+
+
+@pytest.mark.parametrize("options", NOT_FITTING.values(), ids=NOT_FITTING)
+def test_what_is_too_large_or_another_model_is_not(options):
+    assert not fitting(data(dtype=torch.float32), **options)
+
+
+CHANGES = {
+    "float64": nn.Module.double,
+    "a hook": lambda model: model.decoder.register_forward_hook(lambda *_: None),
+    "relays at rest": lambda model: model.posterior.relays.requires_grad_(False),
+    "a layer at rest": lambda model: model.decoder[0].requires_grad_(False),
+    "another activation": lambda model: model.decoder.__setitem__(1, nn.Tanh()),
+    "rows of a larger table": lambda model: setattr(model.posterior, "first_row", 7),
+    "rows in any order": lambda model: setattr(
+        model.posterior, "row_numbers", torch.arange(N).flip(0)
+    ),
+    "a likelihood that checks": lambda model: setattr(model.likelihood, "checked", True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_asks_for_more_is_not(change):
+    assert not fitting(data(dtype=torch.float32), change=change)
+
+
+BETWEEN = {
+    "an exchange of gradients": lambda model, rows, shared: setattr(shared, "reduce", print),
+    "rows asked for before they change": lambda model, rows, shared: setattr(
+        rows, "before_write", print
+    ),
+    "other betas": lambda model, rows, shared: shared.add_param_group(
+        {"params": [nn.Parameter(torch.zeros(1))], "betas": (0.8, 0.9)}
+    ),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+def test_optimisers_that_do_more_are_not(between):
+    assert not fitting(data(dtype=torch.float32), between=between)
+
+
+@pytest.mark.parametrize("mode", ["lazy", "row"])
+def test_other_modes_of_rows_are_not(mode):
+    assert not fitting(data(dtype=torch.float32), mode=mode)
+
+
+def test_data_that_no_kernel_reads_in_place_are_not():
+    inputs = data(masked=True, dtype=torch.float32)
+    assert not fitting(Inputs(inputs.x.mT.contiguous().mT, None))
+    assert not fitting(Inputs(inputs.x, inputs.mask.mT.contiguous().mT))
+    assert not fitting(data())  # float64
+    source = SimpleNamespace(__len__=lambda: N)
+    assert not fitting(HostInputs(source, CPU, torch.float32))
+
+
+def test_rows_in_host_memory_under_a_gpu_are_not(monkeypatch):
+    monkeypatch.setattr(rvi_fast.RelayPosterior, "staged", True)
+    assert not fitting(data(dtype=torch.float32))
+
+
+def test_autocast_keeps_the_step_of_any_model():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fitting(data(dtype=torch.float32))
+
+
+def test_other_devices_keep_the_step_of_any_model():
+    assert fused_step.launches_on(CPU) is None
+    made = make(dtype=torch.float32)
+    assert fused_step.fused_step(make_step(*made), data(dtype=torch.float32), B) is None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._devices import beside
+from .._devices import beside, capturing
 from ..memory.room import check_memory
 from ..ops import ops
 from ..posteriors.relay import RelayPosterior
@@ -429,7 +429,7 @@ class RowAdam(torch.optim.Optimizer):
 
     def _begin_step(self) -> bool:
         """What the host does before a step; whether the step is captured in a CUDA graph."""
-        captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
+        captured = capturing(self._clock)
         self._check_count()
         self._follow_options()
         if not captured:  # a graph would keep the learning rate of its capture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._devices import beside
+from .._devices import beside, capturing
 from ..ops import ops
 from ..reference.fused_step import SHARED_BLOCK
 
@@ -94,7 +94,7 @@ class SharedAdam(torch.optim.Optimizer):
             part.collect()
         if self.reduce is not None:
             self.reduce(self._grad)
-        captured = self.lr.is_cuda and torch.cuda.is_current_stream_capturing()
+        captured = capturing(self.lr)
         if not captured:  # a graph would keep the learning rate of its capture
             self.set_lr()
         for group, part in zip(self.param_groups, self._parts, strict=True):
