@@ -125,6 +125,17 @@ def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
     assert names == [*LAUNCHES]
 
 
+def test_rows_in_slots_take_one_launch_more(monkeypatch):
+    made = standard()
+    index = torch.empty(B, device=META, dtype=torch.int64)
+    with counted(monkeypatch) as names:
+        run = FusedStep(make_step(*made), data("pixels"), B, stand_ins(names), lambda rows: rows)
+        run.launch(index, B)
+        names.clear()
+        run.launch(index, B)
+    assert names == ["index_select", *LAUNCHES]
+
+
 def test_beside_its_six_launches_an_epoch_copies_row_numbers_once_in_64_steps(monkeypatch):
     made, inputs = standard(), data("pixels")
     visits = [Visit(torch.empty(B, device=META, dtype=torch.int64), 0) for _ in range(2 * STEPS)]

@@ -180,6 +180,11 @@ def _likelihood(
     )
 
 
+def pieces_for(batch: int) -> int:
+    """How many pieces `grads` must have room for, where a batch has so many rows at most."""
+    return 1
+
+
 def backward_to_rows(
     grad_hidden: Tensor,
     hidden: Sequence[Tensor],

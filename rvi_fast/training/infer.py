@@ -115,6 +115,8 @@ def _optimise(
     posterior = model.posterior.for_new_data(num_data, generator=own)
     start = model.posterior.mean_row()
     batches = torch.arange(num_data, device=device).split(size)
+    # on the device beforehand: nothing is copied to it in a step
+    seeds = torch.tensor([stream(seed, step) for step in range(steps)], device=device).split(1)
     with (
         _frozen(model.decoder, model.likelihood),
         torch.no_grad(),
@@ -135,9 +137,8 @@ def _optimise(
             )
             for step in range(steps):
                 sampled = 4 * step >= 3 * steps
-                noise_seed = torch.tensor([stream(seed, step)], device=device)
                 noise = None if sampled else zeros
-                z, _, pullback = part.draw(place, noise_seed, keys, noise=noise, learn=False)
+                z, _, pullback = part.draw(place, seeds[step], keys, noise=noise, learn=False)
                 _, grad_z = decoder(z, x, observed, grad_log_prob)
                 grad = pullback(grad_z, grad_kl)
                 if not sampled:  # the decoded mean says nothing about the standard deviation

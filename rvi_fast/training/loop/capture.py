@@ -95,7 +95,8 @@ def bound_step(
     """
     step = make_step(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
-    fused = fused_step(step, inputs, min(settings.batch_size, ranks.num_data))
+    batch_size = min(settings.batch_size, ranks.num_data)
+    fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
     captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
     if not (captured and like.device.type == "cuda" and isinstance(step, DirectStep)):

@@ -7,7 +7,7 @@ and each launch writes its gradients to the buffer that the last one adds up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -35,8 +35,10 @@ LAUNCHES = (
 # what the launches have room for
 MAX_WIDTH, MAX_HIDDEN, MAX_GROUP = 128, 3, 1024
 FORMS = ("linear", "cluster")
-# pieces of the gradient that a launch may write
-PIECES = 2
+# row numbers to slots
+SlotsOf = Callable[[Tensor], Tensor]
+# of the rows of a batch, which they are in the table that is stepped, and in that of the data
+Batch = tuple[Tensor, Tensor]
 
 
 def launches_on(device: torch.device) -> Any:
@@ -44,15 +46,16 @@ def launches_on(device: torch.device) -> Any:
     if device.type != "cuda":
         return None
     serving = implementation(device.type)
-    return serving if all(hasattr(serving, name) for name in LAUNCHES) else None
+    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, "pieces_for")) else None
 
 
-def fits(step: Any, inputs: Inputs | HostInputs) -> bool:
+def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
     """Whether the six launches do what `step` does: the one place that decides it.
 
     Args:
         step: from `make_step`.
         inputs: the data.
+        slots_of: see `FusedStep`.
     """
     if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
         return False
@@ -73,7 +76,7 @@ def fits(step: Any, inputs: Inputs | HostInputs) -> bool:
         and like.dtype == torch.float32
         # rows on the device, which draw the noise of their own numbers
         and not posterior.staged
-        and posterior.row_numbers is None
+        and (posterior.row_numbers is None) == (slots_of is None)
         and posterior.first_row == 0
         and rows.before_write is None
         and rows.mode == "dense"
@@ -85,19 +88,22 @@ def fits(step: Any, inputs: Inputs | HostInputs) -> bool:
     )
 
 
-def fused_step(step: Any, inputs: Inputs | HostInputs, batch_size: int) -> FusedStep | None:
+def fused_step(
+    step: Any, inputs: Inputs | HostInputs, batch_size: int, slots_of: SlotsOf | None = None
+) -> FusedStep | None:
     """What does the same as `step` in six launches; None where it does not fit, or there are none.
 
     Args:
         step: from `make_step`.
         inputs: the data.
         batch_size: rows of the largest batch.
+        slots_of: see `FusedStep`.
     """
-    if not fits(step, inputs):
+    if not fits(step, inputs, slots_of):
         return None
     assert isinstance(inputs, Inputs)
     launches = launches_on(inputs.device)
-    return None if launches is None else FusedStep(step, inputs, batch_size, launches)
+    return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
 
 
 class FusedStep(Scalars):
@@ -110,9 +116,18 @@ class FusedStep(Scalars):
         inputs: the data.
         batch_size: rows of the largest batch.
         launches: has the functions of `reference.fused_step`.
+        slots_of: from row numbers to the rows that are stepped, where those lie in slots of a table;
+            to gather the row numbers is a launch more.
     """
 
-    def __init__(self, step: DirectStep, inputs: Inputs, batch_size: int, launches: Any) -> None:
+    def __init__(
+        self,
+        step: DirectStep,
+        inputs: Inputs,
+        batch_size: int,
+        launches: Any,
+        slots_of: SlotsOf | None = None,
+    ) -> None:
         assert isinstance(step.decoder, LinearChain)
         assert isinstance(step.shared, SharedAdam)
         self.posterior, self.rows, self.shared = step.posterior, step.rows, step.shared
@@ -120,7 +135,7 @@ class FusedStep(Scalars):
         like = self.posterior.relays
         super().__init__(like.device, like.dtype)
         self._launches = launches
-        self._ahead = Ahead(batch_size, like.device, like.dtype)
+        self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
         log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
@@ -129,7 +144,8 @@ class FusedStep(Scalars):
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        self._grads = self.shared.values.new_empty((PIECES, len(self.shared.values)))
+        pieces = launches.pieces_for(batch_size)
+        self._grads = self.shared.values.new_empty((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
@@ -161,21 +177,21 @@ class FusedStep(Scalars):
     @torch.no_grad()
     def launch(self, index: Tensor, full_size: int) -> Tensor:
         """The six launches alone, for as many rows as `index` has."""
-        own = self._ahead.index[: len(index)]
         # a kernel is launched on the device that is current
-        here: Any = torch.cuda.device(own.device) if own.is_cuda else nullcontext()
+        here: Any = torch.cuda.device(index.device) if index.is_cuda else nullcontext()
         with here, self.rows.stepping() as state:
-            bits, drawn = self._forward(own, state)
+            batch = self._ahead.batch(len(index))
+            bits, drawn = self._forward(batch, state)
             last = (drawn[3] or drawn[:1])[-1]
-            log_prob, grad_hidden, counts = self._likelihood(own, last, -1.0 / full_size)
-            before = self._backward(own, state, bits, drawn, grad_hidden, full_size)
+            log_prob, grad_hidden, counts = self._likelihood(batch[1], last, -1.0 / full_size)
+            before = self._backward(batch, state, bits, drawn, grad_hidden, full_size)
             parts = self._pieces((*before, *counts))
             self._finish(state, parts, log_prob, drawn[1])
         return self._ahead.results
 
-    def _forward(self, index: Tensor, state: Stepped) -> tuple[Tensor, Any]:
+    def _forward(self, batch: Batch, state: Stepped) -> tuple[Tensor, Any]:
         """The kept bits of the batch's rows, and z, kl, mean and what the hidden layers give."""
-        layout, ahead = self.posterior.layout, self._ahead
+        layout, ahead, (index, keys) = self.posterior.layout, self._ahead, batch
         groups, kept = [*layout.groups], [*layout.kept]
         bits = self._launches.catch_up_and_select(
             *state.tables,
@@ -194,7 +210,7 @@ class FusedStep(Scalars):
             self.posterior.relays.data,
             index,
             self.seed,
-            None,
+            None if keys is index else keys,
             bits,
             [layer.weight.data for layer in self._hidden],
             [None if layer.bias is None else layer.bias.data for layer in self._hidden],
@@ -217,7 +233,7 @@ class FusedStep(Scalars):
 
     def _backward(
         self,
-        index: Tensor,
+        batch: Batch,
         state: Stepped,
         bits: Tensor,
         drawn: Any,
@@ -225,7 +241,7 @@ class FusedStep(Scalars):
         full_size: int,
     ) -> list[int]:
         """How many pieces there are of the gradients of relays and hidden layers; steps the rows."""
-        layout = self.posterior.layout
+        layout, (index, keys) = self.posterior.layout, batch
         z, _, mean, hidden = drawn
         counts: list[int] = self._launches.backward_to_rows(
             grad_hidden,
@@ -237,7 +253,7 @@ class FusedStep(Scalars):
             self.posterior.relays.data,
             index,
             self.seed,
-            None,
+            None if keys is index else keys,
             [layer.weight.data for layer in self._hidden],
             self.kl_weight,
             full_size,
