@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from rvi_fast.optim import row_adam, shared_adam
-from rvi_fast.training.loop.fused_step import LAUNCHES
+from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
 
 
 def stand_ins(nodes):
@@ -39,7 +39,8 @@ def stand_ins(nodes):
         nodes.append("finish_step")
 
     own = locals()
-    return SimpleNamespace(pieces_for=lambda _: 2, **{name: own[name] for name in LAUNCHES})
+    room = {name: lambda *_: 2 for name in ROOM}
+    return SimpleNamespace(**room, **{name: own[name] for name in LAUNCHES})
 
 
 class Graph:
@@ -87,7 +88,7 @@ def capturable(launches):
         return call
 
     own = {name: taken_down(getattr(launches, name)) for name in LAUNCHES}
-    return SimpleNamespace(pieces_for=launches.pieces_for, **own)
+    return SimpleNamespace(**{name: getattr(launches, name) for name in ROOM}, **own)
 
 
 class Stream:

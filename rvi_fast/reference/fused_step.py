@@ -151,6 +151,13 @@ def likelihood_features(
     return weight_place, bias_place, scale_place
 
 
+def pieces_of_features(
+    hidden: Tensor, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
+) -> int:
+    """Pieces of `grads` that `likelihood_features` fills if it has them, for tensors of these shapes."""
+    return 1
+
+
 def _likelihood(
     hidden: Tensor,
     weight: Tensor,
@@ -181,7 +188,7 @@ def _likelihood(
 
 
 def pieces_for(batch: int) -> int:
-    """How many pieces `grads` must have room for, where a batch has so many rows at most."""
+    """Pieces of `grads` that `backward_to_rows` needs, where a batch has so many rows at most."""
     return 1
 
 

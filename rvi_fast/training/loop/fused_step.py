@@ -32,6 +32,8 @@ LAUNCHES = (
     "backward_to_rows",
     "finish_step",
 )
+# the functions that say how many pieces of the gradient two of them want to write
+ROOM = ("pieces_for", "pieces_of_features")
 # what the launches have room for
 MAX_WIDTH, MAX_HIDDEN, MAX_GROUP = 128, 3, 1024
 FORMS = ("linear", "cluster")
@@ -46,7 +48,7 @@ def launches_on(device: torch.device) -> Any:
     if device.type != "cuda":
         return None
     serving = implementation(device.type)
-    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, "pieces_for")) else None
+    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM)) else None
 
 
 def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
@@ -144,7 +146,10 @@ class FusedStep(Scalars):
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        pieces = launches.pieces_for(batch_size)
+        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
+        batch = torch.empty((batch_size, width), device="meta")
+        data = self._last[0], self._last[2], inputs.mask
+        pieces = max(launches.pieces_for(batch_size), launches.pieces_of_features(batch, *data))
         self._grads = self.shared.values.new_empty((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
@@ -270,7 +275,7 @@ class FusedStep(Scalars):
         return counts
 
     def _pieces(self, counts: tuple[int, ...]) -> Tensor:
-        """Of each block of what is shared, how many pieces its gradient has."""
+        """How many pieces the gradient of each block of what is shared has, for `finish_step`."""
         if counts not in self._parts:
             parts = torch.zeros(len(self.shared.group), dtype=torch.int32)
             for owner, place, count in zip(self._owners, self._places, counts, strict=True):
