@@ -39,6 +39,7 @@ from .inputs import (
     training_step,
     transposed,
 )
+from .likelihood_rows import LikelihoodRowsCase, LikelihoodRowsContract
 from .linear_log_likelihood import (
     LinearLogLikelihoodCase,
     LinearLogLikelihoodContract,
@@ -54,6 +55,8 @@ __all__ = [
     "AdamStepContract",
     "Implementation",
     "Inputs",
+    "LikelihoodRowsCase",
+    "LikelihoodRowsContract",
     "LinearLogLikelihoodCase",
     "LinearLogLikelihoodContract",
     "LogLikelihoodCase",
