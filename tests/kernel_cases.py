@@ -9,6 +9,7 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    FinishStepCase,
     LikelihoodRowsCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
@@ -69,5 +70,10 @@ LAUNCHES = {
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.float64, frozen=(0,)),
         LikelihoodRowsCase(512, 256, 784, 64, "none", law="bernoulli"),
         LikelihoodRowsCase(512, 256, 784, 64, "none", True, torch.uint8, law="bernoulli"),
+    ),
+    testing.FinishStepContract: (
+        FinishStepCase(2219, 8, 2, 256, 25),
+        FinishStepCase(2219, 25, 2, 256, 25),
+        FinishStepCase(2219, 1, 1, 4096, 2),
     ),
 }

@@ -28,6 +28,7 @@ from .contract import Inputs, OpContract
 # signatures of the ops, for tests of what a contract does not ask
 from .contract import _arguments as _arguments
 from .contract import _each_tensor as _each_tensor
+from .finish_step import FinishStepCase, FinishStepContract
 from .inputs import (
     Implementation,
     cotangents,
@@ -53,6 +54,8 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
+    "FinishStepCase",
+    "FinishStepContract",
     "Implementation",
     "Inputs",
     "LikelihoodRowsCase",
