@@ -5,6 +5,8 @@ An implementation of the ops: the functions of `rvi_fast.reference`, same names 
 
 from ._common import row_error
 from .adam_step import adam_step
+from .finish_step import finish_step
+from .likelihood_rows import likelihood_features, likelihood_rows
 from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
 from .log_likelihood import log_likelihood_bwd, log_likelihood_fwd
 from .relay_sample import relay_sample_fwd
@@ -13,6 +15,9 @@ from .row_adam import row_adam_catch_up, row_adam_step
 
 __all__ = [
     "adam_step",
+    "finish_step",
+    "likelihood_features",
+    "likelihood_rows",
     "linear_log_likelihood_bwd",
     "linear_log_likelihood_fwd",
     "log_likelihood_bwd",

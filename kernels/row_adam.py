@@ -322,15 +322,15 @@ def _add(pointers, values, valid):
     tl.store(pointers, tl.load(pointers, mask=valid, other=0.0) + values, mask=valid)
 
 
-@triton.jit(do_not_specialize=["window"])
-def _row_adam_clock_kernel(
+@triton.jit
+def count_step(
     clock_ptr,
     history_ptr,
     lr_ptr,
     window,
-    log_beta1: tl.float64,
-    log_beta2: tl.float64,
-    weight_decay: tl.float64,
+    log_beta1,
+    log_beta2,
+    weight_decay,
     DENSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -373,6 +373,23 @@ def _row_adam_clock_kernel(
     tl.store(clock_ptr, clock)
 
 
+@triton.jit(do_not_specialize=["window"])
+def _row_adam_clock_kernel(
+    clock_ptr,
+    history_ptr,
+    lr_ptr,
+    window,
+    log_beta1: tl.float64,
+    log_beta2: tl.float64,
+    weight_decay: tl.float64,
+    DENSE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    count_step(
+        clock_ptr, history_ptr, lr_ptr, window, log_beta1, log_beta2, weight_decay, DENSE, BLOCK_M
+    )
+
+
 def _covered(
     rows: Tensor,
     exp_avg: Tensor,
@@ -402,7 +419,7 @@ def _block_w(width: int) -> int:
     return max(4, min(MAX_BLOCK_W, triton.next_power_of_2(width)))
 
 
-def _window(beta1: float, beta2: float) -> int:
+def window_of(beta1: float, beta2: float) -> int:
     """`reference.row_adam_window`."""
     rate = beta1 / math.sqrt(beta2)
     return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
@@ -503,7 +520,7 @@ def row_adam_step(
             num_warps=4,
             enable_fp_fusion=True,
         )
-    window = _window(beta1, beta2) if semantics == "dense" else 1
+    window = window_of(beta1, beta2) if semantics == "dense" else 1
     _row_adam_clock_kernel[(1,)](
         clock_ptr=clock,
         history_ptr=history,

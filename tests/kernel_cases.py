@@ -9,6 +9,8 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    FinishStepCase,
+    LikelihoodRowsCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
     RelaySampleCase,
@@ -19,6 +21,7 @@ from rvi_fast.testing import (
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearLogLikelihoodContract: ("high", "medium"),
+    testing.LikelihoodRowsContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -54,5 +57,23 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, bfloat16=True),
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
+    ),
+    testing.LikelihoodRowsContract: (
+        LikelihoodRowsCase(512, 256, 784, 64),
+        # pixels and a mask, as `fit` trains on them
+        LikelihoodRowsCase(512, 256, 784, 64, "scalar", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 784, 64, "scalar", True, torch.uint8, packed=True),
+        LikelihoodRowsCase(512, 256, 784, 64, "feature", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 784, 64, "feature", True, torch.uint8, packed=True),
+        LikelihoodRowsCase(512, 256, 300, 128, "feature", bias=False),
+        LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.float64, frozen=(0,)),
+        LikelihoodRowsCase(512, 256, 784, 64, "none", law="bernoulli"),
+        LikelihoodRowsCase(512, 256, 784, 64, "none", True, torch.uint8, law="bernoulli"),
+    ),
+    testing.FinishStepContract: (
+        FinishStepCase(2219, 8, 2, 256, 25),
+        FinishStepCase(2219, 25, 2, 256, 25),
+        FinishStepCase(2219, 1, 1, 4096, 2),
     ),
 }

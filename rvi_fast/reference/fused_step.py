@@ -139,7 +139,8 @@ def likelihood_features(
         others: as in `likelihood_rows`.
 
     Returns:
-        How many pieces of each were written; 0 for what has no gradient.
+        How many pieces of each were written; 0 for what has no gradient. Negative for a log_scale of
+        one number if its pieces are blocks of parts, all to be added up; this one writes the number.
     """
     _, _, *found, grad_scale = _likelihood(
         hidden, weight, bias, x, index, log_scale, mask, law, grad
@@ -316,7 +317,8 @@ def finish_step(
     Args:
         params, exp_avg, exp_avg_sq: [P].
         grads: pieces of the gradient, [n, P].
-        parts: how many of them each `SHARED_BLOCK` elements have, int32 [P / SHARED_BLOCK].
+        parts: how many of them each `SHARED_BLOCK` elements have, int32 [P / SHARED_BLOCK]. Negative
+            where all elements of all pieces add up to the gradient of the first element alone.
         group: which learning rate is theirs, int32 [P / SHARED_BLOCK].
         step: steps taken, int64, one element or one for each group, all equal; all count up.
         lr: learning rate of each group, float64 [G].
@@ -329,10 +331,7 @@ def finish_step(
         position: int64 [1]; result is [R, 3] then, of which row `position` becomes them, and position
             counts up, from R - 1 to 0.
     """
-    whole = grads.new_zeros(grads.shape[1])
-    for piece, values in enumerate(grads):
-        present = (parts > piece).repeat_interleave(SHARED_BLOCK)
-        whole += torch.where(present, values, 0.0)
+    whole = _gradient(grads, parts)
     for number, rate in enumerate(lr):
         own = (group == number).repeat_interleave(SHARED_BLOCK)
         values, moment, square = params[own], exp_avg[own], exp_avg_sq[own]
@@ -355,3 +354,13 @@ def finish_step(
 def _put(grads: Tensor, place: int | None, gradient: Tensor) -> None:
     if place is not None:
         grads[0, place : place + gradient.numel()] = gradient.reshape(-1)
+
+
+def _gradient(grads: Tensor, parts: Tensor) -> Tensor:
+    blocks = grads.unflatten(1, (-1, SHARED_BLOCK))
+    whole = grads.new_zeros(blocks.shape[1:])
+    for piece, values in enumerate(blocks):
+        whole += torch.where(parts.abs()[:, None] > piece, values, 0.0)
+    number = torch.zeros_like(whole)
+    number[:, 0] = whole.sum(1)
+    return torch.where(parts[:, None] < 0, number, whole).flatten()

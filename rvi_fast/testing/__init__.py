@@ -28,6 +28,7 @@ from .contract import Inputs, OpContract
 # signatures of the ops, for tests of what a contract does not ask
 from .contract import _arguments as _arguments
 from .contract import _each_tensor as _each_tensor
+from .finish_step import FinishStepCase, FinishStepContract
 from .inputs import (
     Implementation,
     cotangents,
@@ -39,6 +40,7 @@ from .inputs import (
     training_step,
     transposed,
 )
+from .likelihood_rows import LikelihoodRowsCase, LikelihoodRowsContract
 from .linear_log_likelihood import (
     LinearLogLikelihoodCase,
     LinearLogLikelihoodContract,
@@ -52,8 +54,12 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
+    "FinishStepCase",
+    "FinishStepContract",
     "Implementation",
     "Inputs",
+    "LikelihoodRowsCase",
+    "LikelihoodRowsContract",
     "LinearLogLikelihoodCase",
     "LinearLogLikelihoodContract",
     "LogLikelihoodCase",
