@@ -8,9 +8,9 @@ Math:
 
 Shapes:
     params, exp_avg, exp_avg_sq [P] float32; grads [n, P] float32; parts and group int32
-    [P / SHARED_BLOCK]; step int64 [1]; lr [G] and row_lr float64; clock [2] int64; history
+    [P / SHARED_BLOCK]; step int64 [1] or [G]; lr [G] and row_lr float64; clock [2] int64; history
     [steps, HISTORY_COLUMNS] float64; log_prob [p, B] and kl [B] float32; kl_weight of one element;
-    result [3] float32.
+    result [3] float32, or [R, 3] with position int64 [1].
 
 Saved:
     Nothing.
@@ -21,9 +21,9 @@ Traffic:
 
 Limits:
     Pieces are added up in an order that depends on n alone, means in one that depends on p and B. One
-    program counts the clock up, and nobody else reads it; one makes the means; those of the parameters
-    count themselves as in `adam_step`. What stands in `grads` beyond the pieces of a block is never
-    used; what no tensor covers of a block is stepped like the rest.
+    program counts the clock up, and nobody else reads it; one makes the means, and it alone reads the
+    position; those of the parameters count themselves as in `adam_step`. What stands in `grads` beyond
+    the pieces of a block is never used; what no tensor covers of a block is stepped like the rest.
 
 Source:
     `rvi_fast.reference.fused_step.finish_step`.
@@ -57,14 +57,27 @@ def _sum_of(ptr, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _write_means(
-    log_prob_ptr, kl_ptr, kl_weight_ptr, result_ptr, num_pieces, batch, BLOCK: tl.constexpr
+    log_prob_ptr,
+    kl_ptr,
+    kl_weight_ptr,
+    result_ptr,
+    position_ptr,
+    num_pieces,
+    batch,
+    RING: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
+    if RING > 0:
+        position = tl.load(position_ptr)
+        result_ptr += 3 * position
     log_prob = _sum_of(log_prob_ptr, num_pieces.to(tl.int64) * batch, BLOCK) / batch
     kl = _sum_of(kl_ptr, batch.to(tl.int64), BLOCK) / batch
     kl_weight = tl.load(kl_weight_ptr).to(tl.float32)
     tl.store(result_ptr, kl_weight * kl - log_prob)
     tl.store(result_ptr + 1, kl)
     tl.store(result_ptr + 2, log_prob)
+    if RING > 0:
+        tl.store(position_ptr, tl.where(position + 1 < RING, position + 1, 0))
 
 
 @triton.jit
@@ -120,8 +133,11 @@ def _finish_step_kernel(
     kl_ptr,
     kl_weight_ptr,
     result_ptr,
+    position_ptr,
     num_pieces,
     batch,
+    COUNTS: tl.constexpr,
+    RING: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -142,7 +158,17 @@ def _finish_step_kernel(
             BLOCK_M,
         )
     elif program == 1:
-        _write_means(log_prob_ptr, kl_ptr, kl_weight_ptr, result_ptr, num_pieces, batch, BLOCK_R)
+        _write_means(
+            log_prob_ptr,
+            kl_ptr,
+            kl_weight_ptr,
+            result_ptr,
+            position_ptr,
+            num_pieces,
+            batch,
+            RING,
+            BLOCK_R,
+        )
     else:
         step, before = count_program(step_ptr)
         corrections = bias_corrections(step, log_beta1, log_beta2)
@@ -168,7 +194,9 @@ def _finish_step_kernel(
         tl.store(params_ptr + columns, param, mask=valid)
         tl.store(exp_avg_ptr + columns, moment, mask=valid)
         tl.store(exp_avg_sq_ptr + columns, square, mask=valid)
-        tl.store(step_ptr, step, mask=before == tl.num_programs(0) - OTHERS - 1)
+        last = before == tl.num_programs(0) - OTHERS - 1
+        for i in tl.static_range(COUNTS):
+            tl.store(step_ptr + i, step, mask=last)
 
 
 def finish_step(
@@ -193,6 +221,7 @@ def finish_step(
     kl: Tensor,
     kl_weight: Tensor,
     result: Tensor,
+    position: Tensor | None = None,
 ) -> None:
     """`reference.fused_step.finish_step`."""
     num_parts, size = grads.shape
@@ -226,8 +255,11 @@ def finish_step(
         kl_ptr=kl,
         kl_weight_ptr=kl_weight,
         result_ptr=result,
+        position_ptr=step if position is None else position,
         num_pieces=len(log_prob),
         batch=len(kl),
+        COUNTS=len(step),
+        RING=0 if position is None else len(result),
         BLOCK=SHARED_BLOCK,
         BLOCK_N=block_n,
         BLOCK_P=TILE // block_n,

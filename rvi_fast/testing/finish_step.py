@@ -19,7 +19,7 @@ from .contract import Inputs, OpContract
 from .inputs import Implementation, poisoned_memory
 
 # what it writes in place
-WRITTEN = ("params", "exp_avg", "exp_avg_sq", "step", "clock", "history", "result")
+WRITTEN = ("params", "exp_avg", "exp_avg_sq", "step", "clock", "history", "result", "position")
 ARGUMENTS = tuple(inspect.signature(fused_step.finish_step).parameters)
 
 
@@ -38,10 +38,13 @@ class FinishStepCase:
     steps: int = 12
     beta1: float = 0.9
     weight_decay: float = 0.0
+    # where in a ring of four steps the result belongs, and a count of steps for each group
+    position: int | None = None
 
     def __str__(self) -> str:
         sizes = f"P{self.blocks * SHARED_BLOCK}-n{self.room}-G{self.num_groups}"
         extras = f"beta{self.beta1}-decay{self.weight_decay}"
+        extras += "" if self.position is None else f"-ring{self.position}"
         return f"{sizes}-B{self.batch}-p{self.pieces}-after{self.steps}-{extras}"
 
 
@@ -58,6 +61,8 @@ class FinishStepContract:
         FinishStepCase(9, 3, 2, 1, 25, beta1=0.0),
         FinishStepCase(5, 1, 5, 5000, 1, steps=300),
         FinishStepCase(0, 2, 0),
+        FinishStepCase(70, 8, 3, position=1),
+        FinishStepCase(2, 2, 1, position=3),
     )
     pytest_generate_tests = OpContract.pytest_generate_tests
 
@@ -96,6 +101,7 @@ class FinishStepContract:
             "parts": parts,
             "group": group,
             "step": torch.tensor([case.steps]),
+            "position": None,
             "lr": 0.01 * (1.0 + torch.arange(case.num_groups, dtype=torch.float64)),
             "beta1": case.beta1,
             "beta2": 0.999,
@@ -111,6 +117,10 @@ class FinishStepContract:
             "kl_weight": torch.tensor([0.3], dtype=dtype),
             "result": torch.full((3,), torch.nan, dtype=dtype),
         }
+        if case.position is not None:
+            inputs["step"] = inputs["step"].repeat(case.num_groups)
+            inputs["position"] = torch.tensor([case.position])
+            inputs["result"] = normal(4, 3)
         return {name: inputs[name] for name in ARGUMENTS}
 
     def arguments(self, function: str, case: FinishStepCase) -> tuple[Any, ...]:
@@ -124,7 +134,7 @@ class FinishStepContract:
             for name, value in inputs.items()
         }
         implementation.namespace.finish_step(*own.values())
-        return {name: own[name].cpu() for name in WRITTEN}
+        return {name: own[name].cpu() for name in WRITTEN if own[name] is not None}
 
     def check(self, implementation: Implementation, inputs: Inputs) -> None:
         """Compares a call with the reference in float64; the history is float64 in both."""

@@ -150,7 +150,7 @@ class FusedStep(Scalars):
         batch = torch.empty((batch_size, width), device="meta")
         data = self._last[0], self._last[2], inputs.mask
         pieces = max(launches.pieces_for(batch_size), launches.pieces_of_features(batch, *data))
-        self._grads = self.shared.values.new_empty((pieces, len(self.shared.values)))
+        self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
