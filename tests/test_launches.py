@@ -99,8 +99,8 @@ def data(kind):
     )
 
 
-@pytest.mark.parametrize(("kind", "number"), [("pixels", 47), ("numbers", 46)])
-def test_the_step_of_any_model_is_46_launches_and_one_for_a_mask(monkeypatch, kind, number):
+@pytest.mark.parametrize(("kind", "number"), [("pixels", 42), ("numbers", 41)])
+def test_the_step_of_any_model_is_41_launches_and_one_for_a_mask(monkeypatch, kind, number):
     run = BatchStep(make_step(*standard()), data(kind), META, torch.float32)
     index = torch.empty(B, device=META, dtype=torch.int64)
     with counted(monkeypatch) as names:
