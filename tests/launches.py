@@ -1,12 +1,16 @@
 """Stand-ins for the six launches of a step, and for the CUDA graph that they are captured in."""
 
-import copy
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rvi_fast.optim import row_adam, shared_adam
+from rvi_fast.training.loop import capture as capture_module
+from rvi_fast.training.loop import new_rows
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
 
 
@@ -47,21 +51,46 @@ class Graph:
     """Calls that are captured instead of made, and made on the same tensors whenever it is replayed."""
 
     at_work = None
+    made: ClassVar[list] = []
 
     def __init__(self):
         self.calls = []
+        Graph.made.append(self)
 
+    def add(self, function, arguments, options=None):
+        """Nothing changes, but where results will lie is known."""
+        options = options or {}
+        own = tree_map_only(torch.Tensor, torch.clone, (arguments, options))
+        given = function(*own[0], **own[1])
+        self.calls.append((function, arguments, options, given))
+        return given
+
+    @torch.no_grad()
     def replay(self):
-        for function, arguments, given in self.calls:
-            _copy_into(given, function(*arguments))
+        for function, arguments, options, given in self.calls:
+            found = function(*arguments, **options)
+            for to, values in zip(tree_leaves(given), tree_leaves(found), strict=True):
+                if isinstance(to, torch.Tensor):
+                    to.copy_(values)
 
 
-def _copy_into(given, found):
-    if isinstance(given, torch.Tensor):
-        given.copy_(found)
-    elif isinstance(given, list | tuple):
-        for pair in zip(given, found, strict=True):
-            _copy_into(*pair)
+class Captured(TorchDispatchMode):
+    """Within it, functions of torch and ops are captured; to ask for a value is an error."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returns, kwargs = function._schema.returns, kwargs or {}
+        assert function._schema.name != "aten::_local_scalar_dense", "waits for the device"
+        if any(r.alias_info and not r.alias_info.is_write for r in returns):
+            return function(*args, **kwargs)  # a view
+        given = self.graph.add(function, args, kwargs)
+        if returns and returns[0].alias_info:  # what was written to
+            self.graph.calls[-1] = (*self.graph.calls[-1][:3], None)
+            return kwargs.get("out", args[0])
+        return given
 
 
 @contextmanager
@@ -73,17 +102,19 @@ def capture(graph, **_):
         Graph.at_work = None
 
 
+@contextmanager
+def capture_functions(graph, **_):
+    with capture(graph), Captured(graph):
+        yield
+
+
 def capturable(launches):
     """The six launches, which a `Graph` that captures takes down."""
 
     def taken_down(function):
         def call(*arguments):
-            if Graph.at_work is None:
-                return function(*arguments)
-            # nothing changes, but where results will lie is known
-            given = function(*copy.deepcopy(arguments))
-            Graph.at_work.calls.append((function, arguments, given))
-            return given
+            graph = Graph.at_work
+            return function(*arguments) if graph is None else graph.add(function, arguments)
 
         return call
 
@@ -101,12 +132,20 @@ class Stream:
         pass
 
 
-def stand_in_for_cuda(monkeypatch):
-    """Graphs and streams of CUDA are those of this file."""
+def stand_in_for_cuda(monkeypatch, capture=capture):
+    """Graphs and streams of CUDA are those of this file.
+
+    Args:
+        monkeypatch: as the fixture.
+        capture: `capture` for what is `capturable`, `capture_functions` for all that torch runs.
+    """
+    monkeypatch.setattr(Graph, "made", [])
     for name, own in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
         monkeypatch.setattr(torch.cuda, name, own)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    for module in (capture_module, new_rows):
+        monkeypatch.setattr(module, "graphs_on", lambda _: True)
     for module in (row_adam, shared_adam):
         monkeypatch.setattr(module, "capturing", lambda _: Graph.at_work is not None)

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launches import stand_in_for_cuda, stand_ins
+from launches import Graph, capture_functions, stand_in_for_cuda, stand_ins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import rvi_fast
+from rvi_fast import testing
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
@@ -160,3 +161,48 @@ def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
         step(order[start : start + 7], 7)
     assert [index for _, index in seen] == [list(range(7, 14)), list(range(14, 21))]
     assert [alignment for alignment, _ in seen] == [0, 0]
+
+
+def make(decoder=None):
+    torch.manual_seed(0)
+    model = rvi_fast.models.rvi(60, D, latent_dim=T, hidden=(16,), groups=(5, 9))
+    if decoder is not None:
+        model.decoder = nn.Sequential(model.decoder, decoder)
+    return model
+
+
+@pytest.mark.parametrize("decoder", [None, nn.Identity()])
+@pytest.mark.parametrize("optimizer", ["dense", "lazy"])
+def test_a_captured_run_is_the_same_bit_for_bit(monkeypatch, optimizer, decoder):
+    x, runs = torch.rand(60, D), []
+    for captured in (False, True):
+        if captured:
+            stand_in_for_cuda(monkeypatch, capture_functions)
+        model = make(decoder)
+        history = rvi_fast.fit(
+            model, x, epochs=3, batch_size=16, optimizer=optimizer, eval_every=0, progress=False
+        )
+        runs.append((dict(history), model.state_dict()))
+    # batches of 16 and of 12 rows
+    assert len(Graph.made) == 2
+    assert runs[0][0] == runs[1][0]
+    testing.assert_bit_equal(runs[1][1], runs[0][1])
+
+
+@pytest.mark.parametrize("shared_noise", [False, True])
+def test_captured_inference_is_the_same_bit_for_bit(monkeypatch, shared_noise):
+    model, x, found = make(), torch.rand(41, D), []
+    for captured in (False, True):
+        if captured:
+            stand_in_for_cuda(monkeypatch, capture_functions)
+        posterior = rvi_fast.infer(model, x, steps=20, batch_size=16, shared_noise=shared_noise)
+        found.append(posterior.rows.detach())
+    # of each of three batches, one that decodes the mean and one that decodes samples
+    assert len(Graph.made) == 3 * 2
+    assert torch.equal(*found)
+
+
+def test_inference_with_a_decoder_of_ones_own_is_not_captured(monkeypatch):
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    rvi_fast.infer(make(nn.Identity()), torch.rand(20, D), steps=8)
+    assert not Graph.made

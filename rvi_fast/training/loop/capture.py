@@ -17,11 +17,11 @@ from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
-from .fused_step import FusedStep, fused_step
-from .step import DirectStep, Scalars, draws, make_step
+from .fused_step import fused_step
+from .step import BoundStep, DirectStep, draws, make_step
 
 
-class BatchStep(Scalars):
+class BatchStep(BoundStep):
     """A step bound to its data: from row numbers to loss, KL divergence and log-likelihood [3].
 
     Args:
@@ -41,36 +41,10 @@ class BatchStep(Scalars):
         super().__init__(device, dtype)
         self.step, self.inputs = step, inputs
 
-    def __call__(self, index: Tensor, full_size: int) -> Tensor:
-        return self.launch(index, full_size)
-
-    def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
-        """The visits of an epoch, told of before the steps: here nothing is done beforehand."""
-        return visits
-
     def launch(self, index: Tensor, full_size: int) -> Tensor:
-        """What a CUDA graph holds of a step."""
+        """The step; `full_size` rows are what the summed loss of a batch is divided by."""
         batch = self.inputs.batch(index)
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
-
-    def fixed(self, index: Tensor) -> Tensor:
-        """Row numbers that a graph may be captured with, of which the first are `index`."""
-        return index.clone()
-
-    def replay(
-        self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
-    ) -> Tensor:
-        """The step on rows `index` from a graph.
-
-        Args:
-            graph: of `launch`.
-            rows: what it was captured with, from `fixed`.
-            result: what `launch` gave within it.
-            index: [B].
-        """
-        rows.copy_(index)
-        graph.replay()
-        return result.clone()
 
 
 def bound_step(
@@ -81,7 +55,7 @@ def bound_step(
     shared: torch.optim.Optimizer,
     drawing: Drawing,
     settings: Settings,
-) -> BatchStep | FusedStep | CapturedStep:
+) -> BoundStep | CapturedStep:
     """The step of a run: of six launches where they do for it, from CUDA graphs where they hold it.
 
     Args:
@@ -99,11 +73,16 @@ def bound_step(
     fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
     captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
-    if not (captured and like.device.type == "cuda" and isinstance(step, DirectStep)):
+    if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound
     drawn = drawing if draws(model, training=True) else None
     lag = place.epochs_behind * -(-ranks.num_data // settings.batch_size)
     return CapturedStep(bound, step.rows, lag, drawn)
+
+
+def graphs_on(device: torch.device) -> bool:
+    """Whether steps on a device can be captured."""
+    return device.type == "cuda"
 
 
 class _Graph(NamedTuple):
@@ -113,22 +92,27 @@ class _Graph(NamedTuple):
 
 
 class CapturedStep:
-    """The same on CUDA, replayed from a graph for each size of batch.
+    """A step on CUDA, replayed from a graph for each size of batch.
 
     The first batch of a size runs as it is, on a side stream, which sets up what is set up once; the
     second is captured. What cannot be captured runs as it is, after one warning.
+
+    Args:
+        step: what is captured.
+        rows: the optimiser that it steps rows with.
+        lag: steps that rows can be behind.
+        drawing: what the step draws from beside its noise.
     """
 
     def __init__(
         self,
-        step: BatchStep | FusedStep,
+        step: BoundStep,
         rows: RowAdam,
         lag: int,
         drawing: Drawing | None = None,
     ) -> None:
         self.step, self.rows, self.drawing = step, rows, drawing
         self.seed, self.kl_weight = step.seed, step.kl_weight
-        # steps that rows can be behind
         rows.reserve(lag)
         self._side = torch.cuda.Stream(step.seed.device)
         self._graphs: dict[tuple[int, int], _Graph | None] = {}
@@ -150,7 +134,7 @@ class CapturedStep:
         return self.step.replay(*captured, index)
 
     def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
-        """See `BatchStep.ahead`."""
+        """See `BoundStep.ahead`."""
         return self.step.ahead(visits)
 
     def _on_the_side(self, index: Tensor, full_size: int) -> Tensor:
@@ -173,7 +157,7 @@ class CapturedStep:
         except RuntimeError as error:
             self._refused = True
             warnings.warn(
-                f"fit: steps are not captured in CUDA graphs, which is slower: {error}",
+                f"steps are not captured in CUDA graphs, which is slower: {error}",
                 stacklevel=2,
             )
             return None

@@ -22,7 +22,7 @@ from ...reference.fused_step import SHARED_BLOCK
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from .ahead import Ahead
-from .step import DirectStep, LinearChain, Scalars
+from .step import BoundStep, DirectStep, LinearChain
 
 LAUNCHES = (
     "catch_up_and_select",
@@ -108,7 +108,7 @@ def fused_step(
     return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
 
 
-class FusedStep(Scalars):
+class FusedStep(BoundStep):
     """Six launches, bound to their data: from row numbers to loss, KL divergence and log-likelihood [3].
 
     What it returns is good for as long as 64 steps.
@@ -164,13 +164,13 @@ class FusedStep(Scalars):
         return self._ahead.result()
 
     def fixed(self, index: Tensor) -> Tensor:
-        """See `BatchStep.fixed`: row numbers are where `ahead` has put them."""
+        """See `BoundStep.fixed`: row numbers are where `ahead` has put them."""
         return index
 
     def replay(
         self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
     ) -> Tensor:
-        """See `BatchStep.replay`: there is nothing to copy."""
+        """See `BoundStep.replay`: there is nothing to copy."""
         self._load(index)
         graph.replay()
         return self._ahead.result()
