@@ -5,6 +5,7 @@ An implementation of the ops: the functions of `rvi_fast.reference`, same names 
 
 from ._common import row_error
 from .adam_step import adam_step
+from .backward_to_rows import backward_to_rows, pieces_for
 from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
 from .log_likelihood import log_likelihood_bwd, log_likelihood_fwd
 from .relay_sample import relay_sample_fwd
@@ -13,10 +14,12 @@ from .row_adam import row_adam_catch_up, row_adam_step
 
 __all__ = [
     "adam_step",
+    "backward_to_rows",
     "linear_log_likelihood_bwd",
     "linear_log_likelihood_fwd",
     "log_likelihood_bwd",
     "log_likelihood_fwd",
+    "pieces_for",
     "relay_sample_bwd",
     "relay_sample_fwd",
     "row_adam_catch_up",

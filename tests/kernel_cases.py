@@ -9,6 +9,7 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    BackwardToRowsCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
     RelaySampleCase,
@@ -19,6 +20,7 @@ from rvi_fast.testing import (
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearLogLikelihoodContract: ("high", "medium"),
+    testing.BackwardToRowsContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -54,5 +56,12 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, bfloat16=True),
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
+    ),
+    testing.BackwardToRowsContract: (
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True),
+        BackwardToRowsCase(512, 256, 20, (10,), ()),
+        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128)),
+        BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
     ),
 }

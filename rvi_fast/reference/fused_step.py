@@ -220,9 +220,9 @@ def backward_to_rows(
     """
     grad = grad_hidden.sum(0)
     found: list[Tensor] = []
-    before = [z, *hidden[:-1]]
+    before = [z, *hidden][:-1]
     for weight, given, after in zip(weights[::-1], before[::-1], hidden[::-1], strict=True):
-        grad = grad * (after > 0)
+        grad = torch.where(after <= 0, 0.0, grad)
         found = [grad.mT @ given, grad.sum(0), *found]
         grad = grad @ weight
     grad_kl = (kl_weight / full_size).to(grad.dtype).expand(len(index))
