@@ -5,6 +5,7 @@ An implementation of the ops: the functions of `rvi_fast.reference`, same names 
 
 from ._common import row_error
 from .adam_step import adam_step
+from .backward_to_rows import backward_to_rows, pieces_for
 from .finish_step import finish_step
 from .likelihood_rows import likelihood_features, likelihood_rows, pieces_of_features
 from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
@@ -15,6 +16,7 @@ from .row_adam import row_adam_catch_up, row_adam_step
 
 __all__ = [
     "adam_step",
+    "backward_to_rows",
     "finish_step",
     "likelihood_features",
     "likelihood_rows",
@@ -22,6 +24,7 @@ __all__ = [
     "linear_log_likelihood_fwd",
     "log_likelihood_bwd",
     "log_likelihood_fwd",
+    "pieces_for",
     "pieces_of_features",
     "relay_sample_bwd",
     "relay_sample_fwd",

@@ -102,7 +102,7 @@ def _catch_up(theta, moment, square, missed, eps):
 
 
 @triton.jit
-def _load_moment(pointers, valid):
+def load_moment(pointers, valid):
     """float32 from float32, or from the bits of bfloat16."""
     if pointers.dtype.element_ty == tl.int16:
         bits = tl.load(pointers, mask=valid, other=0).to(tl.int32) << 16
@@ -124,18 +124,46 @@ def _bfloat16_bits(value, random):
 
 
 @triton.jit
-def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
-    """Writes both moments of the columns from `first`, up to date with step `count`."""
+def store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
+    """Writes both moments of the columns from `first`, up to date with step `count`.
+
+    Of one row [n]; or of the rows [BLOCK_B, 1], and moments [BLOCK_B, n].
+    """
     if exp_avg.dtype.element_ty == tl.int16:
-        quads = first // 4 + tl.arange(0, moment.shape[0] // 4)
+        quads = first // 4 + tl.arange(0, moment.shape[-1] // 4)
         seed = tl.full((), MOMENT_SEED, tl.int64)
         low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
         w0, w1, w2, w3 = tl.philox(seed, quads, count.to(tl.int32), low, high)
-        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [moment.shape[0]])
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), moment.shape)
         moment = _bfloat16_bits(moment, (words >> 16).to(tl.int32))
         square = _bfloat16_bits(square, (words & 0xFFFF).to(tl.int32))
     tl.store(exp_avg, moment, mask=valid)
     tl.store(exp_avg_sq, square, mask=valid)
+
+
+@triton.jit
+def adam_factors(count, lr_ptr, log_beta1, log_beta2, weight_decay):
+    """Step size, root of the second bias correction and weight decay of step `count`, as float32."""
+    lr = tl.load(lr_ptr)
+    steps = count.to(tl.float64)
+    correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
+    correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
+    step_size = lr.to(tl.float32) / correction1
+    root = tl.sqrt(correction2)
+    decay = (1.0 - lr * weight_decay).to(tl.float32)
+    return step_size, root, decay
+
+
+@triton.jit
+def stepped(theta, moment, square, grad, factors, betas, LAZY: tl.constexpr = False):
+    """Rows and moments after a step; `betas` are beta2, 1 - beta1, 1 - beta2 and eps."""
+    beta2, rest1, rest2, eps = betas
+    step_size, root, decay = factors
+    moment = flushed(moment + (grad - moment) * rest1)
+    square = flushed(square * beta2 + grad * grad * rest2)
+    # SparseAdam adds eps before it corrects the bias
+    denominator = (tl.sqrt(square) + eps) / root if LAZY else tl.sqrt(square) / root + eps
+    return theta * decay - step_size * moment / denominator, moment, square
 
 
 @triton.jit
@@ -184,13 +212,13 @@ def _row_adam_catch_up_kernel(
                 offsets, valid = row * WIDTH + columns, columns < WIDTH
                 theta, moment, square = _catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
-                    _load_moment(exp_avg_ptr + offsets, valid),
-                    _load_moment(exp_avg_sq_ptr + offsets, valid),
+                    load_moment(exp_avg_ptr + offsets, valid),
+                    load_moment(exp_avg_sq_ptr + offsets, valid),
                     missed,
                     eps,
                 )
                 tl.store(rows_ptr + offsets, theta, mask=valid)
-                _store_moments(
+                store_moments(
                     exp_avg_ptr + offsets,
                     exp_avg_sq_ptr + offsets,
                     moment,
@@ -254,13 +282,7 @@ def _row_adam_step_kernel(
             last = tl.load(row_step_ptr + row).to(tl.int64)
         if SEMANTICS == "row":
             count = tl.load(row_step_ptr + row).to(tl.int64) + 1
-        lr = tl.load(lr_ptr)
-        steps = count.to(tl.float64)
-        correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
-        correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
-        step_size = lr.to(tl.float32) / correction1
-        root = tl.sqrt(correction2)
-        decay = (1.0 - lr * weight_decay).to(tl.float32)
+        factors = adam_factors(count, lr_ptr, log_beta1, log_beta2, weight_decay)
         if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
             missed = _missed(
                 history_ptr,
@@ -274,8 +296,8 @@ def _row_adam_step_kernel(
             columns = first + tl.arange(0, BLOCK_W)
             offsets, valid = row * WIDTH + columns, columns < WIDTH
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
-            moment = _load_moment(exp_avg_ptr + offsets, valid)
-            square = _load_moment(exp_avg_sq_ptr + offsets, valid)
+            moment = load_moment(exp_avg_ptr + offsets, valid)
+            square = load_moment(exp_avg_sq_ptr + offsets, valid)
             grad = tl.load(grad_ptr + place * WIDTH + columns, mask=valid, other=0.0)
             grad = grad.to(tl.float32)
             if order_ptr is not None:
@@ -286,15 +308,12 @@ def _row_adam_step_kernel(
                     next += 1
             if SEMANTICS == "dense":
                 theta, moment, square = _catch_up(theta, moment, square, missed, eps)
-            moment = flushed(moment + (grad - moment) * rest1)
-            square = flushed(square * beta2 + grad * grad * rest2)
-            if SEMANTICS == "lazy":  # SparseAdam adds eps before it corrects the bias
-                denominator = (tl.sqrt(square) + eps) / root
-            else:
-                denominator = tl.sqrt(square) / root + eps
-            theta = theta * decay - step_size * moment / denominator
+            betas = beta2, rest1, rest2, eps
+            theta, moment, square = stepped(
+                theta, moment, square, grad, factors, betas, SEMANTICS == "lazy"
+            )
             tl.store(rows_ptr + offsets, theta, mask=valid)
-            _store_moments(
+            store_moments(
                 exp_avg_ptr + offsets,
                 exp_avg_sq_ptr + offsets,
                 moment,
@@ -409,7 +428,7 @@ def _covered(
     )
 
 
-def _moment_table(table: Tensor) -> Tensor:
+def moment_table(table: Tensor) -> Tensor:
     """bfloat16 goes to the kernels as its bits."""
     return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
 
@@ -446,8 +465,8 @@ def row_adam_catch_up(
     num_data, width = rows.shape
     _row_adam_catch_up_kernel[(index.shape[0],)](
         rows_ptr=rows,
-        exp_avg_ptr=_moment_table(exp_avg),
-        exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+        exp_avg_ptr=moment_table(exp_avg),
+        exp_avg_sq_ptr=moment_table(exp_avg_sq),
         row_step_ptr=row_step,
         index_ptr=index.contiguous(),
         clock_ptr=clock,
@@ -492,8 +511,8 @@ def row_adam_step(
     if index.shape[0] > 0:
         _row_adam_step_kernel[(index.shape[0],)](
             rows_ptr=rows,
-            exp_avg_ptr=_moment_table(exp_avg),
-            exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+            exp_avg_ptr=moment_table(exp_avg),
+            exp_avg_sq_ptr=moment_table(exp_avg_sq),
             row_step_ptr=row_step,
             index_ptr=index.contiguous(),
             grad_ptr=grad.contiguous(),

@@ -128,9 +128,11 @@ def _instructions(code: str) -> tuple[list[str], list[str]]:
 
 
 def without_memory(value: Any) -> Any:
-    """A tensor as its shape, strides and dtype alone; anything else as it is."""
+    """A tensor as its shape, strides and dtype alone, in a list too; anything else as it is."""
     import torch
 
+    if isinstance(value, list):
+        return [*map(without_memory, value)]
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 

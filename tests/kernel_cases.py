@@ -9,6 +9,7 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    BackwardToRowsCase,
     FinishStepCase,
     LikelihoodRowsCase,
     LinearLogLikelihoodCase,
@@ -22,6 +23,7 @@ PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearLogLikelihoodContract: ("high", "medium"),
     testing.LikelihoodRowsContract: ("high", "medium"),
+    testing.BackwardToRowsContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -75,5 +77,12 @@ LAUNCHES = {
         FinishStepCase(2219, 8, 2, 256, 25),
         FinishStepCase(2219, 25, 2, 256, 25),
         FinishStepCase(2219, 1, 1, 4096, 2),
+    ),
+    testing.BackwardToRowsContract: (
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True),
+        BackwardToRowsCase(512, 256, 20, (10,), ()),
+        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128)),
+        BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
     ),
 }

@@ -189,7 +189,7 @@ def _likelihood(
 
 
 def pieces_for(batch: int) -> int:
-    """Pieces of `grads` that `backward_to_rows` needs, where a batch has so many rows at most."""
+    """Pieces of `grads` that `backward_to_rows` writes for a batch of so many rows."""
     return 1
 
 
@@ -243,7 +243,7 @@ def backward_to_rows(
     found: list[Tensor] = []
     before = [z, *hidden][: len(hidden)]
     for weight, given, after in zip(weights[::-1], before[::-1], hidden[::-1], strict=True):
-        grad = grad * (after > 0)
+        grad = torch.where(after <= 0, 0.0, grad)
         found = [grad.mT @ given, grad.sum(0), *found]
         grad = grad @ weight
     grad_kl = (kl_weight / full_size).to(grad.dtype).expand(len(index))

@@ -14,6 +14,7 @@ Accuracy is judged against `rvi_fast.reference` in float64: `rvi_fast.testing.co
 """
 
 from .adam_step import AdamStepCase, AdamStepContract
+from .backward_to_rows import BackwardToRowsCase, BackwardToRowsContract
 from .compare import (
     FLOOR_ULPS,
     YARDSTICK,
@@ -54,6 +55,8 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
+    "BackwardToRowsCase",
+    "BackwardToRowsContract",
     "FinishStepCase",
     "FinishStepContract",
     "Implementation",

@@ -146,13 +146,20 @@ class FusedStep(BoundStep):
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
-        batch = torch.empty((batch_size, width), device="meta")
-        data = self._last[0], self._last[2], inputs.mask
-        pieces = max(launches.pieces_for(batch_size), launches.pieces_of_features(batch, *data))
+        pieces = self._room(batch_size)
         self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
+
+    def _room(self, batch_size: int) -> int:
+        """Pieces of the gradient that launches write for batches of so many rows at most."""
+        # a smaller batch may have more
+        pieces = max(map(self._launches.pieces_for, range(1, batch_size + 1)))
+        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
+        hidden = torch.empty((batch_size, width), device="meta")
+        weight, _, log_scale = self._last
+        wanted = self._launches.pieces_of_features(hidden, weight, log_scale, self.inputs.mask)
+        return max(pieces, wanted)
 
     def ahead(self, visits: Iterable[Visit]) -> Iterator[Visit]:
         """The same visits, whose row numbers are on the device before they are asked for."""
