@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rvi_fast.optim import row_adam, shared_adam
 from rvi_fast.training.loop import capture as capture_module
-from rvi_fast.training.loop import new_rows
+from rvi_fast.training.loop import inference_step
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
 
 
@@ -145,7 +145,7 @@ def stand_in_for_cuda(monkeypatch, capture=capture):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    for module in (capture_module, new_rows):
+    for module in (capture_module, inference_step):
         monkeypatch.setattr(module, "graphs_on", lambda _: True)
     for module in (row_adam, shared_adam):
         monkeypatch.setattr(module, "capturing", lambda _: Graph.at_work is not None)

@@ -18,7 +18,7 @@ from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out
 from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
-from .loop.new_rows import new_rows_step
+from .loop.inference_step import inference_step
 from .loop.seeds import MODULES, stream
 from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small
@@ -129,7 +129,7 @@ def _optimise(
             part = posterior.over(start.repeat(len(index), 1))
             optimizer = RowAdam(part, lr=lr, mode="row")
             keys = torch.zeros_like(index) if shared_noise else index
-            run = new_rows_step(part, optimizer, decoder, inputs.batch(index), keys)
+            run = inference_step(part, optimizer, decoder, inputs.batch(index), keys)
             place = torch.arange(len(index), device=device)
             for step in range(steps):
                 run.seed.copy_(seeds[step])

@@ -11,20 +11,20 @@ from .capture import CapturedStep, graphs_on
 from .step import BoundStep, DecoderStep, LinearChain
 
 
-def new_rows_step(
+def inference_step(
     posterior: RelayPosterior,
     rows: RowAdam,
     decoder: DecoderStep,
     data: tuple[Tensor, Tensor | None],
     keys: Tensor,
-) -> NewRowsStep | CapturedStep:
-    """A `NewRowsStep`, from CUDA graphs where they hold it and nothing in it could object."""
-    step = NewRowsStep(posterior, rows, decoder, data, keys)
+) -> InferenceStep | CapturedStep:
+    """A `InferenceStep`, from CUDA graphs where they hold it and nothing in it could object."""
+    step = InferenceStep(posterior, rows, decoder, data, keys)
     captured = graphs_on(keys.device) and isinstance(decoder, LinearChain)
     return CapturedStep(step, rows, 0) if captured else step
 
 
-class NewRowsStep(BoundStep):
+class InferenceStep(BoundStep):
     """A step of all rows of a batch, which makes the evidence lower bound of each larger.
 
     Args:
