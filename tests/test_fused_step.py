@@ -288,6 +288,7 @@ CHANGES = {
     "rows in any order": lambda model: setattr(
         model.posterior, "row_numbers", torch.arange(N).flip(0)
     ),
+    "a fused law of one's own": lambda model: setattr(model.likelihood, "law", "own"),
     "a likelihood that checks": lambda model: setattr(model.likelihood, "checked", True),
 }
 
