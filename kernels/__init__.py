@@ -6,7 +6,7 @@ An implementation of the ops: the functions of `rvi_fast.reference`, same names 
 from ._common import row_error
 from .adam_step import adam_step
 from .finish_step import finish_step
-from .likelihood_rows import likelihood_features, likelihood_rows
+from .likelihood_rows import likelihood_features, likelihood_rows, pieces_of_features
 from .linear_log_likelihood import linear_log_likelihood_bwd, linear_log_likelihood_fwd
 from .log_likelihood import log_likelihood_bwd, log_likelihood_fwd
 from .relay_sample import relay_sample_fwd
@@ -22,6 +22,7 @@ __all__ = [
     "linear_log_likelihood_fwd",
     "log_likelihood_bwd",
     "log_likelihood_fwd",
+    "pieces_of_features",
     "relay_sample_bwd",
     "relay_sample_fwd",
     "row_adam_catch_up",

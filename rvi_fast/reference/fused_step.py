@@ -144,6 +144,13 @@ def likelihood_features(
     return weight_place, bias_place, scale_place
 
 
+def pieces_of_features(
+    hidden: Tensor, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
+) -> int:
+    """Pieces of `grads` that `likelihood_features` fills if it has them, for tensors of these shapes."""
+    return 1
+
+
 def _likelihood(
     hidden: Tensor,
     weight: Tensor,
