@@ -91,7 +91,7 @@ def likelihood_features(
 def pieces_of_features(
     hidden: Tensor, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
 ) -> int:
-    """Pieces of `grads` that `likelihood_features` fills if it has them, for tensors of these shapes."""
+    """`reference.fused_step.pieces_of_features`."""
     walk = _walk(hidden, weight, log_scale, mask, log_scale is not None, None)
     scalar = kind_of_scale(log_scale) == "scalar"
     return max(walk.pieces, _pieces_of_numbers(walk) if scalar else 0)

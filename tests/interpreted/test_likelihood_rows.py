@@ -5,7 +5,6 @@ import torch
 
 from rvi_fast import kernels, reference, testing
 from rvi_fast.kernels._common import row_error
-from rvi_fast.kernels.likelihood_rows import pieces_of_features
 from rvi_fast.reference import fused_step
 from rvi_fast.testing import LikelihoodRowsCase
 
@@ -141,7 +140,7 @@ def test_pieces_fit_the_room_there_is_and_fill_what_was_asked_for():
     ):
         inputs = inputs_of(case)
         sizes = [inputs[name] for name in ("hidden", "weight", "log_scale", "mask")]
-        wanted = pieces_of_features(*sizes)
+        wanted = kernels.pieces_of_features(*sizes)
         for room in {1 + (case.num_features > 1024), 2, wanted, wanted + 3}:
             grads = inputs["grads"].new_full((room, inputs["grads"].shape[1]), math.nan)
             counts = kernels.likelihood_features(*(inputs | {"grads": grads}).values())
