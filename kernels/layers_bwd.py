@@ -58,6 +58,10 @@ def through_layer(
     OUTPUTS: tl.constexpr = LAYER[1]
     BLOCK: tl.constexpr = LAYER[2]
     BLOCK_H: tl.constexpr = LAYER[4]
+    i = tl.arange(0, BLOCK)[None, :]
+    # weights are on their way while the gradient arrives
+    p = tl.arange(0, BLOCK_H)
+    vectors = load_relays(weight, tl.where(p < OUTPUTS, p, -1), i, INPUTS)
     unit = tl.arange(0, LAYER[3])[None, :]
     exists = valid & (unit < OUTPUTS)
     value = tl.load(after + position.to(tl.int64) * OUTPUTS + unit, mask=exists, other=0.0)
@@ -65,13 +69,15 @@ def through_layer(
     tl.store(part + unit, tl.where(value <= 0, 0.0, grad), mask=exists)
     # it comes back in parts, to other threads: all of it, as an operand, would fill the registers
     tl.debug_barrier()
-    i = tl.arange(0, BLOCK)[None, :]
     total = tl.zeros([BLOCK_B, BLOCK], tl.float32)
     for first in range(0, OUTPUTS, BLOCK_H):
-        own = first + tl.arange(0, BLOCK_H)
-        left = tl.load(part + own[None, :], mask=valid & (own < OUTPUTS)[None, :], other=0.0)
-        vectors = load_relays(weight, tl.where(own < OUTPUTS, own, -1), i, INPUTS)
+        left = tl.load(
+            part + (first + p[None, :]), mask=valid & (first + p < OUTPUTS)[None, :], other=0.0
+        )
+        later = first + BLOCK_H + p
+        following = load_relays(weight, tl.where(later < OUTPUTS, later, -1), i, INPUTS)
         total = tl.dot(left, vectors, total, input_precision=PRECISION)
+        vectors = following
     return total
 
 

@@ -100,7 +100,8 @@ class BackwardToRowsContract:
             "form": layout.form,
         }
         z, _, mean, hidden = fused_step.relay_decode(**drawn, biases=biases)
-        moments = torch.bfloat16 if case.bfloat16 else dtype
+        # bfloat16 goes with float32 alone
+        moments = torch.bfloat16 if case.bfloat16 and dtype == torch.float32 else dtype
         # the batch's rows are up to date, the others lag behind
         row_step = torch.randint(12, (case.num_data,), generator=generator, dtype=torch.int32)
         row_step[index] = 12
