@@ -71,7 +71,7 @@ def _power(log2_base, exponent):
 
 
 @triton.jit
-def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
+def missed_steps(history_ptr, last, now, start, log2_beta1, log2_beta2):
     """What a row last updated at `last` < `now` has missed, as float32 factors."""
     entry = history_ptr + (last - start) * HISTORY_COLUMNS
     newest = history_ptr + (now - start) * HISTORY_COLUMNS
@@ -87,7 +87,7 @@ def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
 
 
 @triton.jit
-def _catch_up(theta, moment, square, missed, eps):
+def catch_up(theta, moment, square, missed, eps):
     decay, terms, middle, line, factors = missed
     denominator = middle * tl.sqrt(square) + eps
     share = eps / denominator
@@ -102,7 +102,7 @@ def _catch_up(theta, moment, square, missed, eps):
 
 
 @triton.jit
-def _load_moment(pointers, valid):
+def load_moment(pointers, valid):
     """float32 from float32, or from the bits of bfloat16."""
     if pointers.dtype.element_ty == tl.int16:
         bits = tl.load(pointers, mask=valid, other=0).to(tl.int32) << 16
@@ -124,14 +124,17 @@ def _bfloat16_bits(value, random):
 
 
 @triton.jit
-def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
-    """Writes both moments of the columns from `first`, up to date with step `count`."""
+def store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
+    """Writes both moments of the columns from `first`, up to date with step `count`.
+
+    Of one row [n]; or of the rows [BLOCK_B, 1], and moments [BLOCK_B, n].
+    """
     if exp_avg.dtype.element_ty == tl.int16:
-        quads = first // 4 + tl.arange(0, moment.shape[0] // 4)
+        quads = first // 4 + tl.arange(0, moment.shape[-1] // 4)
         seed = tl.full((), MOMENT_SEED, tl.int64)
         low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
         w0, w1, w2, w3 = tl.philox(seed, quads, count.to(tl.int32), low, high)
-        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [moment.shape[0]])
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), moment.shape)
         moment = _bfloat16_bits(moment, (words >> 16).to(tl.int32))
         square = _bfloat16_bits(square, (words & 0xFFFF).to(tl.int32))
     tl.store(exp_avg, moment, mask=valid)
@@ -139,7 +142,7 @@ def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid
 
 
 @triton.jit
-def _owned_row(index_ptr, num_data, error_ptr):
+def owned_row(index_ptr, num_data, error_ptr):
     """The row of this program, and whether there is one: row numbers are checked here alone."""
     row = tl.load(index_ptr + tl.program_id(0).to(tl.int64)).to(tl.int64)
     inside = (row >= 0) & (row < num_data)
@@ -164,13 +167,13 @@ def _row_adam_catch_up_kernel(
     WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    row, inside = _owned_row(index_ptr, num_data, error_ptr)
+    row, inside = owned_row(index_ptr, num_data, error_ptr)
     now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
     if inside:
         # the first to come is the one that brings the row up to date
         last = tl.atomic_xchg(row_step_ptr + row, now.to(tl.int32), sem="relaxed").to(tl.int64)
         if last < now:
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -181,15 +184,15 @@ def _row_adam_catch_up_kernel(
             for first in range(0, WIDTH, BLOCK_W):
                 columns = first + tl.arange(0, BLOCK_W)
                 offsets, valid = row * WIDTH + columns, columns < WIDTH
-                theta, moment, square = _catch_up(
+                theta, moment, square = catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
-                    _load_moment(exp_avg_ptr + offsets, valid),
-                    _load_moment(exp_avg_sq_ptr + offsets, valid),
+                    load_moment(exp_avg_ptr + offsets, valid),
+                    load_moment(exp_avg_sq_ptr + offsets, valid),
                     missed,
                     eps,
                 )
                 tl.store(rows_ptr + offsets, theta, mask=valid)
-                _store_moments(
+                store_moments(
                     exp_avg_ptr + offsets,
                     exp_avg_sq_ptr + offsets,
                     moment,
@@ -227,7 +230,7 @@ def _row_adam_step_kernel(
     WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    row, inside = _owned_row(index_ptr, num_data, error_ptr)
+    row, inside = owned_row(index_ptr, num_data, error_ptr)
     now = tl.load(clock_ptr)
     if inside:
         count, last = now + 1, now
@@ -243,7 +246,7 @@ def _row_adam_step_kernel(
         root = tl.sqrt(correction2)
         decay = (1.0 - lr * weight_decay).to(tl.float32)
         if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -255,12 +258,12 @@ def _row_adam_step_kernel(
             columns = first + tl.arange(0, BLOCK_W)
             offsets, valid = row * WIDTH + columns, columns < WIDTH
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
-            moment = _load_moment(exp_avg_ptr + offsets, valid)
-            square = _load_moment(exp_avg_sq_ptr + offsets, valid)
+            moment = load_moment(exp_avg_ptr + offsets, valid)
+            square = load_moment(exp_avg_sq_ptr + offsets, valid)
             grads = tl.program_id(0).to(tl.int64) * WIDTH + columns
             grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
             if SEMANTICS == "dense":
-                theta, moment, square = _catch_up(theta, moment, square, missed, eps)
+                theta, moment, square = catch_up(theta, moment, square, missed, eps)
             moment = flushed(moment + (grad - moment) * rest1)
             square = flushed(square * beta2 + grad * grad * rest2)
             if SEMANTICS == "lazy":  # SparseAdam adds eps before it corrects the bias
@@ -269,7 +272,7 @@ def _row_adam_step_kernel(
                 denominator = tl.sqrt(square) / root + eps
             theta = theta * decay - step_size * moment / denominator
             tl.store(rows_ptr + offsets, theta, mask=valid)
-            _store_moments(
+            store_moments(
                 exp_avg_ptr + offsets,
                 exp_avg_sq_ptr + offsets,
                 moment,
@@ -367,7 +370,7 @@ def _covered(
     )
 
 
-def _moment_table(table: Tensor) -> Tensor:
+def moment_table(table: Tensor) -> Tensor:
     """bfloat16 goes to the kernels as its bits."""
     return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
 
@@ -404,8 +407,8 @@ def row_adam_catch_up(
     num_data, width = rows.shape
     _row_adam_catch_up_kernel[(index.shape[0],)](
         rows_ptr=rows,
-        exp_avg_ptr=_moment_table(exp_avg),
-        exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+        exp_avg_ptr=moment_table(exp_avg),
+        exp_avg_sq_ptr=moment_table(exp_avg_sq),
         row_step_ptr=row_step,
         index_ptr=index.contiguous(),
         clock_ptr=clock,
@@ -449,8 +452,8 @@ def row_adam_step(
     if index.shape[0] > 0:
         _row_adam_step_kernel[(index.shape[0],)](
             rows_ptr=rows,
-            exp_avg_ptr=_moment_table(exp_avg),
-            exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+            exp_avg_ptr=moment_table(exp_avg),
+            exp_avg_sq_ptr=moment_table(exp_avg_sq),
             row_step_ptr=row_step,
             index_ptr=index.contiguous(),
             grad_ptr=grad.contiguous(),

@@ -9,8 +9,10 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    CatchUpAndSelectCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
+    RelayDecodeCase,
     RelaySampleCase,
     RowAdamCase,
 )
@@ -19,6 +21,7 @@ from rvi_fast.testing import (
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearLogLikelihoodContract: ("high", "medium"),
+    testing.RelayDecodeContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -54,5 +57,23 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, bfloat16=True),
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
+    ),
+    testing.CatchUpAndSelectContract: (
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100)),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), form="cluster"),
+        CatchUpAndSelectCase(512, 256, 20, (10,)),
+        CatchUpAndSelectCase(512, 256, 128, (200, 250, 7), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (512, 300), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (1024,), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, ()),
+    ),
+    testing.RelayDecodeContract: (
+        RelayDecodeCase(512, 256, 64, (25, 50, 100), (64, 64)),
+        RelayDecodeCase(512, 256, 128, (1024,), (128, 128, 128)),
+        RelayDecodeCase(512, 256, 20, (10,), (20, 30), bias=False),
+        RelayDecodeCase(512, 256, 16, (25, 50, 100), (16,), form="cluster"),
+        RelayDecodeCase(512, 256, 100, (), (7, 128), keyed=True),
+        RelayDecodeCase(512, 256, 64, (25, 50, 100)),
     ),
 }

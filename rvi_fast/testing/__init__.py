@@ -14,6 +14,7 @@ Accuracy is judged against `rvi_fast.reference` in float64: `rvi_fast.testing.co
 """
 
 from .adam_step import AdamStepCase, AdamStepContract
+from .catch_up_and_select import CatchUpAndSelectCase, CatchUpAndSelectContract
 from .compare import (
     FLOOR_ULPS,
     YARDSTICK,
@@ -44,6 +45,7 @@ from .linear_log_likelihood import (
     LinearLogLikelihoodContract,
 )
 from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
+from .relay_decode import RelayDecodeCase, RelayDecodeContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
 
@@ -52,6 +54,8 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
+    "CatchUpAndSelectCase",
+    "CatchUpAndSelectContract",
     "Implementation",
     "Inputs",
     "LinearLogLikelihoodCase",
@@ -59,6 +63,8 @@ __all__ = [
     "LogLikelihoodCase",
     "LogLikelihoodContract",
     "OpContract",
+    "RelayDecodeCase",
+    "RelayDecodeContract",
     "RelaySampleCase",
     "RelaySampleContract",
     "RowAdamCase",
