@@ -71,7 +71,7 @@ def _power(log2_base, exponent):
 
 
 @triton.jit
-def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
+def missed_steps(history_ptr, last, now, start, log2_beta1, log2_beta2):
     """What a row last updated at `last` < `now` has missed, as float32 factors."""
     entry = history_ptr + (last - start) * HISTORY_COLUMNS
     newest = history_ptr + (now - start) * HISTORY_COLUMNS
@@ -87,7 +87,7 @@ def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
 
 
 @triton.jit
-def _catch_up(theta, moment, square, missed, eps):
+def catch_up(theta, moment, square, missed, eps):
     decay, terms, middle, line, factors = missed
     denominator = middle * tl.sqrt(square) + eps
     share = eps / denominator
@@ -167,7 +167,7 @@ def stepped(theta, moment, square, grad, factors, betas, LAZY: tl.constexpr = Fa
 
 
 @triton.jit
-def _owned_row(index_ptr, place, num_data, error_ptr):
+def owned_row(index_ptr, place, num_data, error_ptr):
     """The row of this program, and whether there is one: row numbers are checked here alone."""
     row = tl.load(index_ptr + place).to(tl.int64)
     inside = (row >= 0) & (row < num_data)
@@ -193,13 +193,13 @@ def _row_adam_catch_up_kernel(
     BLOCK_W: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64)
-    row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+    row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
     if inside:
         # the first to come is the one that brings the row up to date
         last = tl.atomic_xchg(row_step_ptr + row, now.to(tl.int32), sem="relaxed").to(tl.int64)
         if last < now:
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -210,7 +210,7 @@ def _row_adam_catch_up_kernel(
             for first in range(0, WIDTH, BLOCK_W):
                 columns = first + tl.arange(0, BLOCK_W)
                 offsets, valid = row * WIDTH + columns, columns < WIDTH
-                theta, moment, square = _catch_up(
+                theta, moment, square = catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
                     load_moment(exp_avg_ptr + offsets, valid),
                     load_moment(exp_avg_sq_ptr + offsets, valid),
@@ -268,10 +268,10 @@ def _row_adam_step_kernel(
 ):
     if order_ptr is None:
         place = tl.program_id(0).to(tl.int64)
-        row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     else:
         place = tl.load(order_ptr + tl.program_id(0).to(tl.int64))
-        row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
         # the first of its places steps the row, from the sum of its gradients
         before = tl.program_id(0).to(tl.int64) - 1
         inside = inside & (_same_row(index_ptr, order_ptr, place, before, batch) == 0)
@@ -284,7 +284,7 @@ def _row_adam_step_kernel(
             count = tl.load(row_step_ptr + row).to(tl.int64) + 1
         factors = adam_factors(count, lr_ptr, log_beta1, log_beta2, weight_decay)
         if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -307,7 +307,7 @@ def _row_adam_step_kernel(
                     grad += tl.load(grad_ptr + more, mask=valid, other=0.0).to(tl.float32)
                     next += 1
             if SEMANTICS == "dense":
-                theta, moment, square = _catch_up(theta, moment, square, missed, eps)
+                theta, moment, square = catch_up(theta, moment, square, missed, eps)
             betas = beta2, rest1, rest2, eps
             theta, moment, square = stepped(
                 theta, moment, square, grad, factors, betas, SEMANTICS == "lazy"

@@ -10,10 +10,12 @@ from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
     BackwardToRowsCase,
+    CatchUpAndSelectCase,
     FinishStepCase,
     LikelihoodRowsCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
+    RelayDecodeCase,
     RelaySampleCase,
     RowAdamCase,
 )
@@ -24,6 +26,7 @@ PRECISIONS = {
     testing.LinearLogLikelihoodContract: ("high", "medium"),
     testing.LikelihoodRowsContract: ("high", "medium"),
     testing.BackwardToRowsContract: ("high", "medium"),
+    testing.RelayDecodeContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -84,5 +87,23 @@ LAUNCHES = {
         BackwardToRowsCase(512, 256, 20, (10,), ()),
         BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128)),
         BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
+    ),
+    testing.CatchUpAndSelectContract: (
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100)),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), form="cluster"),
+        CatchUpAndSelectCase(512, 256, 20, (10,)),
+        CatchUpAndSelectCase(512, 256, 128, (200, 250, 7), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (512, 300), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (1024,), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, ()),
+    ),
+    testing.RelayDecodeContract: (
+        RelayDecodeCase(512, 256, 64, (25, 50, 100), (64, 64)),
+        RelayDecodeCase(512, 256, 128, (1024,), (128, 128, 128)),
+        RelayDecodeCase(512, 256, 20, (10,), (20, 30), bias=False),
+        RelayDecodeCase(512, 256, 16, (25, 50, 100), (16,), form="cluster"),
+        RelayDecodeCase(512, 256, 100, (), (7, 128), keyed=True),
+        RelayDecodeCase(512, 256, 64, (25, 50, 100)),
     ),
 }

@@ -15,6 +15,7 @@ Accuracy is judged against `rvi_fast.reference` in float64: `rvi_fast.testing.co
 
 from .adam_step import AdamStepCase, AdamStepContract
 from .backward_to_rows import BackwardToRowsCase, BackwardToRowsContract
+from .catch_up_and_select import CatchUpAndSelectCase, CatchUpAndSelectContract
 from .compare import (
     FLOOR_ULPS,
     YARDSTICK,
@@ -47,6 +48,7 @@ from .linear_log_likelihood import (
     LinearLogLikelihoodContract,
 )
 from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
+from .relay_decode import RelayDecodeCase, RelayDecodeContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
 
@@ -57,6 +59,8 @@ __all__ = [
     "AdamStepContract",
     "BackwardToRowsCase",
     "BackwardToRowsContract",
+    "CatchUpAndSelectCase",
+    "CatchUpAndSelectContract",
     "FinishStepCase",
     "FinishStepContract",
     "Implementation",
@@ -68,6 +72,8 @@ __all__ = [
     "LogLikelihoodCase",
     "LogLikelihoodContract",
     "OpContract",
+    "RelayDecodeCase",
+    "RelayDecodeContract",
     "RelaySampleCase",
     "RelaySampleContract",
     "RowAdamCase",
