@@ -2,11 +2,13 @@
 
 Math:
     Row i = index[b]: parameters and both moments become those that `row_adam_catch_up` makes of them.
-    Then, in each group, the m_g coefficients of largest |a| are marked (bits).
+    Then, in each group, the m_g coefficients of largest |a| are marked (bits). With an order, index is
+    first set to the beginning of row `position` of it.
 
 Shapes:
     rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B];
-    clock [2] int64; history [steps, HISTORY_COLUMNS] float64; bits [B, words] int32. K_g <= 1024.
+    clock [2] int64; history [steps, HISTORY_COLUMNS] float64; bits [B, words] int32. K_g <= 1024. order
+    [R, B or more] and position [1] int64, or neither.
 
 Saved:
     The kept bits.

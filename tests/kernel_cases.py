@@ -80,6 +80,8 @@ LAUNCHES = {
         FinishStepCase(2219, 8, 2, 256, 25),
         FinishStepCase(2219, 25, 2, 256, 25),
         FinishStepCase(2219, 1, 1, 4096, 2),
+        # as `fit` launches it
+        FinishStepCase(2219, 16, 2, 256, 25, position=2),
     ),
     testing.BackwardToRowsContract: (
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
@@ -97,6 +99,9 @@ LAUNCHES = {
         CatchUpAndSelectCase(512, 256, 128, (512, 300), bfloat16=True),
         CatchUpAndSelectCase(512, 256, 128, (1024,), bfloat16=True),
         CatchUpAndSelectCase(512, 256, 64, ()),
+        # as `fit` launches them
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), ring=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True, ring=True),
     ),
     testing.RelayDecodeContract: (
         RelayDecodeCase(512, 256, 64, (25, 50, 100), (64, 64)),

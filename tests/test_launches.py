@@ -29,7 +29,7 @@ from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep
-from rvi_fast.training.loop.fused_step import LAUNCHES, FusedStep, fits
+from rvi_fast.training.loop.fused_step import LAUNCHES, FusedStep, fits, launches_on
 from rvi_fast.training.loop.step import make_step
 
 N, D, B = 10_000, 784, 256
@@ -123,6 +123,33 @@ def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
         names.clear()
         run.launch(index, B)
     assert names == [*LAUNCHES]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "numbers"])
+@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("batch", [B, 4096])
+def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batch):
+    made, inputs = standard(law), data(kind)
+    step = make_step(*made)
+    assert fits(step, inputs)
+    index = torch.empty(batch, device=META, dtype=torch.int64)
+    with counted(monkeypatch) as names:
+        run = FusedStep(step, inputs, batch, kernels)
+        run.launch(index, batch)
+        names.clear()
+        run.launch(index, batch)
+    assert names == [
+        "_catch_up_and_select_kernel",
+        "_relay_decode_kernel",
+        "_linear_log_likelihood_rows_kernel",
+        "_linear_log_likelihood_features_kernel",
+        "_backward_to_rows_kernel",
+        "_finish_step_kernel",
+    ]
+
+
+def test_kernels_are_what_a_gpu_is_served_with():
+    assert launches_on(torch.device("cuda")) is kernels
 
 
 def test_rows_in_slots_take_one_launch_more(monkeypatch):

@@ -38,10 +38,12 @@ class CatchUpAndSelectCase:
     bfloat16: bool = False
     # coefficients in {0, -0, +-1/2, +-1}, which no moment moves
     ties: bool = False
+    # whether `arguments` are those of a batch in a ring
+    ring: bool = False
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.latent_dim}-K{'.'.join(map(str, self.groups))}"
-        extras = [word for word in ("bfloat16", "ties") if getattr(self, word)]
+        extras = [word for word in ("bfloat16", "ties", "ring") if getattr(self, word)]
         return "-".join([self.form, sizes, f"after{self.steps}", f"top{self.top}", *extras])
 
 
@@ -96,23 +98,36 @@ class CatchUpAndSelectContract:
             "latent_dim": case.latent_dim,
             "groups": list(layout.groups),
             "kept": list(layout.kept),
+            "order": None,
+            "position": None,
         }
+
+    def in_a_ring(self, inputs: Inputs) -> Inputs:
+        """The same batch, which is row 1 of three of an `order`, and not in `index` yet."""
+        index = inputs["index"]
+        order = torch.zeros((3, len(index) + 2), dtype=torch.int64)
+        order[1, : len(index)] = index
+        unknown = torch.full_like(index, -1)
+        return inputs | {"index": unknown, "order": order, "position": torch.tensor([1])}
 
     def arguments(self, function: str, case: CatchUpAndSelectCase) -> tuple[Any, ...]:
         """float32 arguments of `function`, which is `catch_up_and_select`, by position."""
-        inputs = self.inputs(case)
+        inputs = self.in_a_ring(self.inputs(case)) if case.ring else self.inputs(case)
         return tuple(inputs[name] for name in ARGUMENTS)
 
     def call(self, implementation: Implementation, inputs: Inputs) -> dict[str, Tensor]:
         """Runs it on copies: the bits, and the tables it wrote, by name, on the CPU."""
+        own = self._run(implementation, inputs)
+        return {name: own[name].cpu() for name in (*WRITTEN, "bits")}
+
+    def _run(self, implementation: Implementation, inputs: Inputs) -> dict[str, Any]:
         own = {
-            name: inputs[name].to(implementation.device, copy=name in WRITTEN)
+            name: inputs[name].to(implementation.device, copy=name in (*WRITTEN, "index"))
             if isinstance(inputs[name], Tensor)
             else inputs[name]
             for name in ARGUMENTS
         }
-        bits = implementation.namespace.catch_up_and_select(*own.values())
-        return {name: own[name].cpu() for name in WRITTEN} | {"bits": bits.cpu()}
+        return own | {"bits": implementation.namespace.catch_up_and_select(*own.values())}
 
     def test_rows_are_caught_up_as_the_reference_does_it(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
@@ -136,6 +151,14 @@ class CatchUpAndSelectContract:
         words = [reference.pack_bits(mark) for mark in marks]
         empty = torch.empty((case.batch, 0), dtype=torch.int32)
         assert torch.equal(got["bits"], torch.cat([*words, empty], 1))
+
+    def test_a_batch_is_taken_from_its_place_in_a_ring(
+        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
+    ) -> None:
+        inputs = self.inputs(case, dtype)
+        ring = self.in_a_ring(inputs)
+        assert_bit_equal(self.call(implementation, ring), self.call(implementation, inputs))
+        assert torch.equal(self._run(implementation, ring)["index"].cpu(), inputs["index"])
 
     def test_runs_are_bit_equal_whatever_memory_holds(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
