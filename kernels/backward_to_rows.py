@@ -232,8 +232,9 @@ def _constants_of(
 ) -> dict[str, Any]:
     """Layout, layers, tiles and launch options, of layers with `hidden` outputs."""
     of_rows = constants_of(layout, precision)
-    block_t, tile = of_rows["BLOCK_T"], 32
     widths = (layout.latent_dim, *hidden)
+    # of more than 64 four warps, or wider tiles, would spill on sm_80
+    tile, warps = (32, 4) if max(map(block_of, widths)) <= 64 else (16, 8)
     starts = [-1 if place is None else place for place in places]
     column = _padded(layout.latent_dim)
     turn = 1 + triton.cdiv(layout.deviation_offset, of_rows["BLOCK_K"])
@@ -250,10 +251,9 @@ def _constants_of(
         "OUTPUTS": widths[-1],
         "RELAYS": starts[0],
         "STRIDE": column,
-        "BLOCK_P": min(tile, block_t),
+        "BLOCK_P": min(tile, of_rows["BLOCK_T"]),
         "BLOCK_H": block_of(widths[-1]),
-        # four warps would spill on sm_80
-        "num_warps": 4 if max(map(block_of, widths)) <= 64 else 8,
+        "num_warps": warps,
         "maxnreg": 255,
     }
 

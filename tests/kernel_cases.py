@@ -87,7 +87,7 @@ LAUNCHES = {
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True),
         BackwardToRowsCase(512, 256, 20, (10,), ()),
-        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128)),
+        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128), bfloat16=True),
         BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
     ),
     testing.CatchUpAndSelectContract: (
