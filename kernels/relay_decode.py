@@ -31,6 +31,7 @@ Source:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,15 +47,18 @@ from .relay_sample import constants_of, divergence, load_log_std, posterior_mean
 # warps by the widest block of z and what the layers give
 WARPS = {16: 4, 32: 4, 64: 8, 128: 8}
 
+# numbers of the weights that a thread holds while the posterior is computed
+HELD = 48
+
 
 @triton.jit
-def _load_weight(
-    weight, INPUT: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr
-):
-    """W [BLOCK_OUT, BLOCK] of a layer, 0 beyond its sizes."""
-    unit, column = tl.arange(0, BLOCK_OUT)[:, None], tl.arange(0, BLOCK)[None, :]
-    exists = (unit < OUTPUT) & (column < INPUT)
-    return tl.load(weight + unit * INPUT + column, mask=exists, other=0.0)
+def _load_weight(weight, IN: tl.constexpr, OUT: tl.constexpr):
+    """W of a layer from the sizes IN to OUT, [block, block]; 0 beyond them."""
+    OUT_BLOCK: tl.constexpr = OUT[1]
+    IN_BLOCK: tl.constexpr = IN[1]
+    unit, column = tl.arange(0, OUT_BLOCK)[:, None], tl.arange(0, IN_BLOCK)[None, :]
+    exists = (unit < OUT[0]) & (column < IN[0])
+    return tl.load(weight + unit * IN[0] + column, mask=exists, other=0.0)
 
 
 @triton.jit
@@ -96,12 +100,18 @@ def _relay_decode_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """SIZES holds T and the width of each hidden layer, and the block that covers it."""
+    """SIZES holds (size, block that covers it) of z and what each layer gives."""
     start = (tl.program_id(0).to(tl.int64) * BLOCK_B).to(tl.int32)
     position = start + tl.arange(0, BLOCK_B)[:, None]
     row, valid = load_row_numbers(index, row_error, position, num_data, batch)
     inside = position < batch
+    # the first weights are on their way while the posterior is computed
+    held = weights[:0]
+    for i in tl.static_range(AHEAD):
+        own = _load_weight(weights[i], tl.constexpr(SIZES[i]), tl.constexpr(SIZES[i + 1]))
+        held += (own,)
     mean = posterior_mean(
         rows,
         relays,
@@ -132,9 +142,10 @@ def _relay_decode_kernel(
     x = tl.where(exists, x, 0.0)
     tl.store(z + place, x, mask=inside & (t < T))
     for i in tl.static_range(len(weights)):
-        weight = _load_weight(
-            weights[i], SIZES[i][0], SIZES[i + 1][0], SIZES[i][1], SIZES[i + 1][1]
-        )
+        if i < AHEAD:
+            weight = held[i]
+        else:
+            weight = _load_weight(weights[i], tl.constexpr(SIZES[i]), tl.constexpr(SIZES[i + 1]))
         x = _layer(x, weight, biases[i], SIZES[i + 1][0], PRECISION)
         x = tl.where(valid, x, 0.0)
         unit = tl.arange(0, SIZES[i + 1][1])[None, :]
@@ -149,9 +160,13 @@ def _relay_decode_kernel(
 def _constants_of(layout: RowLayout, widths: tuple[int, ...], precision: str) -> dict[str, Any]:
     """Layout, tiles and launch options."""
     sizes = tuple((width, block_of(width)) for width in (layout.latent_dim, *widths))
+    warps = WARPS[max(block for _, block in sizes)]
+    elements = (left * right for (_, left), (_, right) in itertools.pairwise(sizes))
+    held = itertools.accumulate(elements)
     return constants_of(layout, precision) | {
         "SIZES": sizes,
-        "num_warps": WARPS[max(block for _, block in sizes)],
+        "AHEAD": sum(total <= HELD * 32 * warps for total in held),
+        "num_warps": warps,
         "maxnreg": 255,
     }
 
