@@ -25,8 +25,10 @@ from rvi_fast._info import run_every_op
 from rvi_fast.layout import RowLayout
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
-from rvi_fast.training.loop.step import make_step
+from rvi_fast.training.loop.fused_step import fused_step
+from rvi_fast.training.loop.step import BoundStep, make_step
 
 T, D, GROUPS = 64, 784, (25, 50, 100)
 LAYOUT = RowLayout.resolve(T, GROUPS)
@@ -101,8 +103,8 @@ def ceilings(report: Report, device: torch.device, scale: int) -> float:
 
 
 def step_of(
-    num_data: int, pixels: bool, device: torch.device
-) -> tuple[BatchStep, rvi_fast.optim.RowAdam]:
+    num_data: int, batch: int, pixels: bool, device: torch.device
+) -> tuple[BoundStep, rvi_fast.optim.RowAdam]:
     """A step of the standard model as `fit` makes it."""
     model = rvi_fast.models.rvi(num_data, D, latent_dim=T, groups=GROUPS).to(device)
     x = torch.randint(0, 256, (num_data, D), dtype=torch.uint8, device=device)
@@ -114,14 +116,15 @@ def step_of(
     rows = rvi_fast.optim.RowAdam(model.posterior)
     others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
     shared = shared_adam([{"params": others, "lr": 1e-3}])
-    return BatchStep(make_step(model, rows, shared), inputs, device, torch.float32), rows
+    step = make_step(model, rows, shared)
+    return fused_step(step, inputs, batch) or BatchStep(step, inputs, device, torch.float32), rows
 
 
 def captured_steps(report: Report, device: torch.device, num_data: int, batch: int) -> None:
     """Launched one by one, as `fit` does it, the graph alone, and each of its launches."""
     for pixels, precision in [*((True, each) for each in PRECISIONS), (False, "highest")]:
         torch.set_float32_matmul_precision(precision)
-        step, rows = step_of(num_data, pixels, device)
+        step, rows = step_of(num_data, batch, pixels, device)
         kind = "uint8" if pixels else "float32"
         name = f"step, N = {num_data}, B = {batch}, {kind}, {precision}"
         report.add(
@@ -132,7 +135,7 @@ def captured_steps(report: Report, device: torch.device, num_data: int, batch: i
             continue
         captured = CapturedStep(step, rows, 100_000)
         replayed = on_rows(captured, num_data, batch, device)
-        for _ in range(3):
+        for _ in range(2 * STEPS):  # all batches that a graph finds on the device are of real rows
             replayed()
         us = microseconds(replayed, device, 15, 20)
         report.add(f"{name}: as fit does it, us", us, f"{us * 1e3 / batch:.2f} ns a row")

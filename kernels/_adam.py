@@ -7,6 +7,8 @@ import math
 import triton
 import triton.language as tl
 
+# one program, in the upper half of the step
+PROGRAM = tl.constexpr(1 << 32)
 LEAST_NORMAL = tl.constexpr(2.0**-126)
 
 
@@ -26,6 +28,34 @@ def one_minus_exp(x, TERMS: tl.constexpr):
 @triton.jit
 def flushed(moment):
     return tl.where(tl.abs(moment) < LEAST_NORMAL, 0.0, moment)
+
+
+@triton.jit
+def bias_corrections(step, log_beta1, log_beta2):
+    """1 - beta1 ** step and 1 - beta2 ** step, float32."""
+    steps = step.to(tl.float64)
+    return (
+        one_minus_exp((steps * log_beta1).to(tl.float32), 9),
+        one_minus_exp((steps * log_beta2).to(tl.float32), 9),
+    )
+
+
+@triton.jit
+def stepped(theta, moment, square, grad, lr, decay, corrections, beta2, rest1, rest2, eps):
+    """Parameters and moments after a step of Adam, all float32 but `lr`."""
+    correction1, correction2 = corrections
+    moment = flushed(moment + (grad - moment) * rest1)
+    square = flushed(square * beta2 + grad * grad * rest2)
+    denominator = tl.sqrt(square) / tl.sqrt(correction2) + eps
+    theta = theta * decay - lr.to(tl.float32) / correction1 * moment / denominator
+    return theta, moment, square
+
+
+@triton.jit
+def count_program(step_ptr):
+    """The step to be taken, and how many programs have asked before: `step_ptr` counts both."""
+    before = tl.atomic_add(step_ptr, tl.full((), PROGRAM, tl.int64), sem="relaxed")
+    return (before & (PROGRAM - 1)) + 1, before // PROGRAM
 
 
 def logarithm(beta: float) -> float:

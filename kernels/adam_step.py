@@ -33,10 +33,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._op_checks import checked
-from ._adam import flushed, logarithm, one_minus_exp
+from ._adam import bias_corrections, count_program, logarithm, stepped
 
-# one program, in the upper half of the step
-PROGRAM = tl.constexpr(1 << 32)
 # elements of a tile of the gradient's parts: 8 for each of 128 threads
 TILE, MAX_BLOCK_N = 1024, 16
 
@@ -61,12 +59,9 @@ def _adam_step_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    before = tl.atomic_add(step_ptr, tl.full((), PROGRAM, tl.int64), sem="relaxed")
-    step = (before & (PROGRAM - 1)) + 1
-    steps = step.to(tl.float64)
+    step, before = count_program(step_ptr)
     lr = tl.load(lr_ptr)
-    correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
-    correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
+    corrections = bias_corrections(step, log_beta1, log_beta2)
     decay = (1.0 - lr * weight_decay).to(tl.float32)
 
     columns = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -83,16 +78,14 @@ def _adam_step_kernel(
     param = tl.load(params_ptr + columns, mask=valid, other=0.0)
     moment = tl.load(exp_avg_ptr + columns, mask=valid, other=0.0)
     square = tl.load(exp_avg_sq_ptr + columns, mask=valid, other=0.0)
-    moment = flushed(moment + (grad - moment) * rest1)
-    square = flushed(square * beta2 + grad * grad * rest2)
-    denominator = tl.sqrt(square) / tl.sqrt(correction2) + eps
-    param = param * decay - lr.to(tl.float32) / correction1 * moment / denominator
+    param, moment, square = stepped(
+        param, moment, square, grad, lr, decay, corrections, beta2, rest1, rest2, eps
+    )
     tl.store(params_ptr + columns, param, mask=valid)
     tl.store(exp_avg_ptr + columns, moment, mask=valid)
     tl.store(exp_avg_sq_ptr + columns, square, mask=valid)
 
-    last = (before // PROGRAM) == tl.num_programs(0) - 1
-    tl.store(step_ptr, step, mask=last)
+    tl.store(step_ptr, step, mask=before == tl.num_programs(0) - 1)
 
 
 @checked

@@ -10,6 +10,8 @@ from ._common import sum_pieces
 # programs of a kernel where the batch is small: two to a processor of a large GPU, and no more, which
 # would wait for a second turn. Sums have as many pieces as that takes.
 PROGRAMS = 256
+# reference.fused_step.SHARED_BLOCK
+SHARED_BLOCK = 32
 
 
 def share(steps: int, walks: int) -> int:
@@ -17,12 +19,11 @@ def share(steps: int, walks: int) -> int:
     return triton.cdiv(steps, max(1, PROGRAMS // walks))
 
 
-def pieces_of(total: Tensor, pieces: int) -> Tensor:
-    """Room for `pieces` parts of a sum; the sum itself where there is but one."""
-    return total if pieces == 1 else total.new_empty((pieces, *total.shape))
-
-
-def add_up(pieces: Tensor, total: Tensor) -> None:
-    """Writes the sum of what `pieces_of` has made room for to `total`."""
-    if pieces is not total and total.numel():
+def add_up(pieces: Tensor) -> Tensor:
+    """The sum of pieces [n, ...], always in the same order; the piece itself where there is but one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    total = pieces.new_empty(pieces.shape[1:])
+    if total.numel():
         sum_pieces(pieces, total)
+    return total

@@ -255,6 +255,19 @@ def clamp_log_std(log_std):
 
 
 @triton.jit
+def load_log_std(rows, row, t, exists, WIDTH: tl.constexpr, LOG_STD: tl.constexpr):
+    log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0).to(tl.float32)
+    return clamp_log_std(log_std)
+
+
+@triton.jit
+def divergence(mean, std, log_std, exists):
+    """kl [BLOCK_B, 1]."""
+    terms = tl.where(exists, mean * mean + std * std - 1.0 - 2.0 * log_std, 0.0)
+    return 0.5 * tl.sum(terms, 1, keep_dims=True)
+
+
+@triton.jit
 def load_noise(noise, place, seed, key, sample, exists, BLOCK_T: tl.constexpr):
     """The noise of a sample: given, at `place`, or drawn for the row numbers `key`."""
     if noise is not None:
@@ -386,11 +399,9 @@ def _relay_sample_fwd_kernel(
     exists = valid & (t < T)
     mean = tl.where(exists, mean, 0.0)
     tl.store(saved_mean + position.to(tl.int64) * T + t, mean, mask=inside & (t < T))
-    log_std = tl.load(rows + row * WIDTH + LOG_STD + t, mask=exists, other=0.0).to(tl.float32)
-    log_std = clamp_log_std(log_std)
+    log_std = load_log_std(rows, row, t, exists, WIDTH, LOG_STD)
     std = tl.exp(log_std)
-    terms = tl.where(exists, mean * mean + std * std - 1.0 - 2.0 * log_std, 0.0)
-    tl.store(kl + position, 0.5 * tl.sum(terms, 1, keep_dims=True), mask=inside)
+    tl.store(kl + position, divergence(mean, std, log_std, exists), mask=inside)
     key = tl.load(noise_index + position, mask=inside, other=0).to(tl.int64)
     for sample in range(num_samples):
         place = (position + sample * batch.to(tl.int64)) * T + t

@@ -71,7 +71,7 @@ def _power(log2_base, exponent):
 
 
 @triton.jit
-def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
+def missed_steps(history_ptr, last, now, start, log2_beta1, log2_beta2):
     """What a row last updated at `last` < `now` has missed, as float32 factors."""
     entry = history_ptr + (last - start) * HISTORY_COLUMNS
     newest = history_ptr + (now - start) * HISTORY_COLUMNS
@@ -87,7 +87,7 @@ def _missed(history_ptr, last, now, start, log2_beta1, log2_beta2):
 
 
 @triton.jit
-def _catch_up(theta, moment, square, missed, eps):
+def catch_up(theta, moment, square, missed, eps):
     decay, terms, middle, line, factors = missed
     denominator = middle * tl.sqrt(square) + eps
     share = eps / denominator
@@ -102,7 +102,7 @@ def _catch_up(theta, moment, square, missed, eps):
 
 
 @triton.jit
-def _load_moment(pointers, valid):
+def load_moment(pointers, valid):
     """float32 from float32, or from the bits of bfloat16."""
     if pointers.dtype.element_ty == tl.int16:
         bits = tl.load(pointers, mask=valid, other=0).to(tl.int32) << 16
@@ -124,14 +124,17 @@ def _bfloat16_bits(value, random):
 
 
 @triton.jit
-def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
-    """Writes both moments of the columns from `first`, up to date with step `count`."""
+def store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
+    """Writes both moments of the columns from `first`, up to date with step `count`.
+
+    Of one row [n]; or of the rows [BLOCK_B, 1], and moments [BLOCK_B, n].
+    """
     if exp_avg.dtype.element_ty == tl.int16:
-        quads = first // 4 + tl.arange(0, moment.shape[0] // 4)
+        quads = first // 4 + tl.arange(0, moment.shape[-1] // 4)
         seed = tl.full((), MOMENT_SEED, tl.int64)
         low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
         w0, w1, w2, w3 = tl.philox(seed, quads, count.to(tl.int32), low, high)
-        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [moment.shape[0]])
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), moment.shape)
         moment = _bfloat16_bits(moment, (words >> 16).to(tl.int32))
         square = _bfloat16_bits(square, (words & 0xFFFF).to(tl.int32))
     tl.store(exp_avg, moment, mask=valid)
@@ -139,7 +142,32 @@ def _store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid
 
 
 @triton.jit
-def _owned_row(index_ptr, place, num_data, error_ptr):
+def adam_factors(count, lr_ptr, log_beta1, log_beta2, weight_decay):
+    """Step size, root of the second bias correction and weight decay of step `count`, as float32."""
+    lr = tl.load(lr_ptr)
+    steps = count.to(tl.float64)
+    correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
+    correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
+    step_size = lr.to(tl.float32) / correction1
+    root = tl.sqrt(correction2)
+    decay = (1.0 - lr * weight_decay).to(tl.float32)
+    return step_size, root, decay
+
+
+@triton.jit
+def stepped(theta, moment, square, grad, factors, betas, LAZY: tl.constexpr = False):
+    """Rows and moments after a step; `betas` are beta2, 1 - beta1, 1 - beta2 and eps."""
+    beta2, rest1, rest2, eps = betas
+    step_size, root, decay = factors
+    moment = flushed(moment + (grad - moment) * rest1)
+    square = flushed(square * beta2 + grad * grad * rest2)
+    # SparseAdam adds eps before it corrects the bias
+    denominator = (tl.sqrt(square) + eps) / root if LAZY else tl.sqrt(square) / root + eps
+    return theta * decay - step_size * moment / denominator, moment, square
+
+
+@triton.jit
+def owned_row(index_ptr, place, num_data, error_ptr):
     """The row of this program, and whether there is one: row numbers are checked here alone."""
     row = tl.load(index_ptr + place).to(tl.int64)
     inside = (row >= 0) & (row < num_data)
@@ -165,13 +193,13 @@ def _row_adam_catch_up_kernel(
     BLOCK_W: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64)
-    row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+    row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
     if inside:
         # the first to come is the one that brings the row up to date
         last = tl.atomic_xchg(row_step_ptr + row, now.to(tl.int32), sem="relaxed").to(tl.int64)
         if last < now:
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -182,15 +210,15 @@ def _row_adam_catch_up_kernel(
             for first in range(0, WIDTH, BLOCK_W):
                 columns = first + tl.arange(0, BLOCK_W)
                 offsets, valid = row * WIDTH + columns, columns < WIDTH
-                theta, moment, square = _catch_up(
+                theta, moment, square = catch_up(
                     tl.load(rows_ptr + offsets, mask=valid, other=0.0),
-                    _load_moment(exp_avg_ptr + offsets, valid),
-                    _load_moment(exp_avg_sq_ptr + offsets, valid),
+                    load_moment(exp_avg_ptr + offsets, valid),
+                    load_moment(exp_avg_sq_ptr + offsets, valid),
                     missed,
                     eps,
                 )
                 tl.store(rows_ptr + offsets, theta, mask=valid)
-                _store_moments(
+                store_moments(
                     exp_avg_ptr + offsets,
                     exp_avg_sq_ptr + offsets,
                     moment,
@@ -240,10 +268,10 @@ def _row_adam_step_kernel(
 ):
     if order_ptr is None:
         place = tl.program_id(0).to(tl.int64)
-        row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     else:
         place = tl.load(order_ptr + tl.program_id(0).to(tl.int64))
-        row, inside = _owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
         # the first of its places steps the row, from the sum of its gradients
         before = tl.program_id(0).to(tl.int64) - 1
         inside = inside & (_same_row(index_ptr, order_ptr, place, before, batch) == 0)
@@ -254,15 +282,9 @@ def _row_adam_step_kernel(
             last = tl.load(row_step_ptr + row).to(tl.int64)
         if SEMANTICS == "row":
             count = tl.load(row_step_ptr + row).to(tl.int64) + 1
-        lr = tl.load(lr_ptr)
-        steps = count.to(tl.float64)
-        correction1 = one_minus_exp((steps * log_beta1).to(tl.float32), 9)
-        correction2 = one_minus_exp((steps * log_beta2).to(tl.float32), 9)
-        step_size = lr.to(tl.float32) / correction1
-        root = tl.sqrt(correction2)
-        decay = (1.0 - lr * weight_decay).to(tl.float32)
+        factors = adam_factors(count, lr_ptr, log_beta1, log_beta2, weight_decay)
         if SEMANTICS == "dense":  # what a row just updated has missed changes nothing
-            missed = _missed(
+            missed = missed_steps(
                 history_ptr,
                 last,
                 now,
@@ -274,8 +296,8 @@ def _row_adam_step_kernel(
             columns = first + tl.arange(0, BLOCK_W)
             offsets, valid = row * WIDTH + columns, columns < WIDTH
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
-            moment = _load_moment(exp_avg_ptr + offsets, valid)
-            square = _load_moment(exp_avg_sq_ptr + offsets, valid)
+            moment = load_moment(exp_avg_ptr + offsets, valid)
+            square = load_moment(exp_avg_sq_ptr + offsets, valid)
             grad = tl.load(grad_ptr + place * WIDTH + columns, mask=valid, other=0.0)
             grad = grad.to(tl.float32)
             if order_ptr is not None:
@@ -285,16 +307,13 @@ def _row_adam_step_kernel(
                     grad += tl.load(grad_ptr + more, mask=valid, other=0.0).to(tl.float32)
                     next += 1
             if SEMANTICS == "dense":
-                theta, moment, square = _catch_up(theta, moment, square, missed, eps)
-            moment = flushed(moment + (grad - moment) * rest1)
-            square = flushed(square * beta2 + grad * grad * rest2)
-            if SEMANTICS == "lazy":  # SparseAdam adds eps before it corrects the bias
-                denominator = (tl.sqrt(square) + eps) / root
-            else:
-                denominator = tl.sqrt(square) / root + eps
-            theta = theta * decay - step_size * moment / denominator
+                theta, moment, square = catch_up(theta, moment, square, missed, eps)
+            betas = beta2, rest1, rest2, eps
+            theta, moment, square = stepped(
+                theta, moment, square, grad, factors, betas, SEMANTICS == "lazy"
+            )
             tl.store(rows_ptr + offsets, theta, mask=valid)
-            _store_moments(
+            store_moments(
                 exp_avg_ptr + offsets,
                 exp_avg_sq_ptr + offsets,
                 moment,
@@ -322,15 +341,15 @@ def _add(pointers, values, valid):
     tl.store(pointers, tl.load(pointers, mask=valid, other=0.0) + values, mask=valid)
 
 
-@triton.jit(do_not_specialize=["window"])
-def _row_adam_clock_kernel(
+@triton.jit
+def count_step(
     clock_ptr,
     history_ptr,
     lr_ptr,
     window,
-    log_beta1: tl.float64,
-    log_beta2: tl.float64,
-    weight_decay: tl.float64,
+    log_beta1,
+    log_beta2,
+    weight_decay,
     DENSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -373,6 +392,23 @@ def _row_adam_clock_kernel(
     tl.store(clock_ptr, clock)
 
 
+@triton.jit(do_not_specialize=["window"])
+def _row_adam_clock_kernel(
+    clock_ptr,
+    history_ptr,
+    lr_ptr,
+    window,
+    log_beta1: tl.float64,
+    log_beta2: tl.float64,
+    weight_decay: tl.float64,
+    DENSE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    count_step(
+        clock_ptr, history_ptr, lr_ptr, window, log_beta1, log_beta2, weight_decay, DENSE, BLOCK_M
+    )
+
+
 def _covered(
     rows: Tensor,
     exp_avg: Tensor,
@@ -392,7 +428,7 @@ def _covered(
     )
 
 
-def _moment_table(table: Tensor) -> Tensor:
+def moment_table(table: Tensor) -> Tensor:
     """bfloat16 goes to the kernels as its bits."""
     return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
 
@@ -402,7 +438,7 @@ def _block_w(width: int) -> int:
     return max(4, min(MAX_BLOCK_W, triton.next_power_of_2(width)))
 
 
-def _window(beta1: float, beta2: float) -> int:
+def window_of(beta1: float, beta2: float) -> int:
     """`reference.row_adam_window`."""
     rate = beta1 / math.sqrt(beta2)
     return max(1, math.ceil(math.log(WINDOW_TOLERANCE) / math.log(rate))) if rate > 0 else 1
@@ -429,8 +465,8 @@ def row_adam_catch_up(
     num_data, width = rows.shape
     _row_adam_catch_up_kernel[(index.shape[0],)](
         rows_ptr=rows,
-        exp_avg_ptr=_moment_table(exp_avg),
-        exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+        exp_avg_ptr=moment_table(exp_avg),
+        exp_avg_sq_ptr=moment_table(exp_avg_sq),
         row_step_ptr=row_step,
         index_ptr=index.contiguous(),
         clock_ptr=clock,
@@ -475,8 +511,8 @@ def row_adam_step(
     if index.shape[0] > 0:
         _row_adam_step_kernel[(index.shape[0],)](
             rows_ptr=rows,
-            exp_avg_ptr=_moment_table(exp_avg),
-            exp_avg_sq_ptr=_moment_table(exp_avg_sq),
+            exp_avg_ptr=moment_table(exp_avg),
+            exp_avg_sq_ptr=moment_table(exp_avg_sq),
             row_step_ptr=row_step,
             index_ptr=index.contiguous(),
             grad_ptr=grad.contiguous(),
@@ -503,7 +539,7 @@ def row_adam_step(
             num_warps=4,
             enable_fp_fusion=True,
         )
-    window = _window(beta1, beta2) if semantics == "dense" else 1
+    window = window_of(beta1, beta2) if semantics == "dense" else 1
     _row_adam_clock_kernel[(1,)](
         clock_ptr=clock,
         history_ptr=history,

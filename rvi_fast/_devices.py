@@ -74,3 +74,8 @@ def wait_for(device: torch.device) -> None:
     """Returns when what this thread has asked of a CUDA device is done."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether what is launched on a tensor now goes into a CUDA graph, which keeps what it is given."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

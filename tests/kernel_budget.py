@@ -32,6 +32,8 @@ ROWS = {
     "_relay_sample_bwd_kernel": 16,
     "_row_adam_catch_up_kernel": 1,
     "_row_adam_step_kernel": 1,
+    "_catch_up_and_select_kernel": 1,
+    "_relay_decode_kernel": 16,
 }
 TARGETS = (80, 90, 100, 120)
 # instructions that read and write what did not fit into the registers; bytes of any instruction
@@ -128,9 +130,11 @@ def _instructions(code: str) -> tuple[list[str], list[str]]:
 
 
 def without_memory(value: Any) -> Any:
-    """A tensor as its shape, strides and dtype alone; anything else as it is."""
+    """A tensor as its shape, strides and dtype alone, in a list too; anything else as it is."""
     import torch
 
+    if isinstance(value, list):
+        return [*map(without_memory, value)]
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 

@@ -9,8 +9,13 @@ import torch
 from rvi_fast import testing
 from rvi_fast.testing import (
     AdamStepCase,
+    BackwardToRowsCase,
+    CatchUpAndSelectCase,
+    FinishStepCase,
+    LikelihoodRowsCase,
     LinearLogLikelihoodCase,
     LogLikelihoodCase,
+    RelayDecodeCase,
     RelaySampleCase,
     RowAdamCase,
 )
@@ -19,6 +24,9 @@ from rvi_fast.testing import (
 PRECISIONS = {
     testing.RelaySampleContract: ("high", "medium"),
     testing.LinearLogLikelihoodContract: ("high", "medium"),
+    testing.LikelihoodRowsContract: ("high", "medium"),
+    testing.BackwardToRowsContract: ("high", "medium"),
+    testing.RelayDecodeContract: ("high", "medium"),
 }
 LAUNCHES = {
     testing.RelaySampleContract: (
@@ -54,5 +62,53 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, bfloat16=True),
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
+    ),
+    testing.LikelihoodRowsContract: (
+        LikelihoodRowsCase(512, 256, 784, 64),
+        # pixels and a mask, as `fit` trains on them
+        LikelihoodRowsCase(512, 256, 784, 64, "scalar", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 784, 64, "scalar", True, torch.uint8, packed=True),
+        LikelihoodRowsCase(512, 256, 784, 64, "feature", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 784, 64, "feature", True, torch.uint8, packed=True),
+        LikelihoodRowsCase(512, 256, 300, 128, "feature", bias=False),
+        LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.float64, frozen=(0,)),
+        LikelihoodRowsCase(512, 256, 784, 64, "none", law="bernoulli"),
+        LikelihoodRowsCase(512, 256, 784, 64, "none", True, torch.uint8, law="bernoulli"),
+    ),
+    testing.FinishStepContract: (
+        FinishStepCase(2219, 8, 2, 256, 25),
+        FinishStepCase(2219, 25, 2, 256, 25),
+        FinishStepCase(2219, 1, 1, 4096, 2),
+        # as `fit` launches it
+        FinishStepCase(2219, 16, 2, 256, 25, position=2),
+    ),
+    testing.BackwardToRowsContract: (
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
+        BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True),
+        BackwardToRowsCase(512, 256, 20, (10,), ()),
+        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128), bfloat16=True),
+        BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
+    ),
+    testing.CatchUpAndSelectContract: (
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100)),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), form="cluster"),
+        CatchUpAndSelectCase(512, 256, 20, (10,)),
+        CatchUpAndSelectCase(512, 256, 128, (200, 250, 7), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (512, 300), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 128, (1024,), bfloat16=True),
+        CatchUpAndSelectCase(512, 256, 64, ()),
+        # as `fit` launches them
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), ring=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True, ring=True),
+    ),
+    testing.RelayDecodeContract: (
+        RelayDecodeCase(512, 256, 64, (25, 50, 100), (64, 64)),
+        RelayDecodeCase(512, 256, 128, (1024,), (128, 128, 128)),
+        RelayDecodeCase(512, 256, 20, (10,), (20, 30), bias=False),
+        RelayDecodeCase(512, 256, 16, (25, 50, 100), (16,), form="cluster"),
+        RelayDecodeCase(512, 256, 100, (), (7, 128), keyed=True),
+        RelayDecodeCase(512, 256, 64, (25, 50, 100)),
     ),
 }

@@ -52,7 +52,7 @@ def report(tile: tuple[int, ...], rows: float, found: Iterator[Any], stem: str) 
 
 def try_linear(hidden_dim: int) -> None:
     module = importlib.import_module("rvi_fast.kernels.weights")
-    launcher = importlib.import_module("rvi_fast.kernels.linear_log_likelihood")
+    launcher = importlib.import_module("rvi_fast.kernels.likelihood_launches")
     case = testing.LinearLogLikelihoodCase(256, 784, hidden_dim=hidden_dim)
     function = "linear_log_likelihood_bwd"
     for tile in itertools.product((16, 32), (16, 32), (4, 8)):

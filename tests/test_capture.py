@@ -9,14 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launches import Graph, capture_functions, stand_in_for_cuda, stand_ins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import rvi_fast
+from rvi_fast import testing
 from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
+from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import DirectStep, LinearChain, make_step
 from rvi_fast.training.places.staging import StagedStep, Staging
 
@@ -62,7 +66,7 @@ def capturing(monkeypatch):
 
 
 @contextmanager
-def step_on_cuda(mode="dense", *, pixels=False, storage="device"):
+def step_on_cuda(mode="dense", *, pixels=False, storage="device", fused=False):
     """A step of a model without values on a device that is not there."""
     model = rvi_fast.models.LatentModel(
         rvi_fast.RelayPosterior(N, T, groups=(5, 9), sparse=True, storage=storage),
@@ -88,6 +92,10 @@ def step_on_cuda(mode="dense", *, pixels=False, storage="device"):
         assert isinstance(step.decoder, LinearChain)
         x = torch.rand(N, D, device=CUDA)
         inputs = Inputs((255 * x).to(torch.uint8), x > 0.5) if pixels else Inputs(x, None)
+        if fused:
+            assert fits(step, inputs)
+            yield FusedStep(step, inputs, 16, stand_ins([]))
+            return
         if staging is None:
             yield BatchStep(step, inputs, CUDA, torch.float32)
             return
@@ -101,6 +109,16 @@ def test_no_part_of_a_step_waits_for_the_device(mode, pixels):
     with step_on_cuda(mode, pixels=pixels) as run:
         for size in (16, 16, 7):
             result = run(torch.arange(size, device=CUDA), 16)
+            assert (result.device, result.shape) == (CUDA, (3,))
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_nothing_beside_six_launches_waits_for_the_device(monkeypatch, pixels):
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    with step_on_cuda(pixels=pixels, fused=True) as run:
+        visits = [Visit(torch.arange(size, device=CUDA), 0) for size in (16, 16, 7)]
+        for index, _ in (*run.ahead(iter(visits)), *visits):
+            result = run(index, 16)
             assert (result.device, result.shape) == (CUDA, (3,))
 
 
@@ -127,41 +145,64 @@ def test_a_look_at_a_value_is_noticed():
 def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
     """A kernel is compiled for the alignment of what it is given, and must not be within a capture."""
 
-    class Stream:
-        def __init__(self, *_):
-            pass
-
-        def wait_stream(self, _):
-            pass
-
-    class Result:
-        def record_stream(self, _):
-            pass
-
-        def clone(self):
-            return self
-
-    class Graph:
-        def replay(self):
-            pass
-
-    for name, stand_in in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    stand_in_for_cuda(monkeypatch)
     seen = []
 
-    class Run:
-        seed, kl_weight = torch.zeros(1, dtype=torch.int64), torch.ones(())
-
-        def __call__(self, index, full_size):
+    class Run(BatchStep):
+        def launch(self, index, full_size):
             seen.append((index.data_ptr() % 16, index.tolist()))
-            return Result()
+            return torch.zeros(3)
 
     rows = SimpleNamespace(reserve=lambda _: None, before_replay=lambda: None)
-    step, order = CapturedStep(Run(), rows, 3), torch.arange(21)
+    run = Run(None, None, torch.device("cpu"), torch.float32)
+    step, order = CapturedStep(run, rows, 3), torch.arange(21)
     for start in (7, 14):  # odd: a view of it is aligned to 8 bytes
         assert order[start : start + 7].data_ptr() % 16 in (0, 8)
         step(order[start : start + 7], 7)
     assert [index for _, index in seen] == [list(range(7, 14)), list(range(14, 21))]
     assert [alignment for alignment, _ in seen] == [0, 0]
+
+
+def make(decoder=None):
+    torch.manual_seed(0)
+    model = rvi_fast.models.rvi(60, D, latent_dim=T, hidden=(16,), groups=(5, 9))
+    if decoder is not None:
+        model.decoder = nn.Sequential(model.decoder, decoder)
+    return model
+
+
+@pytest.mark.parametrize("decoder", [None, nn.Identity()])
+@pytest.mark.parametrize("optimizer", ["dense", "lazy"])
+def test_a_captured_run_is_the_same_bit_for_bit(monkeypatch, optimizer, decoder):
+    x, runs = torch.rand(60, D), []
+    for captured in (False, True):
+        if captured:
+            stand_in_for_cuda(monkeypatch, capture_functions)
+        model = make(decoder)
+        history = rvi_fast.fit(
+            model, x, epochs=3, batch_size=16, optimizer=optimizer, eval_every=0, progress=False
+        )
+        runs.append((dict(history), model.state_dict()))
+    # batches of 16 and of 12 rows
+    assert len(Graph.made) == 2
+    assert runs[0][0] == runs[1][0]
+    testing.assert_bit_equal(runs[1][1], runs[0][1])
+
+
+@pytest.mark.parametrize("shared_noise", [False, True])
+def test_captured_inference_is_the_same_bit_for_bit(monkeypatch, shared_noise):
+    model, x, found = make(), torch.rand(41, D), []
+    for captured in (False, True):
+        if captured:
+            stand_in_for_cuda(monkeypatch, capture_functions)
+        posterior = rvi_fast.infer(model, x, steps=20, batch_size=16, shared_noise=shared_noise)
+        found.append(posterior.rows.detach())
+    # of each of three batches, one that decodes the mean and one that decodes samples
+    assert len(Graph.made) == 3 * 2
+    assert torch.equal(*found)
+
+
+def test_inference_with_a_decoder_of_ones_own_is_not_captured(monkeypatch):
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    rvi_fast.infer(make(nn.Identity()), torch.rand(20, D), steps=8)
+    assert not Graph.made

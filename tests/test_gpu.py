@@ -45,6 +45,10 @@ class TestRowAdam(OnTheDevice, testing.RowAdamContract):
             self.check_rounding(IMPLEMENTATIONS[0], width)
 
 
+class TestBackwardToRows(OnTheDevice, testing.BackwardToRowsContract):
+    pass
+
+
 class TestAdamStep(OnTheDevice, testing.AdamStepContract):
     pass
 

@@ -76,7 +76,6 @@ ROOMS = {
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
-    "kernels/linear_log_likelihood.py",
     "kernels/relay_sample.py",
     "kernels/row_adam.py",
     "rvi_fast/cli/tables.py",

@@ -20,7 +20,9 @@ import rvi_fast
 from rvi_fast import RelayPosterior, impute, infer, models
 from rvi_fast.optim import RowAdam
 from rvi_fast.posteriors import tables as storage
+from rvi_fast.reference import fused_step as six
 from rvi_fast.testing import training_step
+from rvi_fast.training.loop import fused_step as loop
 from rvi_fast.training.places.mover import Mover
 from rvi_fast.training.places.order import EpochOrder
 from rvi_fast.training.places.staging import Staging
@@ -71,6 +73,25 @@ def test_blocks_of_any_size_and_batches_across_windows(block_rows, batch_size):
     expected, model = make(), make("host")
     expected_history = run(expected, **options)
     assert_same(model, run(model, **options), expected, expected_history)
+
+
+@pytest.mark.parametrize("batch_size", [8, 30])
+@pytest.mark.parametrize("groups", [(3, 5), ()])
+def test_six_launches_on_slots_are_those_on_the_device(monkeypatch, batch_size, groups):
+    steps = []
+
+    class Watched(loop.FusedStep):
+        def launch(self, index, full_size):
+            steps.append(len(index))
+            return super().launch(index, full_size)
+
+    monkeypatch.setattr(loop, "FusedStep", Watched)
+    monkeypatch.setattr(loop, "launches_on", lambda _: six)
+    expected, model = make(groups=groups), make("host", groups=groups)
+    expected_history = run(expected, batch_size=batch_size)
+    assert len(steps) == 4 * -(-N // batch_size)
+    assert_same(model, run(model, batch_size=batch_size), expected, expected_history)
+    assert len(steps) == 2 * 4 * -(-N // batch_size)
 
 
 @pytest.mark.parametrize("place", PLACES)

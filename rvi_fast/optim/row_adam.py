@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._devices import beside
+from .._devices import beside, capturing
 from ..memory.room import check_memory
 from ..ops import ops
 from ..posteriors.relay import RelayPosterior
@@ -23,6 +23,7 @@ from .row_state import (
     MAX_STEPS,
     OPTIONS,
     Loaded,
+    Stepped,
     check_lr,
     check_options,
     check_state_dict,
@@ -416,14 +417,7 @@ class RowAdam(torch.optim.Optimizer):
         self._step(index, grad)
 
     def _step(self, index: Tensor, grad: Tensor, repeats: bool = False) -> None:
-        captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
-        self._check_count()
-        self._follow_options()
-        if not captured:  # a graph would keep the learning rate of its capture
-            self._set_lr()
-        used = self._num_steps - self._flushed_at + 2
-        if self.mode == "dense" and used > self._history.shape[0]:
-            self._history = torch.cat((self._history, torch.zeros_like(self._history)))
+        captured = self._begin_step()
         self._work(
             ops.row_adam_step,
             index,
@@ -436,10 +430,39 @@ class RowAdam(torch.optim.Optimizer):
             self.mode,
             repeats,
         )
+        self._end_step(captured)
+
+    def _begin_step(self) -> bool:
+        """What the host does before a step; whether the step is captured in a CUDA graph."""
+        captured = capturing(self._clock)
+        self._check_count()
+        self._follow_options()
+        if not captured:  # a graph would keep the learning rate of its capture
+            self._set_lr()
+        used = self._num_steps - self._flushed_at + 2
+        if self.mode == "dense" and used > self._history.shape[0]:
+            self._history = torch.cat((self._history, torch.zeros_like(self._history)))
+        return captured
+
+    def _end_step(self, captured: bool) -> None:
         # what autograd has saved of the rows before is no longer theirs
         torch.autograd.graph.increment_version(self._rows)
         self._num_steps += not captured
         self._present.clear()
+
+    @contextmanager
+    def stepping(self) -> Iterator[Stepped]:
+        """Within it other code takes one step of dense mode, of rows that are on the device.
+
+        It brings the rows of the batch up to date, steps them, counts up the clock and extends the
+        history; all else that a step changes is seen to here.
+        """
+        self._check_owner()
+        captured = self._begin_step()
+        tables = self.table(), self._exp_avg, self._exp_avg_sq, self._row_step
+        options, weight_decay = self._applied, self._checked[3]
+        yield Stepped(tables, self._clock, self._history, self._lr, options, weight_decay)
+        self._end_step(captured)
 
     def reserve(self, num_steps: int) -> None:
         """Makes room for that many steps between two flushes: a CUDA graph needs it beforehand."""

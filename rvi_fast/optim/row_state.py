@@ -26,6 +26,25 @@ class Loaded(NamedTuple):
     num_steps: int
 
 
+class Stepped(NamedTuple):
+    """What a step of dense mode reads and writes, for code that takes it itself.
+
+    Attributes:
+        tables: rows, both moments and the step that each row is up to date with, [N, ...].
+        clock, history: as in `reference.row_adam_step`.
+        lr: float64, one element.
+        options: beta 1, beta 2 and eps.
+        weight_decay: decoupled.
+    """
+
+    tables: tuple[Tensor, Tensor, Tensor, Tensor]
+    clock: Tensor
+    history: Tensor
+    lr: Tensor
+    options: tuple[float, float, float]
+    weight_decay: float
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """lr, betas, eps, weight_decay and mode; reads an lr back that lies on a device."""
     mode, lr, weight_decay = options["mode"], options["lr"], options["weight_decay"]

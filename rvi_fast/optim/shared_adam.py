@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from .._devices import beside
+from .._devices import beside, capturing
 from ..ops import ops
+from ..reference.fused_step import SHARED_BLOCK
 
-# elements: parameters begin where vectors, and Triton's wide loads, like them to
-_ALIGNMENT = 32
+# elements: parameters begin where vectors, Triton's wide loads and `finish_step` like them to
+_ALIGNMENT = SHARED_BLOCK
 
 
 def shared_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -30,15 +31,19 @@ def shared_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 class SharedAdam(torch.optim.Optimizer):
     """`torch.optim.Adam`, in one launch for each learning rate.
 
-    The parameters of a group lie in one buffer until `detach`, and so do their moments; the gradients of
-    all groups lie in one.
+    The parameters of all groups lie in one buffer until `detach`, and so do their moments and their
+    gradients.
 
     Args:
         groups: {"params": ..., "lr": ...} for each learning rate.
         betas, eps: as in torch.
 
     Attributes:
-        reduce: called with all gradients [n] before each step, to change them in place.
+        reduce: called with all gradients [P] before each step, to change them in place.
+        values, exp_avg, exp_avg_sq: parameters and moments [P]; each begins at a multiple of 32.
+        group: int32 [P / 32], the group that each 32 elements belong to.
+        steps: int64 [G], steps taken by each group.
+        lr: float64 [G], the learning rates as the device knows them, see `set_lr`.
 
     Note:
         A parameter without a gradient is stepped as if it were zero.
@@ -52,19 +57,31 @@ class SharedAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
-        like = self.param_groups[0]["params"][0]
-        sizes = [sum(_padded(group["params"])) for group in self.param_groups]
-        self._grad = torch.zeros(sum(sizes), dtype=like.dtype, device=like.device)
-        self._buffers = [
-            _Buffers(group["params"], grad)
-            for group, grad in zip(self.param_groups, self._grad.split(sizes), strict=True)
+        like = self.param_groups[0]["params"][0].detach()
+        counts = [sum(_padded(group["params"])) for group in self.param_groups]
+        buffers = [like.new_zeros(sum(counts)) for _ in range(4)]
+        self.values, self.exp_avg, self.exp_avg_sq, self._grad = buffers
+        numbers = [
+            number for number, count in enumerate(counts) for _ in range(count // _ALIGNMENT)
         ]
-        for buffers in self._buffers:
-            self.state.update(buffers.states())
+        self.group = torch.tensor(numbers, dtype=torch.int32, device=like.device)
+        device = beside(like.device)
+        self.steps = torch.zeros(len(counts), dtype=torch.int64, device=device)
+        self.lr = torch.zeros(len(counts), dtype=torch.float64, device=device)
+        # the numbers that are in `lr`
+        self._lr_set: list[Any] = [None] * len(counts)
+        parts = zip(*(buffer.split(counts) for buffer in buffers), strict=True)
+        counters = zip(self.steps.split(1), self.lr.unbind(), strict=True)
+        self._parts = [
+            _Part(group["params"], own, *counter)
+            for group, own, counter in zip(self.param_groups, parts, counters, strict=True)
+        ]
+        for part in self._parts:
+            self.state.update(part.states())
         self.reduce: Callable[[Tensor], None] | None = None
         # the last thing that is done: until then the parameters are where they were
-        for buffers in self._buffers:
-            buffers.take_over()
+        for part in self._parts:
+            part.take_over()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -73,26 +90,45 @@ class SharedAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for buffers in self._buffers:
-            buffers.collect()
+        for part in self._parts:
+            part.collect()
         if self.reduce is not None:
             self.reduce(self._grad)
-        for group, buffers in zip(self.param_groups, self._buffers, strict=True):
-            captured = buffers.lr.is_cuda and torch.cuda.is_current_stream_capturing()
-            if not captured:  # a graph would keep the learning rate of its capture
-                buffers.lr.fill_(group["lr"])
+        captured = capturing(self.lr)
+        if not captured:  # a graph would keep the learning rate of its capture
+            self.set_lr()
+        for group, part in zip(self.param_groups, self._parts, strict=True):
             ops.adam_step(
-                buffers.values,
-                buffers.exp_avg,
-                buffers.exp_avg_sq,
-                buffers.grad[None],
-                buffers.step,
-                buffers.lr,
+                part.values,
+                part.exp_avg,
+                part.exp_avg_sq,
+                part.grad[None],
+                part.step,
+                part.lr,
                 *group["betas"],
                 group["eps"],
                 0.0,
             )
         return loss
+
+    @torch.no_grad()
+    def set_lr(self) -> None:
+        """Brings learning rates that have changed in the groups to the device."""
+        for number, group in enumerate(self.param_groups):
+            lr = group["lr"]
+            if isinstance(lr, Tensor) or lr != self._lr_set[number]:
+                self._parts[number].lr.fill_(lr)
+                self._lr_set[number] = lr
+
+    def place(self, parameter: Tensor) -> int | None:
+        """The element of the buffers at which a parameter begins; None if it has none there."""
+        start = 0
+        for group in self.param_groups:
+            for own, size in zip(group["params"], _padded(group["params"]), strict=True):
+                if own is parameter:
+                    return start if size else None
+                start += size
+        return None
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,8 +148,8 @@ class SharedAdam(torch.optim.Optimizer):
 
     def detach(self) -> None:
         """Puts the parameters back where they were; the optimiser is of no use afterwards."""
-        for buffers in self._buffers:
-            buffers.detach()
+        for part in self._parts:
+            part.detach()
 
 
 def _padded(parameters: list[torch.nn.Parameter]) -> list[int]:
@@ -121,14 +157,19 @@ def _padded(parameters: list[torch.nn.Parameter]) -> list[int]:
     return [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
 
 
-class _Buffers:
-    """Parameters, gradients and moments of one group, each in one piece; that of `grad` is given."""
+class _Part:
+    """What the buffers hold of one group."""
 
-    @torch.no_grad()
-    def __init__(self, parameters: list[torch.nn.Parameter], grad: Tensor) -> None:
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        buffers: Sequence[Tensor],
+        step: Tensor,
+        lr: Tensor,
+    ) -> None:
         self.parameters = parameters
         self.originals = [parameter.detach() for parameter in parameters]
-        sizes, like = _padded(parameters), parameters[0]
+        sizes = _padded(parameters)
 
         def parts(whole: Tensor) -> list[Tensor]:
             return [
@@ -136,13 +177,9 @@ class _Buffers:
                 for part, parameter in zip(whole.split(sizes), parameters, strict=True)
             ]
 
-        self.grad, self._grads = grad, parts(grad)
-        self.values, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(grad) for _ in range(3))
-        self._values, self._exp_avgs = parts(self.values), parts(self.exp_avg)
-        self._exp_avg_sqs = parts(self.exp_avg_sq)
-        device = beside(like.device)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.lr = torch.zeros((), dtype=torch.float64, device=device)
+        self.values, self.exp_avg, self.exp_avg_sq, self.grad = buffers
+        self._values, self._exp_avgs, self._exp_avg_sqs, self._grads = map(parts, buffers)
+        self.step, self.lr = step, lr
 
     @torch.no_grad()
     def take_over(self) -> None:

@@ -46,8 +46,16 @@ def catch_up_and_select(
     latent_dim: int,
     groups: list[int],
     kept: list[int],
+    order: Tensor | None = None,
+    position: Tensor | None = None,
 ) -> Tensor:
-    """`row_adam_catch_up` for rows `index` [B], in place, and their kept bits [B, words] after it."""
+    """`row_adam_catch_up` for rows `index` [B], in place, and their kept bits [B, words] after it.
+
+    With `order` [R, B or more] and `position`, int64 [1] from 0 to R - 1, the first B numbers in that
+    row of `order` are written to `index` first: batches of many steps are on the device beforehand.
+    """
+    if order is not None and position is not None:
+        index.copy_(order[position, : len(index)][0])
     row_adam_catch_up(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps)
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), "linear")
     words = [pack_bits(marks) for marks in selected(rows_at(rows, index), layout)]
@@ -131,7 +139,8 @@ def likelihood_features(
         others: as in `likelihood_rows`.
 
     Returns:
-        How many pieces of each were written; 0 for what has no gradient.
+        How many pieces of each were written; 0 for what has no gradient. Negative for a log_scale of
+        one number if its pieces are blocks of parts, all to be added up; this one writes the number.
     """
     _, _, *found, grad_scale = _likelihood(
         hidden, weight, bias, x, index, log_scale, mask, law, grad
@@ -141,6 +150,13 @@ def likelihood_features(
         _put(grads, place, part)
     weight_place, bias_place, scale_place = (int(place is not None) for place in places)
     return weight_place, bias_place, scale_place
+
+
+def pieces_of_features(
+    hidden: Tensor, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
+) -> int:
+    """Pieces of `grads` that `likelihood_features` fills if it has them, for tensors of these shapes."""
+    return 1
 
 
 def _likelihood(
@@ -170,6 +186,11 @@ def _likelihood(
         True,
         scale is not None,
     )
+
+
+def pieces_for(batch: int) -> int:
+    """Pieces of `grads` that `backward_to_rows` writes for a batch of so many rows."""
+    return 1
 
 
 def backward_to_rows(
@@ -220,9 +241,9 @@ def backward_to_rows(
     """
     grad = grad_hidden.sum(0)
     found: list[Tensor] = []
-    before = [z, *hidden[:-1]]
+    before = [z, *hidden][: len(hidden)]
     for weight, given, after in zip(weights[::-1], before[::-1], hidden[::-1], strict=True):
-        grad = grad * (after > 0)
+        grad = torch.where(after <= 0, 0.0, grad)
         found = [grad.mT @ given, grad.sum(0), *found]
         grad = grad @ weight
     grad_kl = (kl_weight / full_size).to(grad.dtype).expand(len(index))
@@ -289,15 +310,17 @@ def finish_step(
     kl: Tensor,
     kl_weight: Tensor,
     result: Tensor,
+    position: Tensor | None = None,
 ) -> None:
     """Adam for what all rows share, the clock of the rows, and the objective of the batch; in place.
 
     Args:
         params, exp_avg, exp_avg_sq: [P].
         grads: pieces of the gradient, [n, P].
-        parts: how many of them each `SHARED_BLOCK` elements have, int32 [P / SHARED_BLOCK].
+        parts: how many of them each `SHARED_BLOCK` elements have, int32 [P / SHARED_BLOCK]. Negative
+            where all elements of all pieces add up to the gradient of the first element alone.
         group: which learning rate is theirs, int32 [P / SHARED_BLOCK].
-        step: steps taken, int64 [1]; counts up.
+        step: steps taken, int64, one element or one for each group, all equal; all count up.
         lr: learning rate of each group, float64 [G].
         clock, history: as in `row_adam_step`, with room for one more step; the clock counts up.
         row_lr: learning rate of the rows, float64, one element.
@@ -305,25 +328,39 @@ def finish_step(
         kl: [B].
         kl_weight: one element.
         result: [3], becomes the means kl_weight kl - log_prob, kl and log_prob.
+        position: int64 [1]; result is [R, 3] then, of which row `position` becomes them, and position
+            counts up, from R - 1 to 0.
     """
-    whole = grads.new_zeros(grads.shape[1])
-    for piece, values in enumerate(grads):
-        present = (parts > piece).repeat_interleave(SHARED_BLOCK)
-        whole += torch.where(present, values, 0.0)
-    taken = step.clone()
+    whole = _gradient(grads, parts)
     for number, rate in enumerate(lr):
         own = (group == number).repeat_interleave(SHARED_BLOCK)
         values, moment, square = params[own], exp_avg[own], exp_avg_sq[own]
-        step.copy_(taken)
-        adam_step(values, moment, square, whole[own][None], step, rate, beta1, beta2, eps, 0.0)
+        taken = step[:1].clone()
+        adam_step(values, moment, square, whole[own][None], taken, rate, beta1, beta2, eps, 0.0)
         params[own], exp_avg[own], exp_avg_sq[own] = values, moment, square
+    step += 1
     clock[0] += 1
     extend_history(history, clock, row_lr.reshape(()), row_beta1, row_beta2, row_weight_decay)
     divergence, likelihood = kl.mean(), log_prob.sum(0).mean()
     objective = kl_weight.reshape(()) * divergence - likelihood
-    result.copy_(torch.stack((objective, divergence, likelihood)))
+    means = torch.stack((objective, divergence, likelihood))
+    if position is None:
+        result.copy_(means)
+        return
+    result[position] = means
+    position.copy_((position + 1) % len(result))
 
 
 def _put(grads: Tensor, place: int | None, gradient: Tensor) -> None:
     if place is not None:
         grads[0, place : place + gradient.numel()] = gradient.reshape(-1)
+
+
+def _gradient(grads: Tensor, parts: Tensor) -> Tensor:
+    blocks = grads.unflatten(1, (-1, SHARED_BLOCK))
+    whole = grads.new_zeros(blocks.shape[1:])
+    for piece, values in enumerate(blocks):
+        whole += torch.where(parts.abs()[:, None] > piece, values, 0.0)
+    number = torch.zeros_like(whole)
+    number[:, 0] = whole.sum(1)
+    return torch.where(parts[:, None] < 0, number, whole).flatten()

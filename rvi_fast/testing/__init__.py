@@ -14,6 +14,8 @@ Accuracy is judged against `rvi_fast.reference` in float64: `rvi_fast.testing.co
 """
 
 from .adam_step import AdamStepCase, AdamStepContract
+from .backward_to_rows import BackwardToRowsCase, BackwardToRowsContract
+from .catch_up_and_select import CatchUpAndSelectCase, CatchUpAndSelectContract
 from .compare import (
     FLOOR_ULPS,
     YARDSTICK,
@@ -28,6 +30,7 @@ from .contract import Inputs, OpContract
 # signatures of the ops, for tests of what a contract does not ask
 from .contract import _arguments as _arguments
 from .contract import _each_tensor as _each_tensor
+from .finish_step import FinishStepCase, FinishStepContract
 from .inputs import (
     Implementation,
     cotangents,
@@ -39,11 +42,13 @@ from .inputs import (
     training_step,
     transposed,
 )
+from .likelihood_rows import LikelihoodRowsCase, LikelihoodRowsContract
 from .linear_log_likelihood import (
     LinearLogLikelihoodCase,
     LinearLogLikelihoodContract,
 )
 from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
+from .relay_decode import RelayDecodeCase, RelayDecodeContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
 
@@ -52,13 +57,23 @@ __all__ = [
     "YARDSTICK",
     "AdamStepCase",
     "AdamStepContract",
+    "BackwardToRowsCase",
+    "BackwardToRowsContract",
+    "CatchUpAndSelectCase",
+    "CatchUpAndSelectContract",
+    "FinishStepCase",
+    "FinishStepContract",
     "Implementation",
     "Inputs",
+    "LikelihoodRowsCase",
+    "LikelihoodRowsContract",
     "LinearLogLikelihoodCase",
     "LinearLogLikelihoodContract",
     "LogLikelihoodCase",
     "LogLikelihoodContract",
     "OpContract",
+    "RelayDecodeCase",
+    "RelayDecodeContract",
     "RelaySampleCase",
     "RelaySampleContract",
     "RowAdamCase",

@@ -35,6 +35,38 @@ class RowAdamCase:
         return f"{self.mode}-{sizes}-beta{self.beta1}-decay{self.weight_decay}{extra}"
 
 
+def assert_rounded(
+    name: str,
+    found: Tensor,
+    before: Tensor,
+    exact: Tensor,
+    yardstick: Tensor,
+    index: Tensor,
+    bits: Tensor,
+) -> None:
+    """Holds bfloat16 moments [N, W] to the right numbers and to the right random bits.
+
+    What is written to rows `index` [B] lies between the numbers that `bits` [B, W] make of the exact
+    moment, less and plus the error that is allowed; almost everywhere the two are one. The other rows
+    are as `before`.
+    """
+    assert found.dtype == torch.bfloat16
+    rest = torch.ones(len(found), dtype=torch.bool)
+    rest[index] = False
+    assert torch.equal(found[rest], before[rest]), f"{name}: other rows changed"
+    scale = float(exact.abs().max()) if exact.numel() else 0.0
+    allowed = YARDSTICK * largest_error(yardstick, exact)
+    allowed += FLOOR_ULPS * torch.finfo(torch.float32).eps * scale
+    low, near, high = (
+        reference.to_bfloat16(bound[index], bits).double()
+        for bound in (exact - allowed, exact, exact + allowed)
+    )
+    written = found[index].double()
+    assert bool(((low <= written) & (written <= high)).all()), f"{name}: rounded wrongly"
+    others = int((written != near).sum())
+    assert others <= 1 + written.numel() // 100, f"{name}: {others} numbers of other bits"
+
+
 class RowAdamContract(OpContract):
     """`row_adam_catch_up`, where rows may repeat, and `row_adam_step`, where they may if it is told."""
 
@@ -101,11 +133,7 @@ class RowAdamContract(OpContract):
         return state
 
     def check(self, implementation: Implementation, function: str, inputs: Inputs) -> None:
-        """bfloat16 moments are held to the right numbers and to the right random bits.
-
-        What is written lies between the numbers that the same bits make of the exact moment, less and
-        plus the error that is allowed; almost everywhere the two are one.
-        """
+        """bfloat16 moments are held to what `assert_rounded` says."""
         if inputs["exp_avg"].dtype != torch.bfloat16:
             super().check(implementation, function, inputs)
             return
@@ -123,22 +151,8 @@ class RowAdamContract(OpContract):
         index, width = plain["index"], plain["rows"].shape[1]
         words = reference.moment_words(index, clock[0], width)
         for name, bits in zip(names, (words >> 16, words & 0xFFFF), strict=True):
-            found, value = got.pop(name), exact.pop(name)
-            assert found.dtype == torch.bfloat16
-            rest = torch.ones(len(found), dtype=torch.bool)
-            rest[index] = False
-            assert torch.equal(found[rest], plain[name][rest]), f"{name}: other rows changed"
-            scale = float(value.abs().max()) if value.numel() else 0.0
-            allowed = YARDSTICK * largest_error(yardstick.pop(name), value)
-            allowed += FLOOR_ULPS * torch.finfo(torch.float32).eps * scale
-            low, near, high = (
-                reference.to_bfloat16(bound[index], bits).double()
-                for bound in (value - allowed, value, value + allowed)
-            )
-            written = found[index].double()
-            assert bool(((low <= written) & (written <= high)).all()), f"{name}: rounded wrongly"
-            others = int((written != near).sum())
-            assert others <= 1 + written.numel() // 100, f"{name}: {others} numbers of other bits"
+            own = (plain[name], exact.pop(name), yardstick.pop(name))
+            assert_rounded(name, got.pop(name), *own, index, bits)
         self.compare(inputs, got, exact, {name: yardstick[name] for name in exact})
 
     def check_rounding(self, implementation: Implementation, width: int) -> None:

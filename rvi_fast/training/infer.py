@@ -18,6 +18,7 @@ from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out
 from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
+from .loop.inference_step import inference_step
 from .loop.seeds import MODULES, stream
 from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small
@@ -115,6 +116,8 @@ def _optimise(
     posterior = model.posterior.for_new_data(num_data, generator=own)
     start = model.posterior.mean_row()
     batches = torch.arange(num_data, device=device).split(size)
+    # on the device beforehand: nothing is copied to it in a step
+    seeds = torch.tensor([stream(seed, step) for step in range(steps)], device=device).split(1)
     with (
         _frozen(model.decoder, model.likelihood),
         torch.no_grad(),
@@ -122,29 +125,18 @@ def _optimise(
     ):
         decoder = decoder_step(model, learn=False)
         for index in batches:
-            x, observed = inputs.batch(index)
             # a table of its own: the moments of one batch are needed at a time
             part = posterior.over(start.repeat(len(index), 1))
             optimizer = RowAdam(part, lr=lr, mode="row")
-            rows, place = part.rows.data, torch.arange(len(index), device=device)
             keys = torch.zeros_like(index) if shared_noise else index
-            zeros = rows.new_zeros((1, len(index), posterior.latent_dim))
-            grad_log_prob, grad_kl = (
-                zeros.new_full((1, len(index)), -1.0),
-                zeros.new_ones(len(index)),
-            )
+            run = inference_step(part, optimizer, decoder, inputs.batch(index), keys)
+            place = torch.arange(len(index), device=device)
             for step in range(steps):
-                sampled = 4 * step >= 3 * steps
-                noise_seed = torch.tensor([stream(seed, step)], device=device)
-                noise = None if sampled else zeros
-                z, _, pullback = part.draw(place, noise_seed, keys, noise=noise, learn=False)
-                _, grad_z = decoder(z, x, observed, grad_log_prob)
-                grad = pullback(grad_z, grad_kl)
-                if not sampled:  # the decoded mean says nothing about the standard deviation
-                    grad[:, posterior.layout.log_std_slice] = 0.0
-                optimizer.step_batch(place, grad)
+                run.seed.copy_(seeds[step])
+                run(place, int(4 * step >= 3 * steps))
                 bar.update()
             optimizer.detach()
+            rows = part.rows.data
             posterior.rows[int(index[0]) : int(index[0]) + len(index)].copy_(rows)
     # the smallest and the largest are finite where all are, and no mask of the table is made
     if not bool(torch.isfinite(torch.stack(torch.aminmax(posterior.rows.detach()))).all()):

@@ -45,7 +45,7 @@ def watched_memory(monkeypatch):
         method = getattr(InterpreterBuilder, name)
 
         def watched(self, pointers, *arguments):
-            mask = arguments[mask_position].data
+            mask = arguments[mask_position].data.astype(bool)
             addresses = pointers.data[np.broadcast_to(mask, pointers.data.shape)]
             size = pointers.get_element_ty().primitive_bitwidth // 8
             inside = np.zeros(addresses.shape, bool)

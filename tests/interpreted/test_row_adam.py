@@ -80,7 +80,7 @@ def test_gradients_of_a_row_are_added_up_in_the_order_of_the_index():
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.99, 0.999), (0.5, 0.5)])
 def test_window_is_that_of_the_reference(betas):
-    assert row_adam._window(*betas) == reference.row_adam_window(*betas)
+    assert row_adam.window_of(*betas) == reference.row_adam_window(*betas)
     assert row_adam.WINDOW_TOLERANCE == reference.WINDOW_TOLERANCE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,18 +13,22 @@ from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ..distributed.ranks import Alone
-from ..inputs.feed import HostInputs
+from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
-from .step import DirectStep, draws, make_step
+from .fused_step import fused_step
+from .step import BoundStep, DirectStep, draws, make_step
 
 
-class BatchStep:
+class BatchStep(BoundStep):
     """A step bound to its data: from row numbers to loss, KL divergence and log-likelihood [3].
 
-    Seed and KL weight lie in tensors of the device, so that they can change from epoch to epoch
-    under a graph that has been captured.
+    Args:
+        step: from a batch to its objective.
+        inputs: gives the batches.
+        device: where the steps run.
+        dtype: of the model.
     """
 
     def __init__(
@@ -34,13 +38,11 @@ class BatchStep:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(device, dtype)
         self.step, self.inputs = step, inputs
-        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
-        self.kl_weight = torch.ones(
-            (), dtype=torch.promote_types(dtype, torch.float32), device=device
-        )
 
-    def __call__(self, index: Tensor, full_size: int) -> Tensor:
+    def launch(self, index: Tensor, full_size: int) -> Tensor:
+        """The step; `full_size` rows are what the summed loss of a batch is divided by."""
         batch = self.inputs.batch(index)
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
 
@@ -53,8 +55,8 @@ def bound_step(
     shared: torch.optim.Optimizer,
     drawing: Drawing,
     settings: Settings,
-) -> BatchStep | CapturedStep:
-    """The step of a run: from CUDA graphs where they can hold it.
+) -> BoundStep | CapturedStep:
+    """The step of a run: of six launches where they do for it, from CUDA graphs where they hold it.
 
     Args:
         model: what is trained.
@@ -67,13 +69,20 @@ def bound_step(
     """
     step = make_step(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
-    bound = BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    batch_size = min(settings.batch_size, ranks.num_data)
+    fused = fused_step(step, inputs, batch_size, place.slots_of)
+    bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
     captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
-    if not (captured and like.device.type == "cuda" and isinstance(step, DirectStep)):
+    if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound
     drawn = drawing if draws(model, training=True) else None
     lag = place.epochs_behind * -(-ranks.num_data // settings.batch_size)
     return CapturedStep(bound, step.rows, lag, drawn)
+
+
+def graphs_on(device: torch.device) -> bool:
+    """Whether steps on a device can be captured."""
+    return device.type == "cuda"
 
 
 class _Graph(NamedTuple):
@@ -83,22 +92,27 @@ class _Graph(NamedTuple):
 
 
 class CapturedStep:
-    """The same on CUDA, replayed from a graph for each size of batch.
+    """A step on CUDA, replayed from a graph for each size of batch.
 
     The first batch of a size runs as it is, on a side stream, which sets up what is set up once; the
     second is captured. What cannot be captured runs as it is, after one warning.
+
+    Args:
+        step: what is captured.
+        rows: the optimiser that it steps rows with.
+        lag: steps that rows can be behind.
+        drawing: what the step draws from beside its noise.
     """
 
     def __init__(
         self,
-        step: BatchStep,
+        step: BoundStep,
         rows: RowAdam,
         lag: int,
         drawing: Drawing | None = None,
     ) -> None:
         self.step, self.rows, self.drawing = step, rows, drawing
         self.seed, self.kl_weight = step.seed, step.kl_weight
-        # steps that rows can be behind
         rows.reserve(lag)
         self._side = torch.cuda.Stream(step.seed.device)
         self._graphs: dict[tuple[int, int], _Graph | None] = {}
@@ -110,16 +124,18 @@ class CapturedStep:
             return self.step(index, full_size)
         if size not in self._graphs:
             self._graphs[size] = None
-            # a copy, as when it is captured: kernels are compiled for the alignment of their tensors
-            return self._on_the_side(index.clone(), full_size)
+            # as when it is captured: kernels are compiled for the alignment of their tensors
+            return self._on_the_side(self.step.fixed(index), full_size)
         captured = self._graphs[size] or self._capture(index, full_size)
         if captured is None:
             return self.step(index, full_size)
         self._graphs[size] = captured
         self.rows.before_replay()
-        captured.rows.copy_(index)
-        captured.graph.replay()
-        return captured.result.clone()
+        return self.step.replay(*captured, index)
+
+    def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
+        """See `BoundStep.ahead`."""
+        return self.step.ahead(visits)
 
     def _on_the_side(self, index: Tensor, full_size: int) -> Tensor:
         current = torch.cuda.current_stream(index.device)
@@ -131,17 +147,17 @@ class CapturedStep:
         return result
 
     def _capture(self, index: Tensor, full_size: int) -> _Graph | None:
-        graph, own = torch.cuda.CUDAGraph(), index.clone()
+        graph, own = torch.cuda.CUDAGraph(), self.step.fixed(index)
         if self.drawing is not None:  # each replay draws on from where the last one has stopped
             graph.register_generator_state(self.drawing.generator(index.device))
         try:
             # other threads move blocks meanwhile, and wait for what they have moved
             with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
-                result = self.step(own, full_size)
+                result = self.step.launch(own, full_size)
         except RuntimeError as error:
             self._refused = True
             warnings.warn(
-                f"fit: steps are not captured in CUDA graphs, which is slower: {error}",
+                f"steps are not captured in CUDA graphs, which is slower: {error}",
                 stacklevel=2,
             )
             return None

@@ -139,7 +139,7 @@ class Run:
                 windows.before(window)
                 windows.after(window)
             fed = stack.enter_context(self.inputs.feed(visits))
-            for step, (index, window) in enumerate(fed, start=done + 1):
+            for step, (index, window) in enumerate(self.step.ahead(fed), start=done + 1):
                 windows.before(window)
                 complete = tally.add(self.step(index, full_size), len(index))
                 windows.after(window)

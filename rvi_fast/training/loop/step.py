@@ -8,7 +8,7 @@ well. Nothing in a step waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,8 @@ from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
+from ...scaler import Scaler
+from ..inputs.feed import Visit
 from ..places.base import NoRows
 
 # index [B], x, mask, seed of the noise [1], KL weight [], and the number of rows that the summed
@@ -35,7 +37,7 @@ DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Te
 
 def draws(model: nn.Module, *, training: bool) -> bool:
     """Whether anything in a model could draw random numbers beside the noise of its posterior."""
-    own = (LatentModel, RelayPosterior, EncoderPosterior, *LAWS.values())
+    own = (LatentModel, RelayPosterior, EncoderPosterior, Scaler, *LAWS.values())
     return may_draw(model, training=training, quiet=own)
 
 
@@ -110,6 +112,61 @@ def _others(hooks: dict[int, Callable[..., None]] | None) -> bool:
     """Hooks that are not `RowAdam`'s, which waits for autograd to say what `step_batch` is told."""
     own = RowAdam.after_backward
     return any(getattr(hook, "__func__", None) is not own for hook in (hooks or {}).values())
+
+
+class BoundStep:
+    """A step bound to its data, as a run and `CapturedStep` ask it: of row numbers alone.
+
+    Seed and KL weight lie in tensors of the device: they may change under a CUDA graph.
+
+    Args:
+        device: where the steps run.
+        dtype: of the model.
+
+    Attributes:
+        seed: int64 [1], key of the noise.
+        kl_weight: [], float32 at least.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.kl_weight = torch.ones((), dtype=wide, device=device)
+
+    def __call__(self, index: Tensor, kind: int) -> Tensor:
+        return self.launch(index, kind)
+
+    def launch(self, index: Tensor, kind: int) -> Tensor:
+        """What a CUDA graph holds of a step on rows `index` [B], and what the step gives.
+
+        Args:
+            index: [B].
+            kind: what sets steps of so many rows apart: each has a graph of its own.
+        """
+        raise NotImplementedError
+
+    def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
+        """The visits of an epoch, told of before the steps: here nothing is done beforehand."""
+        return visits
+
+    def fixed(self, index: Tensor) -> Tensor:
+        """Row numbers that a graph may be captured with, of which the first are `index`."""
+        return index.clone()
+
+    def replay(
+        self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
+    ) -> Tensor:
+        """The step on rows `index` from a graph.
+
+        Args:
+            graph: of `launch`.
+            rows: what it was captured with, from `fixed`.
+            result: what `launch` gave within it.
+            index: [B].
+        """
+        rows.copy_(index)
+        graph.replay()
+        return result.clone()
 
 
 class AutogradStep:

@@ -95,6 +95,11 @@ class Place:
         """A step of `stepped`, to be asked for by numbers of rows of the whole table."""
         return step
 
+    @property
+    def slots_of(self) -> Callable[[Tensor], Tensor] | None:
+        """From numbers of rows of the table to those of `stepped`; None where they are the same."""
+        return None
+
     # epochs
 
     def order(self, num_data: int, generator: torch.Generator) -> EpochOrder:

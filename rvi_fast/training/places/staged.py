@@ -38,6 +38,10 @@ class Staged(InBlocks):
     def bind(self, step: Step) -> Step:
         return StagedStep(self.staging, step)
 
+    @property
+    def slots_of(self) -> Callable[[Tensor], Tensor]:
+        return self.staging.slots_of
+
     @contextmanager
     def _lent(self, order: EpochOrder) -> Iterator[None]:
         with self.staging.epoch(order):

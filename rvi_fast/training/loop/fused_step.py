@@ -1,0 +1,319 @@
+"""A training step of six launches, for what is usual; `step` has the steps of all else.
+
+The launches are those of `reference.fused_step`. Between them the host computes nothing and the device
+runs nothing else: row numbers come from `Ahead`, seed, KL weight and learning rates lie on the device,
+and each launch writes its gradients to the buffer that the last one adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._op_checks.log_likelihood import LAWS
+from ...ops.table import implementation
+from ...optim.row_state import Stepped
+from ...optim.shared_adam import SharedAdam
+from ...reference.fused_step import SHARED_BLOCK
+from ..inputs.feed import HostInputs, Visit
+from ..inputs.prepare import Inputs
+from .ahead import Ahead
+from .step import BoundStep, DirectStep, LinearChain
+
+LAUNCHES = (
+    "catch_up_and_select",
+    "relay_decode",
+    "likelihood_rows",
+    "likelihood_features",
+    "backward_to_rows",
+    "finish_step",
+)
+# the functions that say how many pieces of the gradient two of them want to write
+ROOM = ("pieces_for", "pieces_of_features")
+# what the launches have room for
+MAX_WIDTH, MAX_HIDDEN, MAX_GROUP = 128, 3, 1024
+FORMS = ("linear", "cluster")
+# row numbers to slots
+SlotsOf = Callable[[Tensor], Tensor]
+# of the rows of a batch, which they are in the table that is stepped, and in that of the data
+Batch = tuple[Tensor, Tensor]
+
+
+def launches_on(device: torch.device) -> Any:
+    """The namespace with the six launches for tensors on a device; None where there is none."""
+    if device.type != "cuda":
+        return None
+    serving = implementation(device.type)
+    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM)) else None
+
+
+def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
+    """Whether the six launches do what `step` does: the one place that decides it.
+
+    Args:
+        step: from `make_step`.
+        inputs: the data.
+        slots_of: see `FusedStep`.
+    """
+    if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
+        return False
+    posterior, rows, shared, decoder = step.posterior, step.rows, step.shared, step.decoder
+    if not (isinstance(shared, SharedAdam) and isinstance(inputs, Inputs)):
+        return False
+    layout, like, hidden = posterior.layout, posterior.relays, decoder.hidden
+    options = [(group["betas"], group["eps"]) for group in shared.param_groups]
+    data = [tensor for tensor in inputs if tensor is not None]
+    widths = [layout.latent_dim, *(layer.out_features for layer in hidden)]
+    return (
+        layout.form in FORMS
+        and max(layout.groups, default=0) <= MAX_GROUP
+        and max(widths) <= MAX_WIDTH
+        and len(hidden) <= MAX_HIDDEN
+        and decoder.learn
+        and like.requires_grad
+        and like.dtype == torch.float32
+        # rows on the device, which draw the noise of their own numbers
+        and not posterior.staged
+        and (posterior.row_numbers is None) == (slots_of is None)
+        and posterior.first_row == 0
+        and rows.before_write is None
+        and rows.mode == "dense"
+        and shared.reduce is None
+        and all(given == options[0] for given in options)
+        and decoder.likelihood.law in LAWS
+        and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
+        and inputs.x.dtype in (torch.float32, torch.uint8)
+    )
+
+
+def fused_step(
+    step: Any, inputs: Inputs | HostInputs, batch_size: int, slots_of: SlotsOf | None = None
+) -> FusedStep | None:
+    """What does the same as `step` in six launches; None where it does not fit, or there are none.
+
+    Args:
+        step: from `make_step`.
+        inputs: the data.
+        batch_size: rows of the largest batch.
+        slots_of: see `FusedStep`.
+    """
+    if not fits(step, inputs, slots_of):
+        return None
+    assert isinstance(inputs, Inputs)
+    launches = launches_on(inputs.device)
+    return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
+
+
+class FusedStep(BoundStep):
+    """Six launches, bound to their data: from row numbers to loss, KL divergence and log-likelihood [3].
+
+    What it returns is good for as long as 64 steps.
+
+    Args:
+        step: what is done, where it `fits`.
+        inputs: the data.
+        batch_size: rows of the largest batch.
+        launches: has the functions of `reference.fused_step`.
+        slots_of: from row numbers to the rows that are stepped, where those lie in slots of a table;
+            to gather the row numbers is a launch more.
+    """
+
+    def __init__(
+        self,
+        step: DirectStep,
+        inputs: Inputs,
+        batch_size: int,
+        launches: Any,
+        slots_of: SlotsOf | None = None,
+    ) -> None:
+        assert isinstance(step.decoder, LinearChain)
+        assert isinstance(step.shared, SharedAdam)
+        self.posterior, self.rows, self.shared = step.posterior, step.rows, step.shared
+        self.inputs, likelihood = inputs, step.decoder.likelihood
+        like = self.posterior.relays
+        super().__init__(like.device, like.dtype)
+        self._launches = launches
+        self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
+        self._hidden = step.decoder.hidden
+        self._law = str(likelihood.law)
+        log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
+        # those whose gradients the launches write, and where they begin among what is shared
+        layers = [tensor for layer in self._hidden for tensor in (layer.weight, layer.bias)]
+        self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
+        self._owners = (like, *layers, *self._last)
+        self._places = [None if t is None else self.shared.place(t) for t in self._owners]
+        pieces = self._room(batch_size)
+        self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
+        # pieces of each block of the gradient, by what the launches have said
+        self._parts: dict[tuple[int, ...], Tensor] = {}
+
+    def _room(self, batch_size: int) -> int:
+        """Pieces of the gradient that launches write for batches of so many rows at most."""
+        # a smaller batch may have more
+        pieces = max(map(self._launches.pieces_for, range(1, batch_size + 1)))
+        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
+        hidden = torch.empty((batch_size, width), device="meta")
+        weight, _, log_scale = self._last
+        wanted = self._launches.pieces_of_features(hidden, weight, log_scale, self.inputs.mask)
+        return max(pieces, wanted)
+
+    def ahead(self, visits: Iterable[Visit]) -> Iterator[Visit]:
+        """The same visits, whose row numbers are on the device before they are asked for."""
+        return self._ahead.feed(visits)
+
+    def __call__(self, index: Tensor, full_size: int) -> Tensor:
+        self._load(index)
+        self.launch(index, full_size)
+        return self._ahead.result()
+
+    def fixed(self, index: Tensor) -> Tensor:
+        """See `BoundStep.fixed`: row numbers are where `ahead` has put them."""
+        return index
+
+    def replay(
+        self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
+    ) -> Tensor:
+        """See `BoundStep.replay`: there is nothing to copy."""
+        self._load(index)
+        graph.replay()
+        return self._ahead.result()
+
+    def _load(self, index: Tensor) -> None:
+        self._ahead.load(index)
+        self.shared.set_lr()
+
+    @torch.no_grad()
+    def launch(self, index: Tensor, full_size: int) -> Tensor:
+        """The six launches alone, for as many rows as `index` has."""
+        # a kernel is launched on the device that is current
+        here: Any = torch.cuda.device(index.device) if index.is_cuda else nullcontext()
+        with here, self.rows.stepping() as state:
+            batch = self._ahead.batch(len(index))
+            bits, drawn = self._forward(batch, state)
+            last = (drawn[3] or drawn[:1])[-1]
+            log_prob, grad_hidden, counts = self._likelihood(batch[1], last, -1.0 / full_size)
+            before = self._backward(batch, state, bits, drawn, grad_hidden, full_size)
+            parts = self._pieces((*before, *counts))
+            self._finish(state, parts, log_prob, drawn[1])
+        return self._ahead.results
+
+    def _forward(self, batch: Batch, state: Stepped) -> tuple[Tensor, Any]:
+        """The kept bits of the batch's rows, and z, kl, mean and what the hidden layers give."""
+        layout, ahead, (index, keys) = self.posterior.layout, self._ahead, batch
+        groups, kept = [*layout.groups], [*layout.kept]
+        bits = self._launches.catch_up_and_select(
+            *state.tables,
+            index,
+            state.clock,
+            state.history,
+            *state.options,
+            layout.latent_dim,
+            groups,
+            kept,
+            ahead.order,
+            ahead.position,
+        )
+        drawn = self._launches.relay_decode(
+            state.tables[0],
+            self.posterior.relays.data,
+            index,
+            self.seed,
+            None if keys is index else keys,
+            bits,
+            [layer.weight.data for layer in self._hidden],
+            [None if layer.bias is None else layer.bias.data for layer in self._hidden],
+            groups,
+            kept,
+            layout.form,
+        )
+        return bits, drawn
+
+    def _likelihood(
+        self, index: Tensor, hidden: Tensor, grad: float
+    ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Pieces of log-likelihood and of the gradient of `hidden`, and how many of all others."""
+        weight, bias, log_scale = (None if t is None else t.data for t in self._last)
+        layer = (hidden, weight, bias, self.inputs.x, index, log_scale, self.inputs.mask)
+        log_prob, grad_hidden = self._launches.likelihood_rows(*layer, self._law, grad)
+        places = tuple(self._places[-3:])
+        counts = self._launches.likelihood_features(*layer, self._law, grad, self._grads, places)
+        return log_prob, grad_hidden, counts
+
+    def _backward(
+        self,
+        batch: Batch,
+        state: Stepped,
+        bits: Tensor,
+        drawn: Any,
+        grad_hidden: Tensor,
+        full_size: int,
+    ) -> list[int]:
+        """How many pieces there are of the gradients of relays and hidden layers; steps the rows."""
+        layout, (index, keys) = self.posterior.layout, batch
+        z, _, mean, hidden = drawn
+        counts: list[int] = self._launches.backward_to_rows(
+            grad_hidden,
+            hidden,
+            z,
+            mean,
+            bits,
+            *state.tables,
+            self.posterior.relays.data,
+            index,
+            self.seed,
+            None if keys is index else keys,
+            [layer.weight.data for layer in self._hidden],
+            self.kl_weight,
+            full_size,
+            state.clock,
+            state.lr,
+            *state.options,
+            state.weight_decay,
+            [*layout.groups],
+            [*layout.kept],
+            layout.form,
+            self._grads,
+            self._places[:-3],
+        )
+        return counts
+
+    def _pieces(self, counts: tuple[int, ...]) -> Tensor:
+        """How many pieces the gradient of each block of what is shared has, for `finish_step`."""
+        if counts not in self._parts:
+            parts = torch.zeros(len(self.shared.group), dtype=torch.int32)
+            for owner, place, count in zip(self._owners, self._places, counts, strict=True):
+                if owner is not None and place is not None:
+                    end = -(-(place + owner.numel()) // SHARED_BLOCK)
+                    parts[place // SHARED_BLOCK : end] = count
+            self._parts[counts] = parts.to(self._grads.device)
+        return self._parts[counts]
+
+    def _finish(self, state: Stepped, parts: Tensor, log_prob: Tensor, kl: Tensor) -> None:
+        shared, ahead = self.shared, self._ahead
+        group = shared.param_groups[0]
+        self._launches.finish_step(
+            shared.values,
+            shared.exp_avg,
+            shared.exp_avg_sq,
+            self._grads,
+            parts,
+            shared.group,
+            shared.steps,
+            shared.lr,
+            *group["betas"],
+            group["eps"],
+            state.clock,
+            state.history,
+            state.lr,
+            *state.options[:2],
+            state.weight_decay,
+            log_prob,
+            kl,
+            self.kl_weight,
+            ahead.results,
+            ahead.position,
+        )

@@ -1,0 +1,93 @@
+"""Three training steps of six kernels, against the same steps in plain torch."""
+
+import pytest
+import torch
+
+import rvi_fast
+from rvi_fast import kernels, testing
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.reference import fused_step
+from rvi_fast.training.inputs.feed import Visit
+from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, FusedStep, fits
+from rvi_fast.training.loop.step import make_step
+
+N, D, T, B = 61, 70, 20, 24
+STEPS = 3
+MODELS = {
+    "standard": {},
+    "clusters": {"form": "cluster"},
+    "no group": {"groups": ()},
+    "zeros and ones": {"likelihood": "bernoulli"},
+    "no hidden layer": {"hidden": ()},
+    "three hidden layers": {"hidden": (20, 33, 16)},
+}
+
+
+def data(kind, law):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(N, D, generator=generator)
+    if law == "bernoulli":
+        x = x.round()
+    if kind == "pixels":
+        return Inputs((255 * x).to(torch.uint8), torch.rand(N, D, generator=generator) < 0.6)
+    return Inputs(x.masked_fill(torch.rand(N, D, generator=generator) < 0.3, torch.nan), None)
+
+
+def trained(launches, inputs, dtype, options, moment_dtype=None):
+    """What three steps give and leave behind, the last of them on a short batch."""
+    torch.manual_seed(3)
+    given = {"latent_dim": T, "hidden": (33, 20), "groups": (9, 33)} | options
+    model = rvi_fast.models.rvi(N, D, **given).to(dtype)
+    model.posterior.sparse = True
+    rows = rvi_fast.optim.RowAdam(model.posterior, lr=3e-2, moment_dtype=moment_dtype)
+    others = [p for name, p in model.named_parameters() if not name.startswith("posterior.")]
+    groups = [{"params": [model.posterior.relays], "lr": 2e-2}, {"params": others, "lr": 1e-2}]
+    shared = shared_adam(groups)
+    step = make_step(model, rows, shared)
+    assert dtype == torch.float64 or fits(step, inputs)
+    if dtype == torch.float64 and inputs.mask is None:
+        inputs = Inputs(inputs.x.to(dtype), None)
+    run = FusedStep(step, inputs, B, launches)
+    run.seed.fill_(7)
+    run.kl_weight.fill_(0.3)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
+    visits = [Visit(index, 0) for index in order.split(B)[:STEPS]]
+    assert [len(index) for index, _ in visits] == [B, B, N - 2 * B]
+    results = [run(index, B) for index, _ in run.ahead(iter(visits))]
+    tables = {name: table.detach() for name, table in model.named_parameters()}
+    tables["posterior.rows"] = rows.table()
+    return {
+        "results": torch.stack(results),
+        **tables,
+        **{name: rows.raw_tables()[name] for name in ("exp_avg", "exp_avg_sq", "row_step")},
+        "clock": rows.raw_state()["clock"],
+        "history": rows.raw_state()["history"],
+        "shared exp_avg": shared.exp_avg,
+        "shared exp_avg_sq": shared.exp_avg_sq,
+        "shared steps": shared.steps,
+    }
+
+
+def assert_as_accurate_as_plain_torch(kind, options):
+    inputs = data(kind, options.get("likelihood"))
+    got = trained(kernels, inputs, torch.float32, options)
+    yardstick = trained(fused_step, inputs, torch.float32, options)
+    exact = trained(fused_step, inputs, torch.float64, options)
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        testing.compare.assert_as_accurate(name, value, exact[name], yardstick[name])
+
+
+def test_the_kernels_have_all_that_a_step_launches():
+    assert all(hasattr(kernels, name) for name in (*LAUNCHES, *ROOM))
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_three_steps_are_those_of_plain_torch(options):
+    assert_as_accurate_as_plain_torch("numbers", options)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+def test_masked_pixels_are_stepped_as_in_plain_torch(law):
+    assert_as_accurate_as_plain_torch("pixels", {"likelihood": law})
