@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import torch
-from helpers import run_cases
+from common import run_cases
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from helpers import run_cases
+from common import run_cases
 
 import rvi_fast
 from rvi_fast import _devices, fit, impute, infer, models, ops, reference, testing

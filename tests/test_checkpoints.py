@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import files_up_to
+from common import files_up_to
 
 from rvi_fast.training.runs.checkpoints import (
     CheckpointError,

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import files_up_to
+from common import files_up_to
 
 from rvi_fast import RelayPosterior, data, files, infer, models
 from rvi_fast.training.runs.journal import Journal

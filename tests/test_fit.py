@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import killed_until_it_ends
+from common import killed_until_it_ends
 from torch import nn
 
 import rvi_fast

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers import Items
+from common import Items
 from torch.utils.data import Dataset, IterableDataset
 
 from rvi_fast import fit, impute, infer, models

@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_same, short_fit, small_model
+from common import assert_same, short_fit, small_model
 from torch import nn
 
 import rvi_fast

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import Items
+from common import Items
 from torch import nn
 from torch.utils.data import TensorDataset
 

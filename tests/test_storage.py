@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same, killed_until_it_ends, short_fit, small_model
+from common import assert_same, killed_until_it_ends, short_fit, small_model
 
 import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, models
