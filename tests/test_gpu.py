@@ -45,6 +45,14 @@ class TestRowAdam(OnTheDevice, testing.RowAdamContract):
             self.check_rounding(IMPLEMENTATIONS[0], width)
 
 
+class TestLikelihoodRows(OnTheDevice, testing.LikelihoodRowsContract):
+    pass
+
+
+class TestFinishStep(OnTheDevice, testing.FinishStepContract):
+    pass
+
+
 class TestAdamStep(OnTheDevice, testing.AdamStepContract):
     pass
 
