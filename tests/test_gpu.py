@@ -45,7 +45,23 @@ class TestRowAdam(OnTheDevice, testing.RowAdamContract):
             self.check_rounding(IMPLEMENTATIONS[0], width)
 
 
+class TestCatchUpAndSelect(OnTheDevice, testing.CatchUpAndSelectContract):
+    pass
+
+
+class TestRelayDecode(OnTheDevice, testing.RelayDecodeContract):
+    pass
+
+
 class TestBackwardToRows(OnTheDevice, testing.BackwardToRowsContract):
+    pass
+
+
+class TestLikelihoodRows(OnTheDevice, testing.LikelihoodRowsContract):
+    pass
+
+
+class TestFinishStep(OnTheDevice, testing.FinishStepContract):
     pass
 
 
