@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,24 @@ def to_float64(values: Tensor) -> Tensor:
     """The values in float64, `beside` their device."""
     # in two steps: a device without float64 cannot convert before it copies
     return values.to(beside(values.device)).to(torch.float64)
+
+
+def in_line(device: torch.device) -> Callable[[], None]:
+    """For another thread to call: what it asks of the device from then on waits for what this one did.
+
+    On CUDA the two use one stream, this thread's; memory that one lets go of is then not written to
+    before the other has read it. Other devices have one line for all threads.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    stream = torch.cuda.current_stream(device)
+    return lambda: torch.cuda.set_stream(stream)
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when what this thread has asked of a CUDA device is done."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def capturing(tensor: Tensor) -> bool:

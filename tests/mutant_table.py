@@ -306,6 +306,20 @@ MUTANTS = [
         "tests/test_interrupts.py::test_ctrl_c_in_any_step_resumes_to_the_bits_of_the_run_in_one_piece",
     ),
     Mutant(
+        "rvi_fast/training/many/in_turn.py",
+        "a run has the number of threads that the one before it has left",
+        "        set_threads(self._threads)\n",
+        "",
+        "tests/test_fit_many.py::test_threads_of_a_run_are_its_own",
+    ),
+    Mutant(
+        "rvi_fast/training/opening.py",
+        "a law that restricts its data takes what another run has made of them unseen",
+        "if key in self._made and not model.law.restricted:",
+        "if key in self._made:",
+        "tests/test_fit_many.py::test_a_law_that_restricts_its_data_looks_at_what_another_run_has_made",
+    ),
+    Mutant(
         "rvi_fast/training/loop/archive.py",
         "that a callback has stopped a run is not restored",
         'standing.stopped = metadata["stopped"]',

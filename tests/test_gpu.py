@@ -106,6 +106,31 @@ def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
     testing.assert_bit_equal(captured[1], plain[1])
 
 
+@pytest.mark.parametrize("capture", [True, False])
+def test_models_side_by_side_equal_each_its_own_fit(capture):
+    x, mask = (part.to(CUDA) for part in digits())
+    numbers = x.float()
+    changes = [{}, {"lr": 0.01, "seed": 3}, {"optimizer": "row"}, {"storage": "host"}]
+    changes += [{"x": numbers}, {"x": numbers, "seed": 5}, {"x": numbers[:250], "mask": mask[:250]}]
+    changes.append({"x": numbers.cpu().numpy(), "block_rows": 60})
+    options = {"epochs": 4, "batch_size": 100, "capture": capture, "progress": False}
+    runs = []
+    for _ in range(2):
+        runs.append([])
+        for seed, change in enumerate(changes):
+            run = {"x": x, "mask": mask, **change}
+            torch.manual_seed(seed)
+            place = {"storage": run.pop("storage", "device"), "groups": (5, 9), "hidden": (16,)}
+            model = rvi_fast.models.rvi(len(run["x"]), 64, latent_dim=16, **place).to(CUDA)
+            runs[-1].append({"model": model, **run})
+    together, alone = runs
+    expected = [rvi_fast.fit(**run, **options) for run in alone]
+    assert rvi_fast.fit_many(together, **options) == expected
+    for run, other in zip(together, alone, strict=True):
+        got, want = (each["model"].state_dict() for each in (run, other))
+        testing.assert_bit_equal(got, want)
+
+
 @pytest.mark.parametrize("place", ["host", "file"])
 @pytest.mark.parametrize("capture", [True, False])
 @pytest.mark.parametrize(("optimizer", "block_rows"), [("dense", 9), ("row", 60)])

@@ -63,12 +63,16 @@ ROOMS = {
     "loop": "places distributed inputs runs settings",
     "memory": "places inputs settings",
     "held_out": "inputs loop",
-    "fit": "loop",
+    "opening": "loop",
+    "fit": "opening",
+    "workers": "loop",
+    "many": "opening workers",
+    "fit_many": "fit many",
     "load": "places",
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit load impute collapse memory",
+    "__init__": "fit_many load impute collapse memory",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -113,7 +113,7 @@ def test_figures_share_runs_and_nothing_is_run_again(out, tmp_path, monkeypatch)
     results = [*out.glob("runs/*/result.json")]
     assert len(results) == len(set(every)) < len(every)
     before = {path: path.stat().st_mtime_ns for path in results}
-    monkeypatch.setattr("rvi_fast.experiments.sweep._Worker", None)  # starts no process
+    monkeypatch.setattr("rvi_fast.training.workers._Worker", None)  # starts no process
     written = (out / "fig3.csv").read_bytes()
     (out / "fig3.csv").unlink()
     assert cli.main(["reproduce", "fig3", "fig4", "--out", str(out), "--quiet"]) == 0

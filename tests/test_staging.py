@@ -369,7 +369,9 @@ def test_a_block_leaves_after_the_steps_that_were_asked_for_before(where, monkey
 
 
 def test_a_shard_in_host_memory_is_refused_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("rvi_fast.training.fit"), "ranks_of", SeveralRanks)
+    monkeypatch.setattr(
+        importlib.import_module("rvi_fast.training.opening"), "ranks_of", SeveralRanks
+    )
     with pytest.raises(ValueError, match=r"storage: expected 'device' for a shard on a GPU"):
         run(make("host"))
 

@@ -124,14 +124,19 @@ if __name__ == "__main__":
 """
 
 
-def slowly(configuration, directory):
+def slowly(configuration, directory, *, checkpoint_every=0, pause=0.05):
     """Checkpoints after every epoch; an epoch takes long enough to be killed in."""
     fit = experiment.fit
-    experiment.fit = functools.partial(fit, callbacks=[lambda *_: time.sleep(0.05)])
+    experiment.fit = functools.partial(fit, callbacks=[lambda *_: time.sleep(pause)])
     try:
-        return experiment.run(configuration, directory, checkpoint_every=0)
+        return experiment.run(configuration, directory, checkpoint_every=checkpoint_every)
     finally:
         experiment.fit = fit
+
+
+def without_checkpoints(configuration, directory):
+    """As `slowly`, and it would not save anything before its end."""
+    return slowly(configuration, directory, checkpoint_every=1e6, pause=0.5)
 
 
 def test_a_sweep_killed_at_any_moment_repeats_nothing_and_loses_nothing(tmp_path):
@@ -172,6 +177,24 @@ def test_a_sweep_killed_at_any_moment_repeats_nothing_and_loses_nothing(tmp_path
         single.mkdir()
         expected = experiment.run(configuration, single)
         assert results[[0, 4][number]] == json.loads(json.dumps(expected))
+
+
+def test_a_sweep_stopped_by_ctrl_c_leaves_a_checkpoint_in_each_run_at_work(tmp_path):
+    script = tmp_path / "start.py"
+    text = SCRIPT.replace("slowly", "without_checkpoints")
+    script.write_text(text.format(tests=str(ROOT / "tests"), out=str(tmp_path / "out")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and len([*tmp_path.glob("out/*/metrics.jsonl")]) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "the sweep was stopped; started again it goes on" in process.communicate()[1]
+    begun = [path.parent for path in tmp_path.glob("out/*/metrics.jsonl")]
+    assert len(begun) == 2
+    assert all(latest_epoch(directory) is not None for directory in begun)
+    assert not [*tmp_path.glob("out/*/result.json")]
 
 
 def epochs_of(out):

@@ -14,32 +14,29 @@ checkpoints.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from .. import _checks
 from .._version import __version__
 from ..files import read_bytes, write_text
+from ..training.loop.interrupts import Interrupted, deferred
 from ..training.runs.directory import RunDirectory
+from ..training.workers import Say, side_by_side
 
 # a frozen dataclass and the directory of its run -> what JSON can hold
 Run = Callable[[Any, Path], dict[str, Any]]
-
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 class SweepError(RuntimeError):
@@ -72,6 +69,8 @@ def sweep(
     Raises:
         SweepError: at the end, if any run failed. Starting again repeats those only.
         RunDirectoryInUse: another sweep uses `out`.
+        KeyboardInterrupt: after Ctrl-C, once the runs at work have left a checkpoint; a second one is
+            raised at once.
     """
     _checks.check_positive_int("jobs", jobs)
     with RunDirectory(out) as held:
@@ -83,25 +82,20 @@ def sweep(
             _drop_checkpoints(directories[config])
         errors: dict[Any, str] = {}
         done = len(directories) - len(waiting)
+        tasks = [(config, directories[config]) for config in waiting]
+        work = functools.partial(_run_one, run)
         with (
             tqdm(total=len(directories), initial=done, unit="run", disable=not progress) as bar,
-            contextlib.ExitStack() as stack,
+            deferred() as request,
+            contextlib.closing(side_by_side(work, tasks, min(jobs, len(tasks)), request)) as ends,
         ):
-            workers = [stack.enter_context(_Worker(run)) for _ in range(min(jobs, len(waiting)))]
-            waiting.reverse()
-            while waiting or any(worker.busy for worker in workers):
-                for worker in workers:
-                    if waiting and not worker.busy:
-                        config = waiting.pop()
-                        worker.start(config, directories[config])
-                ready = wait([worker.connection for worker in workers if worker.busy])
-                for worker in workers:
-                    if worker.connection in ready:
-                        config = worker.config
-                        error = worker.finish()
-                        if error is not None:
-                            errors[config] = error
-                        bar.update()
+            for number, ended in ends:
+                error = ended.result if ended.error is None else str(ended.error)
+                if error is not None:
+                    errors[waiting[number]] = error
+                bar.update()
+        if request.signum is not None:
+            raise Interrupted(request.signum, "the sweep was stopped; started again it goes on")
         if errors:
             lines = "".join(f"\n{directories[c]}: {error}" for c, error in errors.items())
             raise SweepError(f"{len(errors)} of {len(directories)} runs failed:{lines}")
@@ -146,69 +140,9 @@ def _drop_checkpoints(directory: Path) -> None:
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-class _Worker:
-    """A process that does one run after the other; one that dies is replaced."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.config: Any = None
-        self.busy = False
-        self._spawn()
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.busy:
-            self.process.kill()
-        self.connection.close()  # an idle worker reads the end, and ends
-        self.process.join()
-
-    def start(self, config: Any, directory: Path) -> None:
-        self.config, self.busy = config, True
-        if not self.process.is_alive():
-            self._spawn()
-        self.connection.send((config, directory))
-
-    def finish(self) -> str | None:
-        """What went wrong in the run that has ended, if anything did."""
-        self.busy = False
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            self.connection.close()
-            return f"the process died, exit code {self.process.exitcode}"
-
-    def _spawn(self) -> None:
-        self.connection, other = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(self.run, other), daemon=True)
-        self.process.start()
-        other.close()  # or the death of the process would not end the pipe
-
-
-def _serve(run: Run, connection: Connection) -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    while True:
-        try:
-            config, directory = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            connection.send(_run_one(run, config, directory))
-        except KeyboardInterrupt:
-            return
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a run without its sweep would hold its directory against the next one
-
-
-def _run_one(run: Run, config: Any, directory: Path) -> str | None:
+def _run_one(run: Run, task: tuple[Any, Path], say: Say) -> str | None:
+    """Does one run; what went wrong, if anything did."""
+    config, directory = task
     try:
         directory.mkdir(parents=True, exist_ok=True)
         started, resumed = time.monotonic(), (directory / "config.json").exists()

@@ -282,14 +282,13 @@ class Likelihood(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `step_of_linear` of a law that is an op gives, and the gradient of its scale."""
         inputs = hidden, layer.weight, layer.bias, x, scale, mask, law
-        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_log_likelihood_bwd(
-            grad, *inputs, True, learn, learn_scale
-        )
+        found = ops.linear_log_likelihood_bwd(grad, *inputs, True, learn, learn_scale)
+        log_prob, grad_hidden, grad_weight, grad_bias, grad_scale = found
         if learn:
             layer.weight.grad = grad_weight
             if layer.bias is not None:
                 layer.bias.grad = grad_bias
-        return log_prob, grad, grad_scale
+        return log_prob, grad_hidden, grad_scale
 
     def _entries(
         self, x: Tensor, outputs: Tensor, mask: Tensor | None

@@ -2,6 +2,7 @@
 
 from .collapse import CollapseWarning, held_out_error
 from .fit import EarlyStopping, fit
+from .fit_many import FitManyError, fit_many
 from .impute import impute
 from .infer import infer
 from .load import load
@@ -22,12 +23,14 @@ __all__ = [
     "CheckpointWarning",
     "CollapseWarning",
     "EarlyStopping",
+    "FitManyError",
     "History",
     "MemoryEstimate",
     "RunDirectoryInUse",
     "estimate_memory",
     "export",
     "fit",
+    "fit_many",
     "held_out_error",
     "impute",
     "infer",

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
 from .. import _checks
-from ..drawing import Drawing
-from ..likelihoods.foreign import lacks
 from ..models import LatentModel
-from ..posteriors.base import as_posterior
-from ..posteriors.encoder import EncoderPosterior
-from ..scaler import Scaler
-from .distributed.ranks import Alone, ranks_of
-from .inputs.fingerprint import fingerprint
-from .inputs.prepare import inputs_of, open_source
-from .inputs.sources import Opened, chunks, moments_of
 from .loop.history import Callback, History
 from .loop.interrupts import deferred
 from .loop.run import Run
-from .loop.threads import one_thread_where_small
-from .places import directory_of, settled
-from .runs.checkpoints import CheckpointError, checkpoints, read_manifest
-from .runs.directory import RunDirectory
+from .opening import opened
 from .settings import KLWeight, Settings
 
 
@@ -196,194 +179,14 @@ def fit(
         block_rows=block_rows,
         moment_dtype=moment_dtype,
     )
-    _check_evaluation(model, settings)
-    if settings.device is not None:
-        model.to(settings.device)
-    settings = settled(model, settings)
-    ranks = ranks_of(model)
-    _check_shard(model, ranks, settings)
-    source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
-    standardize = settings.standardize and not source.pixels() and _standardizable(model)
-    settings = replace(settings, standardize=standardize)
-    _check_standardize(model, settings.standardize, pixels=source.pixels())
-    _check_batch_of_one(model, ranks.num_data, settings.batch_size)
-    kind = source.kind(next(model.posterior.parameters()).dtype)
-    ranks.begin(model, kind, settings.called())
-    first_row = as_posterior(model.posterior).first_row
-    own = fingerprint(*ranks.own(x, mask), model.num_features, first_row)
-    data = ranks.added(own)
-    with contextlib.ExitStack() as stack:
-        # a model that no step has changed has no scale either
-        unbegun = stack.enter_context(contextlib.ExitStack())
-        unbegun.callback(setattr, model, "scaler", model.scaler)
-        if settings.standardize:
-            _set_scale(model, source, ranks, settings)
-        inputs = inputs_of(model, source, checked=settings.standardize)
-        _hold_directories(model, ranks, settings, stack)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
-        stack.enter_context(_unchanged(model))
-        run = Run(model, inputs, ranks, settings, data)
-        stack.callback(run.detach)
-        if run.archive.found is None:
-            _start_outputs(model, source, ranks, unbegun)
-        run.start()
-        model.trained_on = own
-        unbegun.pop_all()
-        run.train(stack.enter_context(deferred()))
+    with opened(model, x, mask, settings) as run, deferred() as request, _bar_of(run) as bar:
+        for _ in run.advance(request, bar):
+            pass
         return run.history
 
 
-def _check_evaluation(model: LatentModel, settings: Settings) -> None:
-    """Raises where the data are to be reconstructed by a likelihood that does not say how."""
-    if settings.eval_every and lacks(model.likelihood, "mean"):
-        raise ValueError(
-            f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
-            f"mean(outputs), got {settings.eval_every}"
-        )
-
-
-def _check_shard(model: LatentModel, ranks: Alone, settings: Settings) -> None:
-    """Raises where rows that several processes share out lie elsewhere than on the device."""
-    if ranks.alone:
-        return
-    if model.posterior.staged:
-        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
-    if settings.block_rows is not None:
-        raise ValueError(f"block_rows: expected None for a shard, got {settings.block_rows}")
-
-
-def _hold_directories(
-    model: LatentModel, ranks: Alone, settings: Settings, stack: contextlib.ExitStack
-) -> None:
-    """Locks the run directory and that of tables in files: two runs must not share them."""
-    run_dir, tables = settings.directory, directory_of(model)
-
-    def hold() -> None:
-        if run_dir is not None:
-            stack.enter_context(RunDirectory(run_dir))
-
-    ranks.first(hold)
-    if tables is not None and (run_dir is None or run_dir.resolve() != tables.resolve()):
-        stack.enter_context(RunDirectory(tables))
-
-
-@torch.no_grad()
-def _check_batch_of_one(model: LatentModel, num_data: int, batch_size: int) -> None:
-    """Refuses a batch of one row where batch normalisation needs more, before anything is trained."""
-    if min(batch_size, num_data) != 1 and num_data % batch_size != 1:
-        return
-    networks = {model.decoder: model.posterior.latent_dim}
-    if isinstance(model.posterior, EncoderPosterior):
-        networks[model.posterior.encoder] = model.num_features * (
-            2 if model.posterior.mask_input else 1
-        )
-    for network, inputs in networks.items():
-        if not any(isinstance(part, _BatchNorm) for part in network.modules()):
-            continue
-        parameter = next(model.posterior.parameters())
-        one = torch.zeros(1, inputs, device=parameter.device, dtype=parameter.dtype)
-        try:
-            with Drawing(0):
-                # a copy: running means are the model's
-                copy.deepcopy(network).train()(one)
-        except ValueError as error:
-            raise ValueError(
-                f"batch_size: expected one that leaves no batch of one row, got {batch_size} for "
-                f"{num_data} rows, with batch normalisation: {error}"
-            ) from error
-
-
-def _standardizable(model: LatentModel) -> bool:
-    """Whether there are columns to standardise.
-
-    Raises:
-        ValueError: the likelihood is one of the user's own that does not say.
-    """
-    found = any(model.law.standardizable)
-    if not found and model.law is not model.likelihood:
-        raise ValueError(
-            f"standardize: expected False for a {type(model.likelihood).__name__}, whose law need not "
-            "hold for shifted and scaled data (it says so with location_scale = True), got True"
-        )
-    return found
-
-
-def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -> None:
-    """Raises where data must be standardised."""
-    if not standardize and model.scaler is not None and not pixels:
-        raise ValueError(
-            "standardize: expected True for a model that has the scale of its data, got False"
-        )
-
-
-def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
-    """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
-    resumed = settings.directory if settings.resume else None
-    stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
-    own = None if model.scaler is None else model.scaler.to_dict()
-    if stored is not None and own is not None and stored != own:
-        raise ValueError(
-            f"model: expected the scale of the checkpoint in {resumed}, or none, got another"
-        )
-    if own is not None:
-        return
-    if stored is None:
-        moments, *others = ranks.gather(
-            moments_of(source, model.num_features, ranks.first_row, ranks.num_data, model.law)
-        )
-        for other in others:
-            moments.merge(other)
-        scaler = Scaler(moments.standardizer(columns=np.array(model.law.standardizable)))
-        if ranks.leads:
-            moments.warn()
-    else:
-        scaler = Scaler.from_dict(stored)
-    model.scaler = scaler.to(next(model.posterior.parameters()).device).train(model.training)
-
-
-@torch.no_grad()
-def _start_outputs(
-    model: LatentModel, source: Opened, ranks: Alone, unbegun: contextlib.ExitStack
-) -> None:
-    """Where the last bias is 0 and the law knows better, every row gets the law of all rows."""
-    bias = model.last_bias
-    if bias is None:
-        return
-    wanted = bias.cpu() == 0
-    wanted &= ~torch.isnan(model.law.initial_outputs(torch.zeros(2, len(bias))))
-    if not bool(wanted.any()):
-        return
-    own = torch.zeros(2, len(bias), dtype=torch.float64)
-    for rows in chunks(len(source)):
-        x, mask = source.read(rows)
-        model.law.check(x, mask, rows=rows)
-        own += model.law.totals(x, mask).cpu()
-        source.release(int(rows[0]), int(rows[-1]) + 1)
-    found = model.law.initial_outputs(sum(ranks.gather(own), torch.zeros_like(own)))
-    before = bias.clone()
-    unbegun.callback(lambda: bias.data.copy_(before))
-    bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
-
-
-def _stored_scale(run_dir: Path) -> dict[str, Any] | None:
-    """The scale of the model in the last good checkpoint."""
-    for epoch, path in checkpoints(run_dir):
-        with contextlib.suppress(CheckpointError):
-            return read_manifest(path, epoch)["metadata"].get("scale")
-    return None
-
-
-@contextlib.contextmanager
-def _unchanged(model: LatentModel) -> Iterator[None]:
-    """Afterwards modes and gradients are as they were."""
-    modes = [(part, part.training) for part in model.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+def _bar_of(run: Run) -> Any:
+    """A bar over the steps of a run, hidden where nobody asked for one or nothing is left to do."""
+    left, total = run.steps_left, run.settings.epochs * run.steps_per_epoch
+    shown = run.settings.progress and run.ranks.leads and left
+    return tqdm(total=total, initial=total - left, unit="step", disable=not shown)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._devices import in_line
 from ...likelihoods.base import Likelihood
 from ...scaler import Scaler
 from .sources import Batch, Source, convert, fingerprint_of
@@ -90,8 +91,11 @@ class HostInputs:
                     waiting.put(entry, timeout=_POLL)
                     return
 
+        begin = in_line(self.device)
+
         def read() -> None:
             try:
+                begin()
                 for visit in visits:
                     if ended.is_set():
                         return

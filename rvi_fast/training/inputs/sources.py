@@ -62,10 +62,17 @@ def is_mapped(value: Any) -> bool:
     """Whether an array lies in a mapped file, each row in one piece: reading some rows is cheap."""
     if not isinstance(value, np.ndarray) or value.ndim != 2 or isinstance(value, np.ma.MaskedArray):
         return False
-    base: Any = value
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+    return map_of(value) is not None and value.strides[1] == value.itemsize
+
+
+def map_of(array: np.ndarray) -> np.memmap | None:
+    """The map of a file that an array lies in, as it was opened; None for one in memory."""
+    found: np.memmap | None = None
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        found = base if isinstance(base, np.memmap) else found
         base = base.base
-    return isinstance(base, np.memmap) and value.strides[1] == value.itemsize
+    return found
 
 
 class _Table:
@@ -139,11 +146,11 @@ class MappedArray(_Table):
 
     def prefetch(self, start: int, stop: int) -> None:
         for array in self._mapped():
-            want_pages(*_extent(array[start:stop]))
+            want_pages(*extent(array[start:stop]))
 
     def release(self, start: int, stop: int) -> None:
         for array in self._mapped():
-            forget_pages(*_extent(array[start:stop]))
+            forget_pages(*extent(array[start:stop]))
 
     def _mapped(self) -> list[np.ndarray]:
         return [array for array in (self.x, self.mask) if array is not None and _shared(array)]
@@ -349,13 +356,11 @@ def _native(values: np.ndarray) -> Tensor:
 
 def _shared(array: np.ndarray) -> bool:
     """Whether it lies in a map that can let go of its pages: a private one ("c") would lose them."""
-    base: Any = array
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    return isinstance(base, np.memmap) and base.mode != "c"
+    base = map_of(array)
+    return base is not None and base.mode != "c"
 
 
-def _extent(rows: np.ndarray) -> tuple[int, int]:
+def extent(rows: np.ndarray) -> tuple[int, int]:
     """Address and length of some rows, whichever way they run."""
     if not len(rows):
         return 0, 0

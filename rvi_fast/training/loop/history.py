@@ -74,3 +74,8 @@ class Standing:
     def steps_broken_off(self) -> int:
         """Steps of the epoch that was broken off, 0 if none was."""
         return 0 if self.partial is None else self.partial.steps
+
+    def steps_left(self, epochs: int, steps_per_epoch: int) -> int:
+        """Steps to the end of the last of so many epochs; none where a callback has ended the run."""
+        done = self.history.epochs * steps_per_epoch + self.steps_broken_off
+        return 0 if self.stopped else max(0, epochs * steps_per_epoch - done)

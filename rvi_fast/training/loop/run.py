@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
 import torch
-from tqdm import tqdm
 
 from ...drawing import Drawing
 from ...models import LatentModel
@@ -90,38 +90,38 @@ class Run:
         """Goes on from the last checkpoint if there is one."""
         self.archive.start(self.shared, self.standing)
 
-    def train(self, request: Request) -> None:
-        """The epochs that are left, unless a callback or a signal ends them."""
-        epochs, first, steps = self.settings.epochs, self.history.epochs, self.steps_per_epoch
-        if self.standing.stopped or first >= epochs:
-            return
-        quiet = not (self.settings.progress and self.ranks.leads)
-        done = first * steps + self.standing.steps_broken_off
-        with tqdm(total=epochs * steps, initial=done, unit="step", disable=quiet) as bar:
-            for epoch in range(first, epochs):
-                bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
-                started = time.monotonic()
-                if not self._train_epoch(epoch, bar, request):
-                    self.finite.parameters(epoch)
-                    self._interrupt(request)
-                self._evaluate(epoch)
-                self.place.settle()
+    @property
+    def steps_left(self) -> int:
+        """Steps to the end of the last epoch; none where a callback has ended the run."""
+        return self.standing.steps_left(self.settings.epochs, self.steps_per_epoch)
+
+    def advance(self, request: Request, bar: Any) -> Iterator[None]:
+        """The epochs that are left, unless a callback or a signal ends them; a step to each `next`."""
+        epochs = self.settings.epochs
+        for epoch in range(self.history.epochs, epochs):
+            if self.standing.stopped:
+                break
+            bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
+            started = time.monotonic()
+            if not (yield from self._train_epoch(epoch, bar, request)):
                 self.finite.parameters(epoch)
-                record = self.history.records()[-1]
-                bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
+                self._interrupt(request)
+            self._evaluate(epoch)
+            self.place.settle()
+            self.finite.parameters(epoch)
+            record = self.history.records()[-1]
+            bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
 
-                self.standing.stopped, due = self.ranks.first(partial(self._finish_epoch, started))
-                last = self.standing.stopped or epoch + 1 == epochs
-                if self.ranks.any(request.signum is not None):
-                    self._interrupt(request)
-                if due or last:
-                    error = self.archive.save()
-                    if error is not None and last:
-                        raise error
-                if self.standing.stopped:
-                    break
+            self.standing.stopped, due = self.ranks.first(partial(self._finish_epoch, started))
+            last = self.standing.stopped or epoch + 1 == epochs
+            if self.ranks.any(request.signum is not None):
+                self._interrupt(request)
+            if due or last:
+                error = self.archive.save()
+                if error is not None and last:
+                    raise error
 
-    def _train_epoch(self, epoch: int, bar: Any, request: Request) -> bool:
+    def _train_epoch(self, epoch: int, bar: Any, request: Request) -> Generator[None, None, bool]:
         """Trains an epoch to its end, or to where a signal has asked for the end: false then."""
         num_data, size = self.ranks.num_data, self.settings.batch_size
         # in a short last batch every row keeps the weight it has in a full one, or Adam would remember
@@ -143,6 +143,7 @@ class Run:
                 windows.before(window)
                 complete = tally.add(self.step(index, full_size), len(index))
                 windows.after(window)
+                yield
                 complete |= step == self.steps_per_epoch
                 # several processes agree on where to end, which takes an exchange
                 ends = request.signum is not None and self.ranks.alone

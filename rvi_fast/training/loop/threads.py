@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,17 +25,20 @@ def one_thread_where_small(decoder: nn.Module, rows: int) -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     work = rows * sum(parameter.numel() for parameter in decoder.parameters())
-    openmp = _openmp() if threads > 1 and work < _SMALL else None
-    if openmp is None:
-        yield
-        return
-    openmp.omp_set_num_threads(1)
+    set_threads(1 if work < _SMALL else threads)
     try:
         yield
     finally:
-        openmp.omp_set_num_threads(threads)
+        set_threads(threads)
 
 
+def set_threads(count: int) -> None:
+    """Sets how many threads the ops of this thread use, where torch is built with OpenMP."""
+    if count != torch.get_num_threads() and (openmp := _openmp()) is not None:
+        openmp.omp_set_num_threads(count)
+
+
+@functools.cache
 def _openmp() -> ctypes.CDLL | None:
     """The OpenMP that torch is linked with."""
     for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._devices import in_line
 from ...models import LatentModel
 from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
@@ -63,7 +64,7 @@ class InBlocks(InMemory):
             inputs.release(start, stop)
 
         with self._lent(order):
-            residence = Residence(order, enter, leave, self._mark)
+            residence = Residence(order, enter, leave, self._mark, in_line(table.device))
             try:
                 yield residence
             except BaseException:

@@ -22,6 +22,7 @@ class Residence:
         leave: puts them away; called after the last, with what `mark` has returned.
         mark: called after the last step that reaches into a window, on the thread of the steps, which
             on a GPU has only been asked for by then.
+        begin: called once on the thread of the first two.
 
     The first two run on one thread, in turn; their errors are raised by `before` and `close`.
     """
@@ -32,10 +33,11 @@ class Residence:
         enter: Callable[[int, int], None],
         leave: Callable[[int, int, Any], None],
         mark: Callable[[], Any] = lambda: None,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.order = order
         self._enter, self._leave, self._mark = enter, leave, mark
-        self._thread = ThreadPoolExecutor(1, "rvi_fast moves blocks")
+        self._thread = ThreadPoolExecutor(1, "rvi_fast moves blocks", begin)
         self._entering: list[Future[None]] = []
         self._leaving: list[Future[None]] = []
         self._entered = self._left = 0

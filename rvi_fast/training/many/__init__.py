@@ -1,0 +1,1 @@
+"""Several runs side by side: in processes, or in turn in this one."""
