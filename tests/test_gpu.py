@@ -6,6 +6,7 @@ import torch
 import rvi_fast
 from rvi_fast import ops, reference, testing
 from rvi_fast.layout import RowLayout
+from rvi_fast.training.loop import fused_step, inference_step
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +46,23 @@ class TestRowAdam(OnTheDevice, testing.RowAdamContract):
             self.check_rounding(IMPLEMENTATIONS[0], width)
 
 
+class TestCatchUpAndSelect(OnTheDevice, testing.CatchUpAndSelectContract):
+    pass
+
+
+class TestRelayDecode(OnTheDevice, testing.RelayDecodeContract):
+    pass
+
+
 class TestBackwardToRows(OnTheDevice, testing.BackwardToRowsContract):
+    pass
+
+
+class TestLikelihoodRows(OnTheDevice, testing.LikelihoodRowsContract):
+    pass
+
+
+class TestFinishStep(OnTheDevice, testing.FinishStepContract):
     pass
 
 
@@ -205,6 +222,37 @@ def test_the_gpu_trains_as_the_cpu_does():
     torch.testing.assert_close(
         torch.tensor(gpu["loss"]), torch.tensor(cpu["loss"]), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("moment_dtype", [None, torch.bfloat16])
+def test_six_launches_train_as_the_step_of_any_model_does(monkeypatch, moment_dtype):
+    made = []
+
+    class Watched(fused_step.FusedStep):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(fused_step, "FusedStep", Watched)
+    six, _ = train(CUDA, moment_dtype=moment_dtype)
+    assert len(made) == 1
+    monkeypatch.setattr(fused_step, "launches_on", lambda _: None)
+    plain, _ = train(CUDA, moment_dtype=moment_dtype)
+    assert len(made) == 1
+    torch.testing.assert_close(
+        torch.tensor(six["loss"]), torch.tensor(plain["loss"]), rtol=1e-3, atol=0
+    )
+
+
+def test_captured_inference_is_the_same_bit_for_bit(monkeypatch):
+    x, mask = digits()
+    torch.manual_seed(0)
+    model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,)).to(CUDA)
+    found = []
+    for captured in (True, False):
+        monkeypatch.setattr(inference_step, "graphs_on", lambda _, captured=captured: captured)
+        found.append(rvi_fast.infer(model, x, mask=mask, steps=20, batch_size=100).rows.cpu())
+    assert torch.equal(*found)
 
 
 def test_bfloat16_data_lose_nothing_more():

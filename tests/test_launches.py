@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the kernels need triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter runs kernels where they are launched", allow_module_level=True)
 
+import kernel_budget
 import torch
 from launches import stand_ins
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -146,6 +147,19 @@ def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batc
         "_backward_to_rows_kernel",
         "_finish_step_kernel",
     ]
+
+
+def test_a_smaller_batch_compiles_nothing_new(request, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
+    run = FusedStep(make_step(*standard()), data("pixels"), B, kernels)
+    with kernel_budget.recorded(90) as compiled:
+        found = []
+        for batch in (B, 100, 255, 16, 1):
+            compiled.clear()
+            run.launch(torch.empty(batch, device=META, dtype=torch.int64), B)
+            found.append([kernel.hash for kernel in compiled])
+    assert len(found[0]) == 6
+    assert all(hashes == found[0] for hashes in found)
 
 
 def test_kernels_are_what_a_gpu_is_served_with():
