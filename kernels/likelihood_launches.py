@@ -154,7 +154,7 @@ def over_rows(
         NEED_LINEAR=grad_weight is not None or grad_bias is not None,
         NEED_SCALE=grad_scale is not None,
         **walk.tile,
-        # row numbers leave no registers for what would be loaded ahead of a product
-        num_stages=3 if inputs.tensors["index_ptr"] is None else 1,
+        # row numbers leave registers for less that would be loaded ahead of a product
+        num_stages=3 if inputs.tensors["index_ptr"] is None else 1 + (hidden.shape[2] > 64),
         enable_fp_fusion=True,
     )

@@ -72,6 +72,7 @@ LAUNCHES = {
         LikelihoodRowsCase(512, 256, 784, 64, "feature", True, torch.uint8, packed=True),
         LikelihoodRowsCase(512, 256, 300, 128, "feature", bias=False),
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8),
+        LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8, packed=True),
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.float64, frozen=(0,)),
         LikelihoodRowsCase(512, 256, 784, 64, "none", law="bernoulli"),
         LikelihoodRowsCase(512, 256, 784, 64, "none", True, torch.uint8, law="bernoulli"),
