@@ -43,7 +43,8 @@ struct Index {
 
 // Element type F (float or double) of the tables is known to the kernel.
 
-struct RelaySampleFwd {
+// What both directions read.
+struct RelaySample {
   const RowLayout* layout;
   Index index;
   const void* rows;    // [N, W]
@@ -52,21 +53,16 @@ struct RelaySampleFwd {
   const void* noise;         // [S, B, T] or null
   Index noise_index;         // what keys drawn noise
   std::int64_t num_samples;  // S
-  void* z;                   // [S, B, T]
-  void* kl;                  // [B]
-  std::uint32_t* bits;       // [B, words]
-  void* mean;                // [B, T]
 };
 
-struct RelaySampleBwd {
-  const RowLayout* layout;
-  Index index;
-  const void* rows;
-  const void* relays;
-  std::uint64_t seed;
-  const void* noise;
-  Index noise_index;
-  std::int64_t num_samples;
+struct RelaySampleFwd : RelaySample {
+  void* z;              // [S, B, T]
+  void* kl;             // [B]
+  std::uint32_t* bits;  // [B, words]
+  void* mean;           // [B, T]
+};
+
+struct RelaySampleBwd : RelaySample {
   const void* grad_z;         // [S, B, T]
   const void* grad_kl;        // [B]
   const std::uint32_t* bits;  // [B, words]

@@ -193,7 +193,8 @@ def _catch_up_and_select_kernel(
     WORDS: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
-    row, inside = owned_row(index_ptr, num_data, error_ptr)
+    place = tl.program_id(0).to(tl.int64)
+    row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     start = row * WIDTH
     rest_first = DEVIATION + 4 * tl.arange(0, BLOCK_REST)[:, None]
     rest_exists = inside & (rest_first < WIDTH)
@@ -244,8 +245,7 @@ def _catch_up_and_select_kernel(
         theta = tl.where(stale, caught[0], tile[0])
         key = tl.where(first + tl.arange(0, 4)[None, :] < end, magnitude_key(theta), -1)
         marks = _mark_largest(key, quad, GROUPS, tl.constexpr(TILES[i])) & inside
-        bits = bits_ptr + tl.program_id(0).to(tl.int64) * WORDS
-        _store_bits(bits, marks, quad, TILES[i][4], TILES[i][5])
+        _store_bits(bits_ptr + place * WORDS, marks, quad, TILES[i][4], TILES[i][5])
     if len(TILES) == 0:
         _store_tile(
             rows_ptr, exp_avg_ptr, exp_avg_sq_ptr, start, rest_first, rest, row, now, rest_exists

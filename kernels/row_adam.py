@@ -142,9 +142,9 @@ def store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid)
 
 
 @triton.jit
-def owned_row(index_ptr, num_data, error_ptr):
+def owned_row(index_ptr, place, num_data, error_ptr):
     """The row of this program, and whether there is one: row numbers are checked here alone."""
-    row = tl.load(index_ptr + tl.program_id(0).to(tl.int64)).to(tl.int64)
+    row = tl.load(index_ptr + place).to(tl.int64)
     inside = (row >= 0) & (row < num_data)
     tl.store(error_ptr, 1, mask=inside == 0)
     return tl.where(inside, row, 0), inside
@@ -167,7 +167,8 @@ def _row_adam_catch_up_kernel(
     WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    row, inside = owned_row(index_ptr, num_data, error_ptr)
+    place = tl.program_id(0).to(tl.int64)
+    row, inside = owned_row(index_ptr, place, num_data, error_ptr)
     now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
     if inside:
         # the first to come is the one that brings the row up to date
@@ -204,7 +205,15 @@ def _row_adam_catch_up_kernel(
                 )
 
 
-@triton.jit(do_not_specialize=["num_data"])
+@triton.jit
+def _same_row(index_ptr, order_ptr, place, next, batch):
+    """Whether the place that is `next` in the order holds the row of `place`."""
+    exists = (next >= 0) & (next < batch)
+    other = tl.load(order_ptr + next, mask=exists, other=0)
+    return exists & (tl.load(index_ptr + other) == tl.load(index_ptr + place))
+
+
+@triton.jit(do_not_specialize=["num_data", "batch"])
 def _row_adam_step_kernel(
     rows_ptr,
     exp_avg_ptr,
@@ -216,7 +225,9 @@ def _row_adam_step_kernel(
     history_ptr,
     lr_ptr,
     error_ptr,
+    order_ptr,
     num_data,
+    batch,
     log2_beta1: tl.float64,
     log2_beta2: tl.float64,
     log_beta1: tl.float64,
@@ -230,7 +241,15 @@ def _row_adam_step_kernel(
     WIDTH: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    row, inside = owned_row(index_ptr, num_data, error_ptr)
+    if order_ptr is None:
+        place = tl.program_id(0).to(tl.int64)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
+    else:
+        place = tl.load(order_ptr + tl.program_id(0).to(tl.int64))
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
+        # the first of its places steps the row, from the sum of its gradients
+        before = tl.program_id(0).to(tl.int64) - 1
+        inside = inside & (_same_row(index_ptr, order_ptr, place, before, batch) == 0)
     now = tl.load(clock_ptr)
     if inside:
         count, last = now + 1, now
@@ -260,8 +279,14 @@ def _row_adam_step_kernel(
             theta = tl.load(rows_ptr + offsets, mask=valid, other=0.0)
             moment = load_moment(exp_avg_ptr + offsets, valid)
             square = load_moment(exp_avg_sq_ptr + offsets, valid)
-            grads = tl.program_id(0).to(tl.int64) * WIDTH + columns
-            grad = tl.load(grad_ptr + grads, mask=valid, other=0.0).to(tl.float32)
+            grad = tl.load(grad_ptr + place * WIDTH + columns, mask=valid, other=0.0)
+            grad = grad.to(tl.float32)
+            if order_ptr is not None:
+                next = tl.program_id(0).to(tl.int64) + 1
+                while _same_row(index_ptr, order_ptr, place, next, batch):
+                    more = tl.load(order_ptr + next) * WIDTH + columns
+                    grad += tl.load(grad_ptr + more, mask=valid, other=0.0).to(tl.float32)
+                    next += 1
             if SEMANTICS == "dense":
                 theta, moment, square = catch_up(theta, moment, square, missed, eps)
             moment = flushed(moment + (grad - moment) * rest1)
@@ -442,6 +467,7 @@ def row_adam_step(
     eps: float,
     weight_decay: float,
     semantics: str,
+    repeats: bool = False,
 ) -> None:
     """`reference.row_adam_step`."""
     if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
@@ -461,7 +487,10 @@ def row_adam_step(
             history_ptr=history,
             lr_ptr=lr,
             error_ptr=row_error(rows.device),
+            # a stable order: sums do not depend on chance
+            order_ptr=index.sort(stable=True).indices if repeats else None,
             num_data=num_data,
+            batch=index.shape[0],
             log2_beta1=log_beta1 / math.log(2.0),
             log2_beta2=log_beta2 / math.log(2.0),
             log_beta1=log_beta1,

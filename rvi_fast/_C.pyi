@@ -225,6 +225,7 @@ def row_adam_step(
     lr: int,
     weight_decay: float,
     mode: AdamMode,
+    repeats: bool,
 ) -> None: ...
 def adam_step(
     *,

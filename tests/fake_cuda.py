@@ -5,10 +5,10 @@ GPU without one look at a value, and where the results lie.
 """
 
 import sys
-import traceback
 import warnings
 
 import torch
+from helpers import run_cases
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -163,17 +163,13 @@ def main():
     torch.cuda.is_available = lambda: False
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.mem_get_info = lambda *_: (2**40, 2**40)
-    failed = 0
-    for name, (case, *arguments) in CASES.items():
-        torch.compiler.reset()
-        try:
-            with FakeTensorMode():
-                case(*arguments)
-            print(f"ok      {name}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"failed  {name}\n{traceback.format_exc()}", flush=True)
-    return failed
+    return run_cases(CASES, run)
+
+
+def run(case, *arguments):
+    torch.compiler.reset()
+    with FakeTensorMode():
+        case(*arguments)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ bits of the reference on the CPU.
 
 import sys
 import tempfile
-import traceback
 import types
 import warnings
 from pathlib import Path
 
 import torch
+from helpers import run_cases
 
 import rvi_fast
 from rvi_fast import _devices, fit, impute, infer, models, ops, reference, testing
@@ -215,15 +215,7 @@ def main(library, float64):
     register(library)
     _devices.DEVICES["fake"] = _devices.Device(has_float64=float64 == "1", hosts=True)
     torch.set_num_threads(1)
-    failed = 0
-    for name, (case, *arguments) in CASES.items():
-        try:
-            case(*arguments)
-            print(f"ok      {name}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"failed  {name}\n{traceback.format_exc()}", flush=True)
-    return failed
+    return run_cases(CASES, lambda case, *arguments: case(*arguments))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import sys
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import files_up_to
 
 from rvi_fast.training.runs.checkpoints import (
     CheckpointError,
@@ -455,17 +454,6 @@ def assert_untouched(run_dir):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_whole(load_checkpoint(run_dir))
-
-
-@contextmanager
-def files_up_to(size):
-    """A write past that size fails half way, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(two):

@@ -3,32 +3,20 @@
 import errno
 import multiprocessing
 import os
-import resource
 import signal
 import stat
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from helpers import files_up_to
 
 from rvi_fast import RelayPosterior, data, files, infer, models
 from rvi_fast.training.runs.journal import Journal
 
 # the name in the package is that of the function
 _FORK = multiprocessing.get_context("fork")
-
-
-@contextmanager
-def files_up_to(size):
-    """A write past that size fails half way, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import killed_until_it_ends
 from torch import nn
 
 import rvi_fast
@@ -460,17 +461,12 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(tmp_pat
     arguments, options = SETTINGS[setting]
     model, expected = make(**arguments), make(**arguments)
     expected_history = run(expected, epochs=EPOCHS, **options)
-    chance, kills = random.Random(setting), 0
-    while True:
-        process = start(tmp_path, setting, chance.choice([0, 0, 0.05, 30]), False)
-        process.join(chance.uniform(0.01, 0.05 + 0.1 * kills) if kills < 6 else None)
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    assert process.exitcode == 0
-    assert kills >= 2
+    chance = random.Random(setting)
+
+    def start_again():
+        return start(tmp_path, setting, chance.choice([0, 0, 0.05, 30]), False)
+
+    killed_until_it_ends(start_again, chance)
     began = time.monotonic()
     history = run(model, epochs=EPOCHS, run_dir=tmp_path, resume=True, **options)
     assert time.monotonic() - began < 1  # nothing was left to do

@@ -26,6 +26,32 @@ def test_inference_mode_reads_do_not_disturb_training():
             posterior.mean()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_that_stands_more_than_once_is_stepped_from_the_sum_of_its_gradients(mode):
+    made = [make_posterior(sparse=sparse) for sparse in (True, False)]
+    optimizers = [RowAdam(posterior, 0.05, mode=mode) for posterior in made]
+    for step in range(5):
+        index = torch.randint(12, (30,), generator=torch.Generator().manual_seed(step))
+        for posterior, optimizer in zip(made, optimizers, strict=True):
+            training_step(posterior, optimizer, step, index)
+            # two passes before one step: their gradients lie one after the other
+            for part in index.split(11):
+                torch.autograd.backward(
+                    posterior(part, seed=3), cotangents(posterior(part, seed=3))
+                )
+            optimizer.step()
+    for got, expected in zip(made[0].parameters(), made[1].parameters(), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_sparse_gradient_is_stepped_as_it_comes(monkeypatch):
+    posterior = make_posterior()
+    optimizer = RowAdam(posterior, 0.05)
+    monkeypatch.setattr(torch.Tensor, "coalesce", None)  # which sorts, and on a GPU waits
+    training_step(posterior, optimizer, 0, torch.tensor([5, 1, 5]))
+    assert optimizer.num_steps == 1
+
+
 @pytest.mark.parametrize("mode", ["lazy", "row"])
 def test_rows_outside_the_batch_rest_with_dense_gradients(mode):
     posterior = make_posterior(sparse=False)

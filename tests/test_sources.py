@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers import Items
 from torch.utils.data import Dataset, IterableDataset
 
 from rvi_fast import fit, impute, infer, models
@@ -145,17 +146,6 @@ def test_a_wrong_entry_of_a_map_is_named_before_anything_is_trained(tmp_path, mo
     run(make(), x, mask=mask, epochs=1)
 
 
-class Broken(Dataset):
-    def __init__(self, item):
-        self.item = item
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, row):
-        return self.item(row)
-
-
 @pytest.mark.parametrize(
     ("item", "error", "words"),
     [
@@ -170,7 +160,7 @@ class Broken(Dataset):
 )
 def test_what_goes_wrong_in_reading_is_raised_in_the_step(item, error, words):
     with pytest.raises(error, match=words):
-        run(make(), Broken(item))
+        run(make(), Items(N, item))
 
 
 class Stream(IterableDataset):

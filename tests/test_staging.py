@@ -9,13 +9,15 @@ import copy
 import importlib
 import pickle
 import threading
+from functools import partial
 
 import pytest
 import torch
+from helpers import assert_same, short_fit, small_model
 from torch import nn
 
 import rvi_fast
-from rvi_fast import RelayPosterior, fit, impute, infer, models
+from rvi_fast import RelayPosterior, impute, infer, models
 from rvi_fast.optim import RowAdam
 from rvi_fast.posteriors import tables as storage
 from rvi_fast.testing import training_step
@@ -41,23 +43,11 @@ def where(tmp_path):
     return lambda place: tmp_path / "tables" if place == "file" else place
 
 
-def make(place="device", builder=models.rvi, **options):
-    if builder is models.rvi:
-        options = {"groups": (3, 5)} | options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return builder(N, D, latent_dim=3, hidden=(5,), storage=place, **options)
+make = partial(small_model, N, D)
 
 
 def run(model, x=X, **options):
-    options = {"epochs": 4, "batch_size": 8, "lr": 0.02, "block_rows": BLOCK} | options
-    return fit(model, x, **{"progress": False} | options)
-
-
-def assert_same(model, history, other, other_history):
-    assert history == other_history
-    for name, tensor in other.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+    return short_fit(model, x, **{"block_rows": BLOCK} | options)
 
 
 @pytest.mark.parametrize("optimizer", ["dense", "lazy", "row"])

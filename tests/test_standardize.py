@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers import Items
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from rvi_fast import GaussianLikelihood, fit, impute, infer, load, models
 from rvi_fast.data.scaling import FarEntriesWarning, Standardizer
@@ -318,17 +319,6 @@ def test_a_fit_that_never_began_leaves_no_scale(tmp_path):
 # where the data come from
 
 
-class Items(Dataset):
-    def __init__(self, item):
-        self.item = item
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, row):
-        return self.item(row)
-
-
 TENSOR = torch.from_numpy(X)
 
 
@@ -339,10 +329,10 @@ def test_the_scale_does_not_depend_on_where_the_data_lie(tmp_path, where):
     held = np.load(tmp_path / "full.npy", mmap_mode="r")
     x = {
         "map": np.load(tmp_path / "x.npy", mmap_mode="r"),
-        "set": Items(lambda row: TENSOR[row]),
+        "set": Items(N, lambda row: TENSOR[row]),
         "one": TensorDataset(TENSOR),
-        "pair": Items(lambda row: (row, X[row])),
-        "dict": Items(lambda row: {"x": TENSOR[row], "label": 1}),
+        "pair": Items(N, lambda row: (row, X[row])),
+        "dict": Items(N, lambda row: {"x": TENSOR[row], "label": 1}),
         "masked": np.ma.masked_array(np.where(MASK, FULL, -9999.0), ~MASK),
         "masked map": np.ma.masked_array(held, ~MASK),
     }[where]
@@ -365,7 +355,7 @@ def test_the_scale_does_not_depend_on_where_the_data_lie(tmp_path, where):
     ],
 )
 def test_items_that_hold_more_than_x_are_refused_with_what_to_do(item):
-    items = Items(item)
+    items = Items(N, item)
     with pytest.raises(ValueError, match=r"to be x \[5\], \(x,\), .* got .*TensorDataset\(x\)"):
         fit(make(), items, **FAST)
 

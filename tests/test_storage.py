@@ -8,10 +8,12 @@ import os
 import pickle
 import random
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same, killed_until_it_ends, short_fit, small_model
 
 import rvi_fast
 from rvi_fast import RelayPosterior, fit, impute, models
@@ -44,24 +46,11 @@ def no_thread_is_left():
     assert not [t.name for t in threading.enumerate() if t.name.startswith("rvi_fast")]
 
 
-def make(place="device", builder=models.rvi, **options):
-    """A small model, the same in every process; `place` may be a directory."""
-    if builder is models.rvi:
-        options = {"groups": (3, 5)} | options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return builder(N, D, latent_dim=3, hidden=(5,), storage=place, **options)
+make = partial(small_model, N, D)
 
 
 def run(model, **options):
-    options = {"epochs": 4, "batch_size": 8, "lr": 0.02, "block_rows": BLOCK} | options
-    return fit(model, X, **{"progress": False} | options)
-
-
-def assert_same(model, history, other, other_history):
-    assert history == other_history
-    for name, tensor in other.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+    return short_fit(model, X, **{"block_rows": BLOCK} | options)
 
 
 # order
@@ -278,25 +267,21 @@ def in_child(started, place, run_dir, epochs, options):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_goes_back_to_its_checkpoint_and_ends_as_if_never_killed(tmp_path, seed):
     options = {"eval_every": seed, "batch_size": 3}
-    expected, epochs, kills = make(), 40, 0
+    expected, epochs = make(), 40
     expected_history = run(expected, epochs=epochs, **options)
     chance = random.Random(seed)
     place, run_dir = tmp_path / "tables", tmp_path / "run"
-    while True:
+
+    def start():
         started = PROCESSES.Event()
         given = options | {"checkpoint_every": chance.choice([0, 0.05, 30])}
         arguments = (started, place, run_dir, epochs, given)
         process = PROCESSES.Process(target=in_child, args=arguments, daemon=True)
         process.start()
         assert started.wait(60)
-        process.join(chance.uniform(0.0, 0.1 + 0.1 * kills) if kills < 6 else None)
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    assert process.exitcode == 0
-    assert kills >= 2
+        return process
+
+    killed_until_it_ends(start, chance, least=0.0)
     model = make(place)
     assert_same(model, None, make(place), None)
     assert run(model, epochs=epochs, run_dir=run_dir, resume=True, **options) == expected_history

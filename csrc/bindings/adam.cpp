@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -36,24 +37,64 @@ void check_steps(const RowAdam& call, std::int64_t history_size, std::int64_t st
   }
 }
 
-// A row that stands twice in a batch would be stepped twice from the gradient of one visit each.
-void check_each_once(const RowAdam& call) {
+// For each place in the index the first one of the same row; empty where each row stands once.
+std::vector<std::int64_t> first_places(const Index& index) {
   int shift = 62;  // the upper bits of a product: a table at least twice as long as the batch
-  while (shift > 1 && (std::int64_t(1) << (64 - shift)) < 2 * call.index.size) --shift;
+  while (shift > 1 && (std::int64_t(1) << (64 - shift)) < 2 * index.size) --shift;
   static thread_local std::vector<std::int64_t> seen;
   seen.assign(std::size_t(1) << (64 - shift), -1);
   const std::size_t last = seen.size() - 1;
-  for (std::int64_t i = 0; i < call.index.size; ++i) {
-    const std::int64_t row = call.index[i];
+  std::vector<std::int64_t> places;
+  for (std::int64_t i = 0; i < index.size; ++i) {
+    const std::int64_t row = index[i];
     std::size_t at = (std::size_t)((std::uint64_t)row * 0x9E3779B97F4A7C15u >> shift);
-    for (; seen[at] >= 0; at = (at + 1) & last) {
-      if (seen[at] == row) {
-        throw py::value_error("index: expected each row once, got row " + std::to_string(row) +
-                              " twice; add its gradients up");
+    while (seen[at] >= 0 && index[seen[at]] != row) at = (at + 1) & last;
+    if (seen[at] < 0) {
+      seen[at] = i;
+    } else if (places.empty()) {
+      places.resize(index.size);
+      std::iota(places.begin(), places.begin() + i, 0);
+    }
+    if (!places.empty()) places[i] = seen[at];
+  }
+  return places;
+}
+
+// Each row once, and the sum of its gradients, in the order of the index.
+template <class F>
+struct Summed {
+  std::vector<std::int64_t> rows;
+  std::vector<F> grads;
+
+  Summed(const Index& index, const std::vector<std::int64_t>& places, const F* grad,
+         std::int64_t width) {
+    std::vector<std::int64_t> at(places.size());
+    for (std::int64_t i = 0; i < index.size; ++i, grad += width) {
+      if (places[i] == i) {
+        at[i] = (std::int64_t)rows.size();
+        rows.push_back(index[i]);
+        grads.insert(grads.end(), grad, grad + width);
+      } else {
+        F* to = grads.data() + at[places[i]] * width;
+        for (std::int64_t column = 0; column < width; ++column) to[column] += grad[column];
       }
     }
-    seen[at] = row;
   }
+};
+
+void step_rows(RowAdam& call, RowTypes types, int threads, std::int64_t history_size) {
+  if (call.mode == AdamMode::dense) check_steps(call, history_size, 1);
+  py::gil_scoped_release release;
+  kernels().row_adam_step[(int)types](call, threads_for(call.index.size, threads));
+}
+
+template <class F>
+void step_summed(RowAdam& call, const std::vector<std::int64_t>& places, RowTypes types,
+                 int threads, std::int64_t history_size) {
+  const Summed<F> summed(call.index, places, static_cast<const F*>(call.grad), call.width);
+  call.index = {summed.rows.data(), true, (std::int64_t)summed.rows.size()};
+  call.grad = summed.grads.data();
+  step_rows(call, types, threads, history_size);
 }
 
 RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
@@ -91,17 +132,26 @@ void row_adam_step(RowTypes types, int threads, std::int64_t num_data, std::int6
                    Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
                    const Index& index, Address clock, Address history, std::int64_t history_size,
                    double beta1, double beta2, double eps, Address grad, Address lr,
-                   double weight_decay, AdamMode mode) {
+                   double weight_decay, AdamMode mode, bool repeats) {
   RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index, clock,
                            history, beta1, beta2, eps);
   call.grad = pointer<void>(grad);
   call.lr = *pointer<double>(lr);
   call.weight_decay = weight_decay;
   call.mode = mode;
-  check_each_once(call);
-  if (call.mode == AdamMode::dense) check_steps(call, history_size, 1);
-  py::gil_scoped_release release;
-  kernels().row_adam_step[(int)types](call, threads_for(index.size, threads));
+  const std::vector<std::int64_t> places = first_places(index);
+  if (places.empty()) {
+    step_rows(call, types, threads, history_size);
+  } else if (!repeats) {
+    std::int64_t i = 0;
+    while (places[i] == i) ++i;
+    throw py::value_error("index: expected each row once, got row " + std::to_string(index[i]) +
+                          " twice; add its gradients up");
+  } else if (types == RowTypes::float64) {
+    step_summed<double>(call, places, types, threads, history_size);
+  } else {
+    step_summed<float>(call, places, types, threads, history_size);
+  }
 }
 
 void adam_step(bool is_double, int threads, std::int64_t size, std::int64_t num_parts,
@@ -147,10 +197,11 @@ void bind_adam(py::module_& module) {
       module, "row_adam_step",
       "rvi_fast.reference.row_adam_step, in place, with grad [B, width] and lr [] float64. Raises "
       "what\n"
-      "row_adam_catch_up does, and ValueError where a row stands twice in the index.",
+      "row_adam_catch_up does, and ValueError where a row stands twice in the index and is not\n"
+      "allowed to by repeats, which adds its gradients up.",
       "types", "threads", "num_data", "width", "rows", "exp_avg", "exp_avg_sq", "row_step", "index",
       "clock", "history", "history_size", "beta1", "beta2", "eps", "grad", "lr", "weight_decay",
-      "mode");
+      "mode", "repeats");
   bind<&adam_step>(module, "adam_step",
                    "rvi_fast.reference.adam_step, in place: params, exp_avg and exp_avg_sq [size], "
                    "step [1] int64,\n"

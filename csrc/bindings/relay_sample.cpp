@@ -49,13 +49,11 @@ RowLayout make_layout(int latent_dim, std::vector<int> groups, std::vector<int> 
   return layout;
 }
 
-void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
-                      std::int64_t num_data, Address relays, const Index& index, Address seed,
-                      Address noise, const Index& noise_index, std::int64_t num_samples, Address z,
-                      Address kl, Address bits, Address mean) {
-  RelaySampleFwd call;
-  call.layout = &layout;
+void check_and_read(RelaySample& call, const RowLayout& layout, Address rows, std::int64_t num_data,
+                    Address relays, const Index& index, Address seed, Address noise,
+                    const Index& noise_index, std::int64_t num_samples) {
   check_index(index, num_data);
+  call.layout = &layout;
   call.index = index;
   call.rows = pointer<void>(rows);
   call.relays = pointer<void>(relays);
@@ -63,6 +61,15 @@ void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Addr
   call.noise = pointer<void>(noise);
   call.noise_index = noise_index;
   call.num_samples = num_samples;
+}
+
+void relay_sample_fwd(const RowLayout& layout, bool is_double, int threads, Address rows,
+                      std::int64_t num_data, Address relays, const Index& index, Address seed,
+                      Address noise, const Index& noise_index, std::int64_t num_samples, Address z,
+                      Address kl, Address bits, Address mean) {
+  RelaySampleFwd call;
+  check_and_read(call, layout, rows, num_data, relays, index, seed, noise, noise_index,
+                 num_samples);
   call.z = pointer<void>(z);
   call.kl = pointer<void>(kl);
   call.bits = pointer<std::uint32_t>(bits);
@@ -77,15 +84,8 @@ void relay_sample_bwd(const RowLayout& layout, bool is_double, int threads, Addr
                       Address grad_z, Address grad_kl, Address bits, Address mean,
                       Address grad_batch, Address grad_relays) {
   RelaySampleBwd call;
-  call.layout = &layout;
-  check_index(index, num_data);
-  call.index = index;
-  call.rows = pointer<void>(rows);
-  call.relays = pointer<void>(relays);
-  call.seed = noise ? 0 : *pointer<std::uint64_t>(seed);
-  call.noise = pointer<void>(noise);
-  call.noise_index = noise_index;
-  call.num_samples = num_samples;
+  check_and_read(call, layout, rows, num_data, relays, index, seed, noise, noise_index,
+                 num_samples);
   call.grad_z = pointer<void>(grad_z);
   call.grad_kl = pointer<void>(grad_kl);
   call.bits = pointer<std::uint32_t>(bits);

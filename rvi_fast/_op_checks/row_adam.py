@@ -135,6 +135,7 @@ def row_adam_step(
     eps: float,
     weight_decay: float,
     semantics: str,
+    repeats: bool = False,
 ) -> None:
     row_adam_catch_up(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps)
     if semantics not in SEMANTICS:

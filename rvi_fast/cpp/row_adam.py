@@ -92,6 +92,7 @@ def row_adam_step(
     eps: float,
     weight_decay: float,
     semantics: str,
+    repeats: bool = False,
 ) -> None:
     """`reference.row_adam_step`."""
     index = index.contiguous()
@@ -119,5 +120,6 @@ def row_adam_step(
         lr=lr.data_ptr(),
         weight_decay=weight_decay,
         mode=_MODES[semantics],
+        repeats=repeats,
     )
     return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _checks, reference
 from .._devices import device_row
+from ..ops import ops
 
 LAWS: dict[str, type[Likelihood]] = {}
 """Laws by name: what `likelihood=` in the builders, `Mixed` and checkpoints call them."""
@@ -266,6 +267,29 @@ class Likelihood(nn.Module):
             log_prob [S, B], and the gradient of hidden [S, B, H].
         """
         raise NotImplementedError
+
+    @staticmethod
+    def _step_of_linear(
+        law: str,
+        grad: Tensor,
+        hidden: Tensor,
+        layer: nn.Linear,
+        x: Tensor,
+        mask: Tensor | None,
+        learn: bool,
+        scale: Tensor | None = None,
+        learn_scale: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `step_of_linear` of a law that is an op gives, and the gradient of its scale."""
+        inputs = hidden, layer.weight, layer.bias, x, scale, mask, law
+        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_log_likelihood_bwd(
+            grad, *inputs, True, learn, learn_scale
+        )
+        if learn:
+            layer.weight.grad = grad_weight
+            if layer.bias is not None:
+                layer.bias.grad = grad_bias
+        return log_prob, grad, grad_scale
 
     def _entries(
         self, x: Tensor, outputs: Tensor, mask: Tensor | None

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ..functional import bernoulli_log_likelihood, linear_bernoulli_log_likelihood
-from ..ops import ops
 from .base import Elementwise, wide
 
 
@@ -73,15 +72,9 @@ class Bernoulli(Elementwise, law="bernoulli"):
         learn: bool,
     ) -> tuple[Tensor, Tensor]:
         """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
-        inputs = hidden, layer.weight, layer.bias, x, None, mask, "bernoulli"
-        log_prob, grad, grad_weight, grad_bias, _ = ops.linear_log_likelihood_bwd(
-            grad, *inputs, True, learn, False
-        )
-        if learn:
-            layer.weight.grad = grad_weight
-            if layer.bias is not None:
-                layer.bias.grad = grad_bias
-        return log_prob, grad
+        own = grad, hidden, layer, x, mask, learn
+        log_prob, grad_hidden, _ = self._step_of_linear("bernoulli", *own)
+        return log_prob, grad_hidden
 
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry, see `Elementwise`."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import gaussian_log_likelihood, linear_gaussian_log_likelihood
-from ..ops import ops
 from .base import Likelihood
 from .parameters import learned, with_wider_scale
 
@@ -128,14 +127,9 @@ class GaussianLikelihood(Likelihood, law="gaussian"):
         """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
         log_scale, scale = self.log_scale, self.scale
         learn_scale = learn and isinstance(log_scale, nn.Parameter)
-        inputs = hidden, layer.weight, layer.bias, x, scale, mask, "gaussian"
-        log_prob, grad, grad_weight, grad_bias, grad_scale = ops.linear_log_likelihood_bwd(
-            grad, *inputs, True, learn, learn_scale
+        log_prob, grad, grad_scale = self._step_of_linear(
+            "gaussian", grad, hidden, layer, x, mask, learn, scale, learn_scale
         )
-        if learn:
-            layer.weight.grad = grad_weight
-            if layer.bias is not None:
-                layer.bias.grad = grad_bias
         if learn_scale:
             log_scale.grad = grad_scale * scale
         return log_prob, grad

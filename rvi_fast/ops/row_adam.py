@@ -19,7 +19,8 @@ def _(*args):
 @defined(
     "row_adam_step",
     f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
-    "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str semantics) -> ()",
+    "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str semantics, "
+    "bool repeats=False) -> ()",
 )
 def _(*args):
     return None

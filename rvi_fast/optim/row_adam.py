@@ -388,7 +388,11 @@ class RowAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from `posterior.rows.grad`, sparse or dense; without a gradient nothing happens."""
+        """One step from `posterior.rows.grad`, sparse or dense; without a gradient nothing happens.
+
+        A sparse one need not be coalesced: a row that stands in it more than once is stepped from the
+        sum of its gradients. Nothing waits for a GPU.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -411,7 +415,7 @@ class RowAdam(torch.optim.Optimizer):
         self._check_owner()
         self._step(index, grad)
 
-    def _step(self, index: Tensor, grad: Tensor) -> None:
+    def _step(self, index: Tensor, grad: Tensor, repeats: bool = False) -> None:
         captured = self._clock.is_cuda and torch.cuda.is_current_stream_capturing()
         self._check_count()
         self._follow_options()
@@ -430,6 +434,7 @@ class RowAdam(torch.optim.Optimizer):
             *self._applied,
             self._checked[3],
             self.mode,
+            repeats,
         )
         # what autograd has saved of the rows before is no longer theirs
         torch.autograd.graph.increment_version(self._rows)
@@ -500,25 +505,30 @@ class RowAdam(torch.optim.Optimizer):
         if self.posterior._row_optimizer is not self:
             raise RuntimeError("RowAdam: another RowAdam has taken over this posterior's rows")
 
-    def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows to step, each once, and their gradients."""
+    def _touched(self, grad: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """The rows to step, their gradients, and whether a row may stand there more than once."""
+        if grad.is_sparse and not self.posterior.staged:
+            return grad._indices()[0], grad._values(), not grad.is_coalesced()
         if grad.is_sparse:
             grad = grad.coalesce()
-            return grad.indices()[0], grad.values()
+            return grad.indices()[0], grad.values(), False
         if self.mode == "dense":
-            return torch.arange(len(grad), device=grad.device), grad
+            return torch.arange(len(grad), device=grad.device), grad, False
         # a row that was in the batch is stepped even where its gradient happens to be zero
         touched = (grad != 0).any(-1)
         for part in self._present:
             touched[part.to(grad.device)] = True
         index = touched.nonzero()[:, 0]
-        return index, grad[index]
+        return index, grad[index], False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Lets go of all gradients, as `torch.optim.Optimizer.zero_grad` does."""
         self._present.clear()
         with _as_they_are():
-            super().zero_grad(set_to_none)
+            if set_to_none:
+                self._rows.grad = None
+            else:
+                super().zero_grad(set_to_none)
 
     def detach(self) -> None:
         """Flushes and lets go of the posterior; the optimiser is of no use afterwards."""

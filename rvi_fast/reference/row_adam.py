@@ -102,16 +102,24 @@ def row_adam_step(
     eps: float,
     weight_decay: float,
     semantics: str,
+    repeats: bool = False,
 ) -> None:
-    """One Adam step for rows `index` [B] (each once) with gradients [B, W], in place.
+    """One Adam step for rows `index` [B] with gradients [B, W], in place.
+
+    Each row stands once in the index, or with `repeats` more than once: its gradients are then added up
+    in the order of the index.
 
     `clock[0]` counts up by one. semantics "dense" is torch's Adam on the whole table (rows not in the
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
-    theta, lr = rows_at(rows, index), lr.to(torch.float64).reshape(())
-    if not index.is_meta:
+    lr = lr.to(torch.float64).reshape(())
+    if repeats and not index.is_meta:
+        index, place = index.unique(return_inverse=True)
+        grad = grad.new_zeros((len(index), rows.shape[1])).index_add_(0, place, grad)
+    elif not index.is_meta:
         check_each_once(index)
+    theta = rows_at(rows, index)
     moment, square = exp_avg[index].to(rows.dtype), exp_avg_sq[index].to(rows.dtype)
     if semantics == "dense":
         theta, moment, square = _caught_up(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from .compare import FLOOR_ULPS, YARDSTICK, assert_bit_equal, largest_error
-from .contract import Inputs, OpContract, _arguments, _each_tensor
+from .contract import Inputs, OpContract, _each_tensor
 from .inputs import Implementation
 
 
@@ -27,15 +27,16 @@ class RowAdamCase:
     beta1: float = 0.9
     weight_decay: float = 0.0
     bfloat16: bool = False
+    repeats: bool = False
 
     def __str__(self) -> str:
         sizes = f"N{self.num_data}-B{self.batch}-W{self.width}-after{self.steps}"
-        extra = "-bfloat16" * self.bfloat16
+        extra = "-bfloat16" * self.bfloat16 + "-repeats" * self.repeats
         return f"{self.mode}-{sizes}-beta{self.beta1}-decay{self.weight_decay}{extra}"
 
 
 class RowAdamContract(OpContract):
-    """`row_adam_catch_up` (rows may repeat) and `row_adam_step` (each row once)."""
+    """`row_adam_catch_up`, where rows may repeat, and `row_adam_step`, where they may if it is told."""
 
     functions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "row_adam_catch_up": (),
@@ -52,6 +53,10 @@ class RowAdamContract(OpContract):
         RowAdamCase(1000, 7, 12),
         RowAdamCase(7, 0, 12),
         RowAdamCase(7, 7, 4, 0),
+        RowAdamCase(9, 40, 6, repeats=True),
+        RowAdamCase(63, 7, 28, weight_decay=0.1, repeats=True),
+        RowAdamCase(5, 63, 7, mode="lazy", repeats=True),
+        RowAdamCase(5, 63, 7, mode="row", repeats=True),
         RowAdamCase(1, 1, 1, bfloat16=True),
         RowAdamCase(63, 7, 28, weight_decay=0.1, bfloat16=True),
         RowAdamCase(63, 7, 6, 63, bfloat16=True),
@@ -80,10 +85,13 @@ class RowAdamContract(OpContract):
             "beta2": 0.999,
             "eps": 1e-8,
             "weight_decay": case.weight_decay,
-            _arguments("row_adam_step")[-1]: case.mode,
+            "semantics": case.mode,
+            "repeats": case.repeats,
         }
         for _ in range(case.steps + 1):
             chosen = torch.randperm(case.num_data, generator=generator)[: case.batch]
+            if case.repeats:
+                chosen = torch.randint(case.num_data, (case.batch,), generator=generator)
             state |= {"index": chosen, "grad": normal(case.batch, case.width)}
             if int(state["clock"][0]) < case.steps:
                 reference.row_adam_step(**state)

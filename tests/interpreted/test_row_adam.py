@@ -67,6 +67,17 @@ def test_a_row_that_stands_twice_is_caught_up_once(bfloat16):
     testing.assert_bit_equal(got, expected)
 
 
+def test_gradients_of_a_row_are_added_up_in_the_order_of_the_index():
+    contract, inputs = arguments("row_adam_step", repeats=True)
+    big, small = torch.full((5,), 2.0**24), torch.ones(5)
+    inputs |= {"index": torch.tensor([3, 8, 3, 3]), "grad": torch.stack([big, small, small, small])}
+    added = torch.stack([(big + small) + small, small])
+    once = inputs | {"index": torch.tensor([3, 8]), "grad": added, "repeats": False}
+    assert not torch.equal(added[0], big + (small + small))
+    got, expected = (contract.call(INTERPRETER, "row_adam_step", i) for i in (inputs, once))
+    testing.assert_bit_equal(got, expected)
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.99, 0.999), (0.5, 0.5)])
 def test_window_is_that_of_the_reference(betas):
     assert row_adam._window(*betas) == reference.row_adam_window(*betas)

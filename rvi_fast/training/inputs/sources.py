@@ -68,14 +68,34 @@ def is_mapped(value: Any) -> bool:
     return isinstance(base, np.memmap) and value.strides[1] == value.itemsize
 
 
-class InMemory:
-    """A table in memory, host or device, and its mask."""
+class _Table:
+    """A table and its mask, of which only `pixels` need be said."""
 
-    def __init__(self, x: Tensor, mask: Tensor | None) -> None:
+    x: Any
+    mask: Any
+
+    def __init__(self, x: Any, mask: Any) -> None:
         self.x, self.mask = x, mask
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def pixels(self) -> bool:
+        raise NotImplementedError
+
+    def kind(self, dtype: torch.dtype) -> str:
+        """What all rows have in common, in the same words wherever they lie."""
+        pixels = self.pixels()
+        return kind_of(
+            self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
+        )
+
+
+class InMemory(_Table):
+    """A table in memory, host or device, and its mask."""
+
+    x: Tensor
+    mask: Tensor | None
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         chosen = torch.from_numpy(rows)
@@ -86,12 +106,6 @@ class InMemory:
     def pixels(self) -> bool:
         return self.x.dtype == torch.uint8
 
-    def kind(self, dtype: torch.dtype) -> str:
-        pixels = self.pixels()
-        return kind_of(
-            self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
-        )
-
     def prefetch(self, start: int, stop: int) -> None:
         pass
 
@@ -99,14 +113,11 @@ class InMemory:
         pass
 
 
-class MappedArray:
+class MappedArray(_Table):
     """A mapped table, and a mask that is mapped or in memory."""
 
-    def __init__(self, x: np.ndarray, mask: np.ndarray | None) -> None:
-        self.x, self.mask = x, mask
-
-    def __len__(self) -> int:
-        return len(self.x)
+    x: np.ndarray
+    mask: np.ndarray | None
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         x = _native(self.x[rows])
@@ -114,13 +125,6 @@ class MappedArray:
 
     def pixels(self) -> bool:
         return self.x.dtype == np.uint8
-
-    def kind(self, dtype: torch.dtype) -> str:
-        """What all rows have in common, in the words of the same table in memory."""
-        pixels = self.pixels()
-        return kind_of(
-            self.x.shape[1], torch.uint8 if pixels else dtype, pixels and self.mask is not None
-        )
 
     def digest(
         self, dtype: torch.dtype, first_row: int, num_data: int, scaler: Scaler | None
