@@ -62,6 +62,7 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, bfloat16=True),
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
+        RowAdamCase(512, 256, 308, repeats=True),
     ),
     testing.LikelihoodRowsContract: (
         LikelihoodRowsCase(512, 256, 784, 64),
