@@ -7,8 +7,10 @@
 #include <ATen/Functions.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
+#include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
+#include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -155,7 +157,9 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty.memory_format", &empty);
   library.impl("empty_strided", &empty_strided);
+  library.impl("_reshape_alias", &at::native::_reshape_alias);
   library.impl("as_strided", &at::native::as_strided_tensorimpl);
+  library.impl("unfold", &at::native::unfold);
   library.impl("view", &at::native::view);
   library.impl("resize_", &resize);
   library.impl("set_.source_Storage_storage_offset", &at::native::set_storage_cpu_);
