@@ -171,3 +171,35 @@ def test_frozen_relays_stay():
     assert isinstance(step, steps.DirectStep)
     train(step, model, rows, prepare(model, X), number=2)
     assert torch.equal(model.posterior.relays, before)
+
+
+def tied_layer(model):
+    model.decoder[2] = nn.Linear(9, 9).double()
+    model.decoder[4] = nn.Linear(9, D).double()
+    model.decoder = nn.Sequential(
+        model.decoder[0], nn.ReLU(), model.decoder[2], nn.ReLU(), model.decoder[2], nn.ReLU(),
+        model.decoder[4],
+    )  # fmt: skip
+
+
+def tied_weight(model):
+    tied_layer(model)
+    again = nn.Linear(9, 9).double()
+    again.weight = model.decoder[2].weight
+    model.decoder[4] = again
+
+
+def relays_in_the_decoder(model):
+    model.decoder[0] = nn.Linear(T, 14).double()
+    model.decoder[0].weight = model.posterior.relays
+    model.decoder[2] = nn.Linear(14, 5).double()
+
+
+@pytest.mark.parametrize("change", [tied_layer, tied_weight, relays_in_the_decoder])
+def test_a_parameter_that_stands_in_two_places_gets_the_sum_of_both_gradients(change):
+    inputs = prepare(make()[0], X, MASK)
+    model, plain = make(change=change), make(change=change)
+    got = train(steps.make_step(*model), model[0], model[1], inputs)
+    expected = train(steps.AutogradStep(*plain), plain[0], plain[1], inputs)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], msg=name)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..inputs.feed import Visit
+from .tally import CHECK_EVERY
 
-# steps whose batches are on the device, and whose results are still there
-STEPS = 64
+# steps whose batches are on the device, and whose results are still there: they are looked at by then
+STEPS = CHECK_EVERY
 
 
 class Ahead:

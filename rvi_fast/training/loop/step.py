@@ -69,6 +69,7 @@ def make_step(
         and isinstance(rows, RowAdam)
         and posterior.rows.requires_grad
         and not _hooked(model, posterior)
+        and _apart(posterior, model.decoder, model.likelihood)
     ):
         return DirectStep(posterior, rows, shared, decoder_step(model, drawing))
     return AutogradStep(model, rows, shared, drawing)
@@ -89,6 +90,7 @@ def decoder_step(
         and likelihood.fused
         and all(parameter.requires_grad == learn for parameter in parameters)
         and not _hooked(decoder, likelihood, *layers)
+        and _apart(*(layer for layer in layers if isinstance(layer, nn.Linear)), likelihood)
         and not torch.is_autocast_enabled(model.posterior.relays.device.type)
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
@@ -106,6 +108,12 @@ def _hooked(*modules: nn.Module) -> bool:
         or module._backward_pre_hooks
         for module in modules
     ) or any(p._backward_hooks or _others(p._post_accumulate_grad_hooks) for p in parameters)
+
+
+def _apart(*modules: nn.Module) -> bool:
+    """Whether no parameter belongs to two of them: each sets its gradient, and one would be lost."""
+    parameters = [id(p) for module in modules for p in module.parameters()]
+    return len({*parameters}) == len(parameters)
 
 
 def _others(hooks: dict[int, Callable[..., None]] | None) -> bool:

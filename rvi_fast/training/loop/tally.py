@@ -10,7 +10,7 @@ from ..distributed.ranks import Alone
 from .history import Partial
 
 # steps between two looks at the losses: reading one back synchronises a GPU
-_CHECK_EVERY = 64
+CHECK_EVERY = 64
 
 
 class Tally:
@@ -41,7 +41,7 @@ class Tally:
         """Takes what a step on `size` rows gave, means [3]; whether its group is complete."""
         self._unseen.append(result)
         self._sizes.append(size)
-        return len(self.pending) + len(self._unseen) == _CHECK_EVERY
+        return len(self.pending) + len(self._unseen) == CHECK_EVERY
 
     def look(self) -> Tensor:
         """The sums [n, 3] of the steps since the last look, over all processes."""
