@@ -56,6 +56,7 @@ def fit(
     posterior_lr: float | None = Settings.posterior_lr,
     optimizer: str = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
+    decoder_weight_decay: float = Settings.decoder_weight_decay,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
     progress: bool = Settings.progress,
@@ -120,6 +121,9 @@ def fit(
             driven by Adam, and an encoder has no rows.
         kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it; with a
             `run_dir` it is asked for all epochs beforehand as well, and a resume compares the values.
+        decoder_weight_decay: decoupled decay c of the decoder's weight matrices W, the parameters of
+            `model.decoder` with two dimensions or more: each step of Adam also takes lr c W off them,
+            as `torch.optim.AdamW` does. Biases, scale, relays and rows have none. Less than 1 / lr.
         seed: of order and noise.
         device: where to train; where the model is if not given.
         progress: show a progress bar.
@@ -167,6 +171,7 @@ def fit(
         posterior_lr=posterior_lr,
         optimizer=optimizer,
         kl_weight=kl_weight,
+        decoder_weight_decay=decoder_weight_decay,
         seed=seed,
         device=device,
         progress=progress,

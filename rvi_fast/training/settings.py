@@ -40,6 +40,7 @@ _CHECKS: dict[str, _Check] = {
     "resume": _checks.check_bool,
     "optimizer": _check_mode,
     "kl_weight": _check_kl_weight,
+    "decoder_weight_decay": _checks.check_non_negative,
     "eval_every": _checks.check_count,
     "checkpoint_every": _checks.check_non_negative,
     "posterior_lr": _unless_none(_checks.check_positive_float),
@@ -59,6 +60,9 @@ _KEPT = (
     "moment_dtype",
     "standardize",
 )
+# what a resume compares as well, and their values in checkpoints that do not say so: those hold what
+# is not as usual
+_ADDED = {"decoder_weight_decay": 0.0}
 # what the command line says of those that are its options
 _TEXTS = {
     "epochs": "passes over the data",
@@ -66,6 +70,7 @@ _TEXTS = {
     "lr": "learning rate",
     "posterior_lr": "learning rate of the posteriors and relays",
     "kl_weight": "factor of the KL divergence",
+    "decoder_weight_decay": "share of the decoder's weights that is taken off at a step, over --lr",
     "optimizer": "what happens to rows outside the batch: dense equals torch's Adam on all rows, lazy "
     "leaves them alone, row corrects by each row's own visits",
     "checkpoint_every": "time between checkpoints, which follow an epoch; 0: after each",
@@ -97,6 +102,7 @@ class Settings:
     posterior_lr: float | None = None
     optimizer: str = "dense"
     kl_weight: KLWeight = 1.0
+    decoder_weight_decay: float = 0.0
     seed: int = 0
     device: torch.device | str | None = None
     progress: bool = True
@@ -114,6 +120,11 @@ class Settings:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.resume and self.run_dir is None:
             raise ValueError("run_dir: expected a directory to resume from, got None")
+        if self.lr * self.decoder_weight_decay >= 1.0:
+            raise ValueError(
+                f"decoder_weight_decay: expected less than 1 / lr = {1.0 / self.lr:g}, got "
+                f"{self.decoder_weight_decay!r}"
+            )
 
     @property
     def inference_lr(self) -> float:
@@ -136,7 +147,8 @@ class Settings:
         if callable(self.kl_weight):
             values["kl_weight"] = "function"
         values["moment_dtype"] = name_of(self.moment_dtype)
-        return values
+        added = {name: getattr(self, name) for name in _ADDED}
+        return values | {n: value for n, value in added.items() if value != _ADDED[n]}
 
     def called(self) -> dict[str, Any]:
         """What processes that train together must have in common."""
@@ -173,7 +185,8 @@ class Settings:
         Raises:
             ValueError: names the first that differs.
         """
-        for name, value in self.kept().items():
+        kept = {**_ADDED, **kept}
+        for name, value in {**_ADDED, **self.kept()}.items():
             if kept.get(name) != value:
                 raise ValueError(
                     f"{name}: expected {kept.get(name)!r} as in {source}, got {value!r}"

@@ -316,4 +316,5 @@ class FusedStep(BoundStep):
             self.kl_weight,
             ahead.results,
             ahead.position,
+            shared.weight_decay,
         )

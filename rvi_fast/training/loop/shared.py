@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,11 +22,17 @@ def shared_optimizer(model: LatentModel, settings: Settings) -> Iterator[torch.o
         for name, parameter in model.named_parameters()
         if not name.startswith("posterior.") and parameter.requires_grad
     ]
-    groups = [
+    decay, decayed = settings.decoder_weight_decay, []
+    if decay:
+        matrices = {id(weight) for weight in model.decoder.parameters() if weight.dim() >= 2}
+        decayed = [parameter for parameter in others if id(parameter) in matrices]
+        others = [parameter for parameter in others if id(parameter) not in matrices]
+    groups: list[dict[str, Any]] = [
         {
             "params": as_posterior(model.posterior).shared_parameters(),
             "lr": settings.inference_lr,
         },
+        {"params": decayed, "lr": settings.lr, "weight_decay": decay},
         {"params": others, "lr": settings.lr},
     ]
     optimizer = shared_adam(groups)
