@@ -16,6 +16,7 @@ from ..files import StrPath
 from ..likelihoods.base import Likelihood
 from ..likelihoods.foreign import as_likelihood
 from ..likelihoods.named import described, make
+from ..likelihoods.parameters import set_scale
 from ..memory.room import check_memory
 from ..posteriors.encoder import EncoderPosterior
 from ..posteriors.relay import RelayPosterior
@@ -32,6 +33,8 @@ def rvi(
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
     likelihood: Any = "gaussian",
+    initial_log_std: float = RelayPosterior.initial_log_std,
+    initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
     generator: torch.Generator | None = None,
@@ -49,10 +52,18 @@ def rvi(
         likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
             "negative_binomial", ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
+        initial_log_std: what each row's log standard deviations start at, see `RelayPosterior`.
+        initial_scale: where the scale of the likelihood starts, in the units of the model (of
+            standardised data, and of pixels in [0, 1]), in every column that has one. 1 leaves the law
+            as it is: those that are given by name start at 1.
         storage: where the rows lie, see `RelayPosterior`.
         shard: the rows that this process holds, see `training.distributed`.
         generator: what all first values are drawn from, `torch.Generator().manual_seed(0)` for
             instance; torch's default generator if not given, so that `torch.manual_seed` holds.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range, or the likelihood has no scale that
+            could start at `initial_scale`.
     """
     config = {
         "builder": "rvi",
@@ -63,7 +74,7 @@ def rvi(
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
-        **_stored(storage),
+        **_stored(storage, initial_log_std),
     }
     posterior = RelayPosterior(
         num_data,
@@ -74,8 +85,9 @@ def rvi(
         storage=storage,
         shard=shard,
         generator=generator,
+        initial_log_std=initial_log_std,
     )
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
 
 def vad(
@@ -85,6 +97,8 @@ def vad(
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
     likelihood: Any = "gaussian",
+    initial_log_std: float = RelayPosterior.initial_log_std,
+    initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
     generator: torch.Generator | None = None,
@@ -96,12 +110,18 @@ def vad(
         "num_features": num_features,
         "latent_dim": latent_dim,
         "hidden": list(hidden),
-        **_stored(storage),
+        **_stored(storage, initial_log_std),
     }
     posterior = RelayPosterior(
-        num_data, latent_dim, groups=(), storage=storage, shard=shard, generator=generator
+        num_data,
+        latent_dim,
+        groups=(),
+        storage=storage,
+        shard=shard,
+        generator=generator,
+        initial_log_std=initial_log_std,
     )
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
 
 def vae(
@@ -111,6 +131,7 @@ def vae(
     latent_dim: int = 64,
     hidden: Sequence[int] = (64, 64),
     likelihood: Any = "gaussian",
+    initial_scale: float = 1.0,
     mask_input: bool = False,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
@@ -122,6 +143,7 @@ def vae(
         latent_dim: T.
         hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
         likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
+        initial_scale: where the scale of the likelihood starts, see `rvi`.
         mask_input: the encoder sees the mask as well, as D more inputs.
         generator: what all first values are drawn from, see `rvi`.
     """
@@ -138,7 +160,7 @@ def vae(
     inputs = num_features * (2 if mask_input else 1)
     encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
     posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
-    return _model(posterior, num_features, hidden, likelihood, config, generator)
+    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
 
 BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
@@ -153,9 +175,12 @@ def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -
     return BUILDERS[name](**arguments, generator=generator)
 
 
-def _stored(storage: StrPath) -> dict[str, str]:
-    """What `LatentModel.config` says of the storage: nothing where it is the usual one."""
-    return {} if storage == "device" else {"storage": os.fspath(storage)}
+def _stored(storage: StrPath, initial_log_std: float) -> dict[str, Any]:
+    """What `LatentModel.config` says of the rows: nothing of what is as usual."""
+    found: dict[str, Any] = {} if storage == "device" else {"storage": os.fspath(storage)}
+    if initial_log_std != RelayPosterior.initial_log_std:
+        found["initial_log_std"] = initial_log_std
+    return found
 
 
 def _model(
@@ -163,11 +188,15 @@ def _model(
     num_features: int,
     hidden: Sequence[int],
     likelihood: Any,
+    initial_scale: float,
     config: dict[str, Any],
     generator: torch.Generator | None,
 ) -> LatentModel:
     _checks.check_positive_int("num_features", num_features)
     law = make(likelihood, num_features)
+    if initial_scale != 1.0:
+        set_scale(law, initial_scale)
+        config["initial_scale"] = initial_scale
     # what takes another number of outputs than it has features, and does not say so, is found below
     outputs = as_likelihood(law).num_outputs or num_features
     decoder = _layers(posterior.latent_dim, hidden, outputs, generator)

@@ -101,6 +101,8 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and rows.before_write is None
         and rows.mode == "dense"
         and shared.reduce is None
+        # `finish_step` has Adam alone
+        and not any(shared.scales)
         and all(given == options[0] for given in options)
         and decoder.likelihood.law in LAWS
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
@@ -325,4 +327,5 @@ class FusedStep(BoundStep):
             self.kl_weight,
             ahead.results,
             ahead.position,
+            shared.weight_decay,
         )
