@@ -22,7 +22,7 @@ from ..places import place_of
 from ..settings import Settings
 from .archive import archive_of
 from .capture import bound_step
-from .checks import Finite
+from .checks import Finite, warn_of_prior
 from .evaluation import observed_elastic
 from .history import History, Partial, Standing
 from .interrupts import Request
@@ -124,6 +124,8 @@ class Run:
                 error = self.archive.save()
                 if error is not None and last:
                     raise error
+                if last and self.ranks.leads:
+                    warn_of_prior(record["kl"], self.settings.lr)
 
     def _train_epoch(self, epoch: int, bar: Any, request: Request) -> Generator[None, None, bool]:
         """Trains an epoch to its end, or to where a signal has asked for the end: false then."""
