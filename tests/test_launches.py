@@ -15,8 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter runs kernels where they are launched", allow_module_level=True)
 
 import kernel_budget
+import numpy as np
 import torch
-from launches import stand_ins
+from launches import stand_in_for_cuda, stand_ins
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
@@ -26,7 +27,8 @@ from rvi_fast.likelihoods import base
 from rvi_fast.optim import row_adam
 from rvi_fast.optim import shared_adam as shared
 from rvi_fast.posteriors import relay
-from rvi_fast.training.inputs.feed import Visit
+from rvi_fast.training.inputs import feed
+from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep
@@ -147,6 +149,29 @@ def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batc
         "_backward_to_rows_kernel",
         "_finish_step_kernel",
     ]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "numbers"])
+def test_data_that_the_host_reads_take_no_launch_more(monkeypatch, kind):
+    made, held = standard(), data(kind)
+    source = SimpleNamespace(read=lambda rows: held.batch(torch.from_numpy(rows).to(META)))
+    stand_in_for_cuda(monkeypatch)
+    inputs = HostInputs(source, META, torch.float32)
+    monkeypatch.setattr(feed, "convert", lambda x, mask, *_: (x, mask))  # looks at values
+    inputs.reserve(B)
+    step = make_step(*made)
+    assert fits(step, inputs)
+    index, places = torch.empty(B, device=META, dtype=torch.int64), []
+    with counted(monkeypatch) as names:
+        run = FusedStep(step, inputs, B, stand_ins(names))
+        run.launch(index, B)
+        for _ in range(4):
+            inputs._landing.take(source.read(np.arange(B)))
+            names.clear()
+            run.launch(index, B)
+            assert names == [*LAUNCHES]
+            places.append(run.place)
+    assert places == [1, 0, 1, 0]
 
 
 def test_a_smaller_batch_compiles_nothing_new(request, monkeypatch):
