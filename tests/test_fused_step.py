@@ -125,6 +125,22 @@ def test_layers_without_bias_are_stepped():
     assert_same_steps(*made, data())
 
 
+def test_weight_decay_of_a_group_is_stepped():
+    made = []
+    for _ in range(2):
+        model, *_ = make()
+        rows = rvi_fast.optim.RowAdam(model.posterior, lr=3e-2)
+        weights = [p for p in model.decoder.parameters() if p.dim() == 2]
+        others = [p for n, p in model.named_parameters() if n != "posterior.rows" and p.dim() < 2]
+        groups = [
+            {"params": [model.posterior.relays], "lr": 2e-2},
+            {"params": weights, "lr": 1e-2, "weight_decay": 3.0},
+            {"params": others, "lr": 1e-2},
+        ]
+        made.append((model, rows, shared_adam(groups)))
+    assert_same_steps(*made, data())
+
+
 def test_learning_rates_that_change_are_followed():
     made, other, inputs = make(), make(), data()
     plain = BatchStep(make_step(*made), inputs, CPU, torch.float64)

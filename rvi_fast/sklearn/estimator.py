@@ -48,6 +48,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float = 0.01,
+        kl_weight: Any = 1.0,
+        decoder_weight_decay: float = 0.0,
+        initial_log_std: float = -2.0,
         steps: int = 100,
         infer_lr: float = 0.01,
         scale_factor: float | str = 1.0,
@@ -66,6 +69,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
+        self.kl_weight = kl_weight
+        self.decoder_weight_decay = decoder_weight_decay
+        self.initial_log_std = initial_log_std
         self.steps = steps
         self.infer_lr = infer_lr
         self.scale_factor = scale_factor
@@ -110,7 +116,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         rows = self._rows(x, missing)
-        names = ("latent_dim", "hidden", "groups", "top")
+        names = ("latent_dim", "hidden", "groups", "top", "initial_log_std")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         chosen = {name: options[name] for name in names}
         model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
@@ -131,6 +137,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
                 epochs=epochs,
                 batch_size=batch_size,
                 lr=options["lr"],
+                kl_weight=options["kl_weight"],
+                decoder_weight_decay=options["decoder_weight_decay"],
                 seed=seed,
                 device=self.device,
                 eval_every=0,

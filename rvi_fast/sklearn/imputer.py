@@ -38,6 +38,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         epochs: visits of each row in `fit`. None: at least 50, and so many that 2,000 steps are made.
         batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256.
         lr: learning rate of `fit`.
+        kl_weight: factor of the KL divergence in `fit`, or a function from the epoch to it.
+        decoder_weight_decay: decoupled decay of the decoder's weight matrices, see `rvi_fast.fit`.
+        initial_log_std: where the log standard deviations of rows start, see `RelayPosterior`.
         steps: Adam steps for each row in `transform`.
         infer_lr: learning rate of `transform`.
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
@@ -103,6 +106,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float = 0.01,
+        kl_weight: Any = 1.0,
+        decoder_weight_decay: float = 0.0,
+        initial_log_std: float = -2.0,
         steps: int = 100,
         infer_lr: float = 0.01,
         scale_factor: float | str = "held-out",
@@ -127,6 +133,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            kl_weight=kl_weight,
+            decoder_weight_decay=decoder_weight_decay,
+            initial_log_std=initial_log_std,
             steps=steps,
             infer_lr=infer_lr,
             scale_factor=scale_factor,
