@@ -4,6 +4,7 @@ from .builders import BUILDERS, build, rvi, vad, vae
 from .convolutional import ConvDecoder
 from .latent import LatentModel, Objective, alone
 from .linear_gaussian import LinearGaussian, ppca
+from .skip import Skip
 
 __all__ = [
     "BUILDERS",
@@ -11,6 +12,7 @@ __all__ = [
     "LatentModel",
     "LinearGaussian",
     "Objective",
+    "Skip",
     "alone",
     "build",
     "ppca",
