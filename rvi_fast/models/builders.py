@@ -33,6 +33,7 @@ def rvi(
     form: str = "linear",
     decoder: str = "dense",
     image_shape: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
     initial_scale: float = 1.0,
@@ -53,6 +54,8 @@ def rvi(
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
         decoder: "dense", or "conv" for images, see `models.ConvDecoder`.
         image_shape: (height, width) or (channels, height, width) for "conv"; a square if not given.
+        skip: the last layer of a dense decoder sees the latents too, beside what the hidden layers give,
+            so that it holds a linear model, see `Skip` and `training.start_linear`.
         likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
             "negative_binomial", ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
@@ -69,7 +72,7 @@ def rvi(
         ValueError, TypeError: an argument is out of its range, or the likelihood has no scale that
             could start at `initial_scale`.
     """
-    network = Network.of(decoder, hidden, image_shape, num_features)
+    network = Network.of(decoder, hidden, image_shape, num_features, skip)
     config = {
         "builder": "rvi",
         "num_data": num_data,
@@ -103,6 +106,7 @@ def vad(
     hidden: Sequence[int] | None = None,
     decoder: str = "dense",
     image_shape: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
     initial_scale: float = 1.0,
@@ -111,7 +115,7 @@ def vad(
     generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
-    network = Network.of(decoder, hidden, image_shape, num_features)
+    network = Network.of(decoder, hidden, image_shape, num_features, skip)
     config = {
         "builder": "vad",
         "num_data": num_data,
@@ -138,6 +142,7 @@ def vae(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_scale: float = 1.0,
     mask_input: bool = False,
@@ -152,11 +157,12 @@ def vae(
         hidden: widths of the decoder's hidden layers, (64, 64) if not given; the encoder has them in
             reverse.
         likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
+        skip: see `rvi`.
         initial_scale: where the scale of the likelihood starts, see `rvi`.
         mask_input: the encoder sees the mask as well, as D more inputs.
         generator: what all first values are drawn from, see `rvi`.
     """
-    network = Network.of("dense", hidden, None, num_features)
+    network = Network.of("dense", hidden, None, num_features, skip)
     config = {
         "builder": "vae",
         "num_data": num_data,

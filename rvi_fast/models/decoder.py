@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from .convolutional import ConvDecoder
+from .skip import Skip
 
 # layers whose output is as wide as their input
 _ELEMENTWISE = (
@@ -51,6 +52,9 @@ def width_after(module: nn.Module, width: int | None) -> int | None:
         if width not in (None, module.in_features):
             raise ValueError(f"decoder: expected a layer of {width} inputs, got {module}")
         return int(module.out_features)  # type: ignore[arg-type]
+    if plain(module, Skip):
+        inner = width_after(module.inner, width)  # type: ignore[arg-type]
+        return None if width is None or inner is None else inner + width
     if plain(module, ConvDecoder):
         return math.prod(module.image_shape)  # type: ignore[arg-type]
     return width if any(plain(module, kind) for kind in _ELEMENTWISE) else None

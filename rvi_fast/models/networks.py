@@ -14,6 +14,7 @@ from .. import _checks
 from ..drawing import drawing_from
 from ..memory.room import check_memory
 from .convolutional import ConvDecoder, checked_shape, square
+from .skip import Skip
 
 # hidden widths of each kind of decoder where nobody says
 _HIDDEN = {"dense": (64, 64), "conv": (32, 16)}
@@ -27,12 +28,14 @@ class Network(NamedTuple):
         hidden: widths of its hidden layers, or channels.
         image_shape: as it was given; None for a dense one, and for squares.
         shape: (channels, height, width) of what it makes; None for a dense one.
+        skip: the last layer of a dense one sees the latents beside what the hidden layers give.
     """
 
     kind: str
     hidden: list[int]
     image_shape: list[int] | None
     shape: tuple[int, int, int] | None
+    skip: bool
 
     @classmethod
     def of(
@@ -41,12 +44,14 @@ class Network(NamedTuple):
         hidden: Sequence[int] | None,
         image_shape: Sequence[int] | None,
         num_features: int,
+        skip: bool = False,
     ) -> Self:
         """Checks the arguments of the builders.
 
         Raises:
             ValueError, TypeError: the kind is unknown, or the image has not `num_features` pixels.
         """
+        skip = _checks.check_bool("skip", skip)
         if kind not in _HIDDEN:
             raise ValueError(f"decoder: expected one of {', '.join(_HIDDEN)}, got {kind!r}")
         widths = list(_HIDDEN[kind] if hidden is None else hidden)
@@ -55,14 +60,16 @@ class Network(NamedTuple):
                 raise ValueError(
                     f"image_shape: expected None for a dense decoder, got {image_shape!r}"
                 )
-            return cls(kind, widths, None, None)
+            return cls(kind, widths, None, None, skip)
+        if skip:
+            raise ValueError("skip: expected False for a convolutional decoder, got True")
         _checks.check_positive_int("num_features", num_features)
         shape = square(num_features) if image_shape is None else checked_shape(image_shape)
         if math.prod(shape) != num_features:
             raise ValueError(
                 f"image_shape: expected one of {num_features} features, got {image_shape!r}"
             )
-        return cls(kind, widths, None if image_shape is None else list(image_shape), shape)
+        return cls(kind, widths, None if image_shape is None else list(image_shape), shape, skip)
 
     def config(self) -> dict[str, Any]:
         """What `LatentModel.config` says of it; nothing of what is as usual but the widths."""
@@ -71,6 +78,8 @@ class Network(NamedTuple):
             found["decoder"] = self.kind
         if self.image_shape is not None:
             found["image_shape"] = self.image_shape
+        if self.skip:
+            found["skip"] = True
         return found
 
     def make(self, latent_dim: int, outputs: int, generator: torch.Generator | None) -> nn.Module:
@@ -81,7 +90,7 @@ class Network(NamedTuple):
             MemoryError: there is no room for it.
         """
         if self.shape is None:
-            return dense(latent_dim, self.hidden, outputs, generator)
+            return dense(latent_dim, self.hidden, outputs, generator, skip=self.skip)
         if outputs != math.prod(self.shape):
             raise ValueError(
                 f"decoder: expected 'dense' for a likelihood that takes {outputs} outputs for images "
@@ -92,19 +101,29 @@ class Network(NamedTuple):
 
 
 def dense(
-    inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    generator: torch.Generator | None,
+    *,
+    skip: bool = False,
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them; first values are drawn from the generator."""
+    """Linear layers with ReLU between them; first values are drawn from the generator.
+
+    With `skip` the last one sees what the hidden ones give, and beside it the inputs.
+    """
     layers: list[nn.Module] = []
     for width in hidden:
         _checks.check_positive_int("hidden", width)
     widths = [inputs, *map(int, hidden), outputs]
     weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
-    size = weights * torch.get_default_dtype().itemsize
+    beside = inputs if skip and hidden else 0
+    size = (weights + beside * outputs) * torch.get_default_dtype().itemsize
     advice = "lower latent_dim, hidden or num_features"
     check_memory(torch.get_default_device(), "network", size, advice)
     with drawing_from(generator):
         for width in widths[1:-1]:
             layers += [nn.Linear(inputs, width), nn.ReLU()]
             inputs = width
-        return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+        before = [Skip(nn.Sequential(*layers))] if beside else layers
+        return nn.Sequential(*before, nn.Linear(inputs + beside, outputs))

@@ -17,6 +17,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .start_linear import start_linear
 
 __all__ = [
     "Checkpoint",
@@ -39,4 +40,5 @@ __all__ = [
     "load",
     "load_checkpoint",
     "recipe",
+    "start_linear",
 ]

@@ -93,6 +93,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and max(widths) <= MAX_WIDTH
         and len(hidden) <= MAX_HIDDEN
         and decoder.learn
+        and not decoder.skip
         and like.requires_grad
         and like.dtype == torch.float32
         # rows on the device, which draw the noise of their own numbers
