@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._op_checks.log_likelihood import LAWS
+from ..._op_checks.log_likelihood import SCALED
 from ...ops.table import implementation
 from ...optim.row_state import Stepped
 from ...optim.shared_adam import SharedAdam
@@ -84,7 +84,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and rows.mode == "dense"
         and shared.reduce is None
         and all(given == options[0] for given in options)
-        and decoder.likelihood.law in LAWS
+        and decoder.likelihood.law in SCALED
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
         and inputs.x.dtype in (torch.float32, torch.uint8)
     )
@@ -140,7 +140,7 @@ class FusedStep(BoundStep):
         self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
-        log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
+        log_scale: Any = likelihood.log_scale if SCALED[self._law] else None
         # those whose gradients the launches write, and where they begin among what is shared
         layers = [tensor for layer in self._hidden for tensor in (layer.weight, layer.bias)]
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
