@@ -347,7 +347,7 @@ def test_widths_that_do_not_fit_are_named(case):
         rvi_fast.models.LatentModel(rvi_fast.RelayPosterior(N, 3), nn.Linear(3, wide), law)
     with pytest.raises(ValueError, match=r"(x|scale): expected .*"):
         law(x[:, :3], outputs)
-    with pytest.raises(ValueError, match=r"(outputs|mean): expected shape"):
+    with pytest.raises(ValueError, match=r"^\w+: expected shape"):
         law(x, torch.zeros(B, wide, dtype=torch.float64))
 
 

@@ -46,8 +46,8 @@ def rvi(
         groups: relay vectors in each group.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
-        likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
-            "negative_binomial", ("categorical", k); a list of these, one for each column, see
+        likelihood: the law of the data: a name that help(rvi_fast.likelihoods) lists, "gaussian" or
+            "bernoulli" for instance, or ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
         storage: where the rows lie, see `RelayPosterior`.
         shard: the rows that this process holds, see `training.distributed`.
