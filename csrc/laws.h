@@ -159,6 +159,27 @@ struct Gaussian {
   }
 };
 
+// The output is the median: log p = -|u| - log s - log 2. At the kink of |u| the slope is 0.
+struct Laplace {
+  static constexpr const char* NAME = "laplace";
+  static constexpr bool SCALED = true;
+  template <class F, Scales FROM>
+  using Of = ExponentialPower<Laplace, F, FROM>;
+
+  static constexpr double RATE = 1.0, CONSTANT = 0.69314718055994530942;
+
+  template <class F>
+  RVI_INLINE static Vec<F> power(Vec<F> u) {
+    return u < F(0) ? -u : u;
+  }
+
+  template <class F>
+  RVI_INLINE static Vec<F> slope(Vec<F> u) {
+    const Vec<F> above = u > F(0) ? broadcast(F(1)) : u;
+    return u < F(0) ? broadcast(F(-1)) : above;
+  }
+};
+
 // The output is the logit: log p = x o - log(1 + exp(o)). It has no scale.
 template <class F>
 struct LogitTerms {
@@ -247,7 +268,7 @@ struct List {
   }
 };
 
-using Laws = List<Gaussian, Bernoulli>;
+using Laws = List<Gaussian, Bernoulli, Laplace>;
 
 }  // namespace RVI_PATH
 }  // namespace rvi

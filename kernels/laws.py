@@ -5,6 +5,8 @@ Math:
                 factor g / s;   scale_term u^2 - 1
     bernoulli   entry x o - log(1 + exp(o)), o the logit;   residual and slope x - 1 / (1 + exp(-o));
                 factor g
+    laplace     entry -|u| - log s - log 2, residual u as above;   slope sign u, 0 at the kink;
+                factor g / s;   scale_term |u| - 1
     The gradient by the output o is slope times factor, that by s is scale_term times factor.
 
 Shapes:
@@ -19,6 +21,7 @@ import triton
 import triton.language as tl
 
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
+LOG_TWO = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -35,7 +38,10 @@ def residual(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 @triton.jit
 def slope(apart, LAW: tl.constexpr):
     """The derivative by the output given the residual, but for `factor`."""
-    return apart
+    if LAW == "laplace":
+        return tl.where(apart < 0.0, -1.0, tl.where(apart > 0.0, 1.0, apart))
+    else:
+        return apart
 
 
 @triton.jit
@@ -56,6 +62,8 @@ def entry(values, output, scale, apart, LAW: tl.constexpr):
         # the larger exponent is taken out, so that none overflows
         softplus = tl.maximum(output, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(output)))
         return values * output - softplus
+    elif LAW == "laplace":
+        return -tl.abs(apart) - (tl.log(scale) + LOG_TWO)
     else:
         tl.static_assert(LAW == "gaussian")
         return -0.5 * apart * apart - (tl.log(scale) + HALF_LOG_TWO_PI)
@@ -64,5 +72,8 @@ def entry(values, output, scale, apart, LAW: tl.constexpr):
 @triton.jit
 def scale_term(apart, LAW: tl.constexpr):
     """The derivative by the scale given the residual, but for `factor`."""
-    tl.static_assert(LAW == "gaussian")
-    return apart * apart - 1.0
+    if LAW == "laplace":
+        return tl.abs(apart) - 1.0
+    else:
+        tl.static_assert(LAW == "gaussian")
+        return apart * apart - 1.0

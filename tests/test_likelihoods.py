@@ -67,6 +67,11 @@ def mixed_entries(law, x, outputs):
 
 COUNTS = ((-1.0, "expected a count 0, 1, 2, ..."), (2.5, "expected a count"))
 CASES |= {
+    "laplace": Case(
+        lambda: likelihoods.Laplace(D, scale="feature", initial_scale=0.3),
+        lambda law, x, outputs: laws.Laplace(outputs, law.scale).log_prob(x),
+        spread=2.0,
+    ),
     "student_t": Case(
         lambda: likelihoods.StudentT(D, scale="feature", df="feature", initial_scale=0.3),
         lambda law, x, outputs: laws.StudentT(law.df, outputs, law.scale).log_prob(x),

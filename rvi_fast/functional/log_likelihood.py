@@ -95,6 +95,49 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = No
     return _log_likelihood("bernoulli", "logits", x, logits, None, mask)
 
 
+def laplace_log_likelihood(
+    x: Tensor,
+    location: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """Log-likelihood of the observed entries of each row under independent Laplace laws, in nats.
+
+        log p(x_b) = sum_{d observed} (-|x_bd - location_bd| / s - log 2 s)
+
+    Args:
+        x, mask, checked: as in `gaussian_log_likelihood`.
+        location: mean, mode and median, [B, D] or [S, B, D], floating point.
+        scale: mean absolute deviation s > 0: a number, or a tensor [], [D] or [B, D].
+
+    Returns:
+        [B] or [S, B], at least float32. A row with nothing observed has 0.
+
+    Gradient:
+        To `location`, to `scale` where it is a tensor, and to `x` where it is floating point; once and
+        twice differentiable. Missing entries give 0, and so do those at the kink, where x equals its
+        location, to both.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or a scale that do not fit.
+
+    Note:
+        A NaN where the mask says observed gives NaN unless `checked`. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.laws.LaplaceEntries`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+        >>> rvi_fast.laplace_log_likelihood(x, torch.zeros(2, 2), 1.0)
+        tensor([-1.6931,  0.0000])
+    """
+    return _log_likelihood("laplace", "location", x, location, scale, mask, checked)
+
+
 def linear_gaussian_log_likelihood(
     hidden: Tensor,
     weight: Tensor,
@@ -186,6 +229,32 @@ def linear_bernoulli_log_likelihood(
         tensor([-2.0064])
     """
     return _linear("bernoulli", hidden, weight, bias, x, None, mask)
+
+
+def linear_laplace_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """`laplace_log_likelihood` around the output of a linear layer, which is never written down.
+
+    Args, returns, gradient and errors: `linear_gaussian_log_likelihood`, with 0 at the kink.
+
+    Source:
+        `rvi_fast.reference.linear_log_likelihood`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> rvi_fast.linear_laplace_log_likelihood(torch.ones(1, 1), weight, None, x, 1.0)
+        tensor([-3.3863])
+    """
+    return _linear("laplace", hidden, weight, bias, x, scale, mask, checked)
 
 
 def _log_likelihood(

@@ -70,6 +70,19 @@ class GaussianEntries(ExponentialPower):
         return u
 
 
+class LaplaceEntries(ExponentialPower):
+    """log p = -|u| - log s - log 2: the output is the median. At the kink of |u| the slope is 0."""
+
+    rate = 1.0
+    constant = math.log(2.0)
+
+    def power(self, u: Tensor) -> Tensor:
+        return u.abs()
+
+    def slope(self, u: Tensor) -> Tensor:
+        return u.sign()
+
+
 class BernoulliEntries:
     """log p = x o - log(1 + exp(o)): the output o is the logit. No scale."""
 
@@ -91,5 +104,9 @@ class BernoulliEntries:
         return grad * output
 
 
-LAWS: dict[str, Any] = {"gaussian": GaussianEntries(), "bernoulli": BernoulliEntries()}
+LAWS: dict[str, Any] = {
+    "gaussian": GaussianEntries(),
+    "bernoulli": BernoulliEntries(),
+    "laplace": LaplaceEntries(),
+}
 SCALED.update((name, law.scaled) for name, law in LAWS.items())
