@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._op_checks.log_likelihood import LAWS
+from ..._op_checks.log_likelihood import SCALED
 from ...ops.table import implementation
 from ...optim.row_state import Stepped
 from ...optim.shared_adam import SharedAdam
@@ -106,7 +106,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         # `finish_step` has Adam alone
         and not any(shared.scales)
         and all(given == options[0] for given in options)
-        and decoder.likelihood.law in LAWS
+        and decoder.likelihood.law in SCALED
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
         and tables[0].dtype in (torch.float32, torch.uint8)
     )
@@ -161,7 +161,7 @@ class FusedStep(BoundStep):
         self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
-        log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
+        log_scale: Any = likelihood.log_scale if SCALED[self._law] else None
         # those whose gradients the launches write, and where they begin among what is shared
         layers = [tensor for layer in self._hidden for tensor in (layer.weight, layer.bias)]
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
