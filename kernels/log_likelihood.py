@@ -38,7 +38,7 @@ from torch import Tensor
 
 from .._op_checks import checked
 from . import laws
-from ._common import sum_pieces
+from ._common import launch, sum_pieces
 from .data import kind_of_mask, kind_of_scale, load_observed, load_scale, load_values, marks_of
 
 # row chunks of the backward pass, each with its own partial sums: enough programs for the largest
@@ -164,7 +164,7 @@ def log_likelihood_fwd(
         return log_prob
     scale_kind = kind_of_scale(scale)
     block_b, block_d = _tile(num_features)
-    _log_likelihood_fwd_kernel[(triton.cdiv(batch, block_b), num_samples)](
+    launch(_log_likelihood_fwd_kernel, (triton.cdiv(batch, block_b), num_samples))(
         x_ptr=x.contiguous(),
         output_ptr=output.contiguous(),
         scale_ptr=None if scale is None else scale.contiguous(),
@@ -217,7 +217,7 @@ def log_likelihood_bwd(
         )
         sums = output.new_empty(shape, dtype=torch.float32)
     if num_chunks * column_blocks > 0:
-        _log_likelihood_bwd_kernel[(num_chunks, column_blocks)](
+        launch(_log_likelihood_bwd_kernel, (num_chunks, column_blocks))(
             grad_log_prob_ptr=grad_log_prob.contiguous(),
             x_ptr=x.contiguous(),
             output_ptr=output.contiguous(),

@@ -71,7 +71,10 @@ class Graph:
         for function, arguments, options, given in self.calls:
             found = function(*arguments, **options)
             for to, values in zip(tree_leaves(given), tree_leaves(found), strict=True):
-                if isinstance(to, torch.Tensor):
+                if isinstance(to, torch.Tensor) and to.is_sparse:
+                    to._indices().copy_(values._indices())
+                    to._values().copy_(values._values())
+                elif isinstance(to, torch.Tensor):
                     to.copy_(values)
 
 
@@ -85,7 +88,9 @@ class Captured(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         returns, kwargs = function._schema.returns, kwargs or {}
         assert function._schema.name != "aten::_local_scalar_dense", "waits for the device"
-        if any(r.alias_info and not r.alias_info.is_write for r in returns):
+        # a sparse tensor holds the indices and values that it is made of
+        sparse = function._schema.name.startswith("aten::_sparse_coo_tensor")
+        if sparse or any(r.alias_info and not r.alias_info.is_write for r in returns):
             return function(*args, **kwargs)  # a view
         given = self.graph.add(function, args, kwargs)
         if returns and returns[0].alias_info:  # what was written to

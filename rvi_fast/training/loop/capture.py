@@ -12,13 +12,15 @@ from torch import Tensor
 from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ...optim.shared_adam import SharedAdam
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
+from .compilation import compile_kernels
 from .fused_step import fused_step
-from .step import BoundStep, DirectStep, draws, make_step
+from .step import BoundStep, DirectStep, LinearChain, draws, make_step
 
 
 class BatchStep(BoundStep):
@@ -47,6 +49,14 @@ class BatchStep(BoundStep):
     @property
     def place(self) -> int:
         return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`: nothing is asked of modules of the user's own or of an optimiser of torch."""
+        step = self.step
+        if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
+            return False
+        return isinstance(step.shared, SharedAdam) and step.shared.reduce is None
 
     def launch(self, index: Tensor, full_size: int) -> Tensor:
         """The step; `full_size` rows are what the summed loss of a batch is divided by."""
@@ -80,6 +90,7 @@ def bound_step(
     inputs.reserve(batch_size)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    compile_kernels(bound, batch_size, progress=settings.progress and ranks.leads)
     captured = settings.capture and ranks.alone and inputs.tables is not None
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound

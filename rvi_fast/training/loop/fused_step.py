@@ -157,7 +157,7 @@ class FusedStep(BoundStep):
         self.inputs, likelihood = inputs, step.decoder.likelihood
         like = self.posterior.relays
         super().__init__(like.device, like.dtype)
-        self._launches = launches
+        self._launches, self._slots_of = launches, slots_of
         self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
@@ -188,6 +188,11 @@ class FusedStep(BoundStep):
     def place(self) -> int:
         """See `BoundStep.place`."""
         return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`; rows that lie in slots do so within an epoch only."""
+        return self._slots_of is None
 
     def run(self, index: Tensor, full_size: int) -> Tensor:
         """See `BoundStep.run`."""
