@@ -1,15 +1,14 @@
 """Makes an environment for each package that is compared: `python -m imputation.environments DIR`.
 
 From within `bench`. The packages pin contradicting versions, so that each gets a virtual environment
-of its own, `DIR/<package>`, which falls back on the packages of the environment that makes it (numpy,
-scipy, scikit-learn, torch). Prints for each whether it can be imported.
+of its own, `DIR/<package>`, with nothing of the one that makes it. Prints for each whether it can be
+imported. Those that cannot be had for Python 3.11 are named in `NOT_TO_BE_HAD`.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,25 +31,43 @@ class Package:
 
 
 PACKAGES = {
-    "miceforest": Package(("miceforest==6.0.5",), "miceforest"),
-    "gcimpute": Package(("gcimpute==0.0.4",), "gcimpute.gaussian_copula"),
+    "miceforest": Package(("miceforest==6.0.5", "lightgbm<4.6"), "miceforest"),
+    "gcimpute": Package(
+        ("gcimpute==0.0.4", "numpy<2", "scipy<1.14", "pandas<2.3"), "gcimpute.gaussian_copula"
+    ),
+    "hyperimpute": Package(
+        (
+            *("numpy<2", "scipy<1.12", "pandas<2.1", "scikit-learn<1.4", "torch", "lightgbm"),
+            *("xgboost<2", "catboost", "optuna<4", "loguru==0.6.0", "redis", "pydantic<2"),
+            *("cloudpickle", "joblib", "tqdm", "psutil"),
+        ),
+        "hyperimpute.plugins.imputers",
+        # it requires notebooks and, for a plugin that is not compared, TensorFlow
+        alone=("hyperimpute==0.1.17", "geomloss"),
+    ),
+    "missforest": Package(("missforest==4.2.3", "pandas", "lightgbm", "tqdm"), "missforest"),
+    "fancyimpute": Package(("fancyimpute==0.7.0", "scikit-learn<1.6"), "fancyimpute"),
+    "datafiller": Package(("datafiller==0.4.0",), "datafiller"),
+}
+NOT_TO_BE_HAD = {
+    "missingpy": "imports sklearn.neighbors.base, which no scikit-learn for Python 3.11 has",
+    "remasker": "not on PyPI",
+    "softimpute": "not on PyPI",
 }
 
 
 def make(folder: Path, name: str) -> str:
     """Makes one environment; "" where its package can be imported, and else what went wrong."""
     package, place = PACKAGES[name], folder / name
-    python = place / "bin" / "python"
     venv.create(place, with_pip=True)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    fallback = place / "lib" / version / "site-packages" / "fallback.pth"
-    fallback.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     commands = [["-m", "pip", "install", "--quiet", *package.requires]]
     if package.alone:
         commands.append(["-m", "pip", "install", "--quiet", "--no-deps", *package.alone])
     commands.append(["-c", f"import {package.module}"])
     for command in commands:
-        done = subprocess.run([str(python), *command], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(place / "bin" / "python"), *command], capture_output=True, text=True
+        )
         if done.returncode:
             return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     return ""
@@ -61,6 +78,8 @@ def main(arguments: Sequence[str]) -> None:
     folder, *names = arguments
     for name in names or PACKAGES:
         print(f"{name}: {make(Path(folder), name) or 'works'}", flush=True)
+    for name, reason in NOT_TO_BE_HAD.items():
+        print(f"{name}: {reason}")
 
 
 if __name__ == "__main__":
