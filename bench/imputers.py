@@ -19,7 +19,6 @@ environments of their own: `python -m imputation.environments DIR`, from within 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -108,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(
                     *(row[name] for name in ("imputer", "table", "seed", "rows")), shown, flush=True
                 )
-    command = "python bench/imputers.py " + " ".join(arguments or sys.argv[1:])
-    report.write(results.rows(), results.path.with_suffix(""), command.strip())
+    report.write(results.rows(), results.path.with_suffix(""))
 
 
 if __name__ == "__main__":

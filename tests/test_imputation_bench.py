@@ -16,7 +16,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
 import imputers as command  # noqa: E402
-from imputation import jobs, mechanisms, scores, tables  # noqa: E402
+from imputation import images, jobs, mechanisms, scores, tables  # noqa: E402
 from imputation.gaussian import GaussianEM  # noqa: E402
 from imputation.miwae import Miwae  # noqa: E402
 from imputation.peers import PEERS, HotDeck  # noqa: E402
@@ -246,3 +246,20 @@ def test_imputer_that_takes_too_long_or_dies_leaves_a_row_too():
     assert slow["failure"] == "over 1 CPU seconds, or out of memory"
     assert dead["failure"] == "its process has ended"
     assert quick["rmse"] == alive["rmse"] != ""
+
+
+def test_u_net_learns_from_shown_pixels_alone_and_fills_in_better_than_the_mean():
+    rng = np.random.default_rng(0)
+    steps = np.arange(28)
+    waves = np.sin(rng.uniform(0.2, 0.5, (300, 1)) * steps + rng.uniform(0, 6, (300, 1)))
+    whole = ((waves[:, :, None] + 1) / 2 * np.ones(28)).reshape(300, 784).astype(np.float32)
+    holed = np.where(rng.random(whole.shape) < 0.5, np.float32("nan"), whole)
+    filled = images.u_net(holed[:250], holed[250:], 0, 4.0)
+    mean = images.column_mean(holed[:250], holed[250:], 0, 0.0)
+    ours, theirs = (images.score(whole[250:], holed[250:], x)[0] for x in (filled, mean))
+    assert ours < 0.6 * theirs
+    # the same with the hidden pixels shown as they come out: beyond [0, 1] they are clipped
+    beyond = np.where(np.isnan(holed), 1.5, whole)
+    error = 1 - whole[np.isnan(holed)]
+    expected = float(np.mean(error.astype(np.float64) + error.astype(np.float64) ** 2))
+    assert images.score(whole, holed, beyond)[0] == pytest.approx(expected, rel=1e-6)

@@ -88,7 +88,9 @@ def _fill(z: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.n
     for rows, hidden, means, factor in _conditionals(z, mean, np.linalg.inv(covariance)):
         filled[rows[:, None], hidden] = means
         inverse = np.linalg.inv(factor)
-        np.add.at(total, (hidden[:, :, None], hidden[:, None, :]), inverse.swapaxes(1, 2) @ inverse)
+        places = hidden[:, :, None] * len(total) + hidden[:, None, :]
+        spread = inverse.swapaxes(1, 2) @ inverse
+        total += np.bincount(places.ravel(), spread.ravel(), total.size).reshape(total.shape)
     return filled, total
 
 

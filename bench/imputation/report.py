@@ -72,9 +72,9 @@ def compared(rows: list[Row]) -> dict[str, tuple[float, float]]:
     return compare({name: of for name, of in errors.items() if set(of) == tables})
 
 
-def write(rows: list[Row], path: Path, command: str) -> None:
+def write(rows: list[Row], path: Path) -> None:
     """Writes `path`.md and, where there is something to draw, `path`.png."""
-    parts = [_heading(rows, command)]
+    parts = [_heading(rows)]
     for section, of in sections(rows).items():
         parts.append(_section(section, of))
     write_text(path.with_suffix(".md"), "\n".join(parts))
@@ -85,12 +85,14 @@ def write(rows: list[Row], path: Path, command: str) -> None:
         _draw(dict(list(drawn.items())[:2]), path.with_suffix(".png"))
 
 
-def _heading(rows: list[Row], command: str) -> str:
+def _heading(rows: list[Row]) -> str:
     present = {row["imputer"] for row in rows}
     lines = [
         "# Imputers on tables",
         "",
-        f"`{command}`, one thread, a process for each imputer, table and seed.",
+        "`python bench/imputers.py --write-results`, with `--imputers`, `--mechanism`, `--rates` and "
+        "`--tables` for what is beyond its defaults; every row is in `imputers.csv`. One thread, a "
+        "process for each imputer, table, seed and part.",
         "",
         "RMSE over the hidden entries, columns scaled to [0, 1] by their observed entries (large "
         "tables: to standard deviation 1); mean over seeds. `in-sample`: all rows are fitted to and "
