@@ -105,12 +105,18 @@ def test_ranks_and_ratios_are_those_of_a_hand():
     assert found == {"a": (1.5, 1.25), "b": (1.75, 1.5), "c": (2.75, 2.0)}
 
 
+def share(truth, ends):
+    """Of numbers that lie between the ends of their intervals."""
+    return np.mean((ends[0] <= truth) & (truth <= ends[1]))
+
+
 def test_intervals_hold_what_they_say_and_crps_is_that_of_the_law():
     random = np.random.default_rng(3)
     truth, draws = random.normal(size=20_000), random.normal(size=(39, 20_000))
     for level in (0.5, 0.9):
-        assert abs(scores.coverage(truth, draws, level) - level) < 0.01
-    assert np.isnan(scores.coverage(truth, draws[:18], 0.5))
+        assert abs(share(truth, scores.central(draws, level)) - level) < 0.01
+    with pytest.raises(ValueError, match="draws: expected at least 19, got 18"):
+        scores.central(draws[:18], 0.5)
     # of a standard normal at y: y (2 F(y) - 1) + 2 f(y) - 1 / sqrt(pi), on average 1 / sqrt(pi)
     assert abs(scores.crps(truth, draws) - 1 / math.sqrt(math.pi)) < 0.01
     pair = np.array([[0.0], [2.0]])
@@ -145,7 +151,7 @@ def test_gaussian_em_comes_to_the_law_of_the_data():
     )
     truth, drawn = x[1000:][hidden[1000:]], drawn[:, hidden[1000:]]
     for level in (0.5, 0.9):
-        assert abs(scores.coverage(truth, drawn, level) - level) < 0.06
+        assert abs(share(truth, scores.central(drawn, level)) - level) < 0.06
     assert abs(np.sqrt(np.mean((drawn - truth) ** 2)) / best - math.sqrt(2)) < 0.1
 
 
@@ -216,6 +222,32 @@ def test_benchmark_runs_and_goes_on_where_it_was_killed(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("1 tasks")
     again = Results(tmp_path / "imputers.csv").rows()
     assert [row["rmse"] for row in again] == [row["rmse"] for row in rows]
+
+
+def test_row_scores_what_is_hidden_and_refuses_what_was_observed_and_is_changed(tmp_path):
+    job = jobs.Job("mean", "iris", "mcar", 0.3, 0)
+    part = jobs.make_part(job, "new")
+    hidden = part.hidden
+    measured = '{"fit_s": 1.5, "transform_s": 0.25, "memory_mib": 3.0}'
+    (tmp_path / "new.json").write_text(measured)
+
+    def row(filled, **other):
+        np.savez(tmp_path / "new.filled.npz", filled=filled, **other)
+        return jobs._row(job, "new", part, tmp_path)
+
+    off = np.where(hidden, part.truth + 0.25, part.truth)
+    # the first half of the hidden entries lies in the wide intervals, none in the narrow ones
+    wide = np.linspace(0, 1, hidden.sum()) < 0.5
+    ends = np.array([[[2.0], [3.0]], [[-9.0], [9.0]]]) * np.ones(hidden.sum())
+    ends[1, 0] = np.where(wide, -9.0, 8.0)
+    found = row(off, ends=ends)
+    assert (found["rmse"], found["cover50"], found["cover90"]) == ("0.25", "0", "0.5")
+    assert (found["fit_s"], found["transform_s"], found["crps"]) == ("1.5", "0.25", "")
+    draws = np.repeat(part.truth[hidden][None], 100, 0)
+    assert float(row(off, draws=draws)["crps"]) == pytest.approx(0, abs=1e-12)
+    assert row(part.truth + 0.25)["failure"] == "expected observed entries unchanged"
+    assert row(np.where(hidden, np.nan, off))["failure"].startswith("expected finite numbers")
+    assert row(off[1:])["failure"].startswith("expected finite numbers")
 
 
 def test_imputer_that_fails_leaves_a_row_that_says_why(tmp_path):

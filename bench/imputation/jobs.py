@@ -18,6 +18,7 @@ import numpy as np
 from . import scores, tables
 from .mechanisms import MECHANISMS
 from .peers import PEERS
+from .worker import LEVELS
 
 FIELDS = (
     "imputer",
@@ -188,7 +189,7 @@ def _row(job: Job, name: str, part: Part, folder: Path) -> dict[str, str]:
         said = why.read_text(encoding="utf-8") if why.is_file() else "its process has ended"
         return row | {"failure": said[:200]}
     with np.load(folder / f"{name}.filled.npz") as arrays:
-        filled, draws = arrays["filled"], arrays.get("draws")
+        filled, draws, ends = arrays["filled"], arrays.get("draws"), arrays.get("ends")
     observed = ~part.hidden
     if filled.shape != part.truth.shape or not np.isfinite(filled).all():
         return row | {"failure": f"expected finite numbers {part.truth.shape}, got {filled.shape}"}
@@ -196,10 +197,12 @@ def _row(job: Job, name: str, part: Part, folder: Path) -> dict[str, str]:
         return row | {"failure": "expected observed entries unchanged"}
     measured = json.loads(report.read_text(encoding="utf-8"))
     values = {"rmse": scores.rmse(part.truth, filled, part.hidden)}
+    truth = part.truth[part.hidden]
     if draws is not None:
-        truth = part.truth[part.hidden]
         values["crps"] = scores.crps(truth, draws)
-        values["cover50"] = scores.coverage(truth, draws, 0.5)
-        values["cover90"] = scores.coverage(truth, draws, 0.9)
+        if ends is None:
+            ends = np.array([scores.central(draws, level) for level in LEVELS])
+    for level, of in zip(LEVELS, () if ends is None else ends, strict=False):
+        values[f"cover{level * 100:.0f}"] = float(np.mean((of[0] <= truth) & (truth <= of[1])))
     values |= {name: measured[name] for name in ("fit_s", "transform_s", "memory_mib")}
     return row | {name: f"{value:.5g}" for name, value in values.items()}

@@ -2,7 +2,8 @@
 
 An imputer has `fit(x)` and `transform(x)`, x [N, D] float64 with NaN where an entry is missing; where
 filling in the rows of `fit` is something else than `transform`, `fit_transform(x)` too. Those with
-`draws(x, count, seed)`, [count, N, D], are scored as distributions as well. All run with one thread.
+`draws(x, count, seed)`, [count, N, D], are scored as distributions as well, by their intervals where
+they have `intervals(x, level)`, two tables of ends. All run with one thread.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ def _missforest(seed: int) -> Any:
 def _relay(seed: int) -> Any:
     from rvi_fast.sklearn import RelayImputer
 
-    return RelayImputer(random_state=seed)
+    imputer: Any = RelayImputer(random_state=seed)
+    # a version of the package without them is scored by what it fills in
+    if hasattr(imputer, "sample"):
+        imputer.draws = lambda x, count, of: imputer.sample(x, count, random_state=of)
+    if hasattr(imputer, "impute_interval"):
+        imputer.intervals = imputer.impute_interval
+    return imputer
 
 
 class HotDeck:

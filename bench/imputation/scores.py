@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# fewer draws cannot bound 90 % of a distribution
-_LEAST_DRAWS = 19
+# 90 % of a distribution lie between the ends of so many draws
+LEAST_DRAWS = 19
 
 
 def rmse(x: np.ndarray, filled: np.ndarray, hidden: np.ndarray) -> float:
@@ -29,17 +29,20 @@ def crps(truth: np.ndarray, draws: np.ndarray) -> float:
     return float(np.mean(np.abs(draws - truth).mean(0) - pairs / (count * (count - 1))))
 
 
-def coverage(truth: np.ndarray, draws: np.ndarray, level: float) -> float:
-    """Share of n numbers within the central interval of their draws [S, n] that holds `level`.
+def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends [n] of the central intervals of draws [S, n] that hold `level`.
 
-    The ends are quantiles at p (S + 1) of the S ordered draws, so that truths which are distributed
-    as the draws are covered with probability `level` for any S. NaN for fewer than 19 draws.
+    Quantiles at p (S + 1) of the S ordered draws, so that numbers which are distributed as the draws lie
+    between them with probability `level` for any S.
+
+    Raises:
+        ValueError: fewer than 19 draws, which cannot bound 90 %.
     """
-    if len(draws) < _LEAST_DRAWS:
-        return float("nan")
+    if len(draws) < LEAST_DRAWS:
+        raise ValueError(f"draws: expected at least {LEAST_DRAWS}, got {len(draws)}")
     ends = ((1 - level) / 2, (1 + level) / 2)
     low, high = np.quantile(draws, ends, axis=0, method="weibull")
-    return float(np.mean((low <= truth) & (truth <= high)))
+    return low, high
 
 
 def ranks(errors: Mapping[str, float]) -> dict[str, float]:

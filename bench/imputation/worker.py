@@ -3,8 +3,9 @@
 Reads a line for each task, `SEED FOLDER`, and answers with one when it is done. In the folder lies
 `PART.npz` for each part ("in-sample", "new") that is asked for: `fit` [N, D] and, for new rows, `rows`
 [M, D], with NaN wherever an entry is hidden; nothing else is known here. Written are
-`PART.filled.npz`, with `filled` and, where the imputer draws, `draws` [S, hidden], and after it
-`PART.json`: CPU seconds of fitting and filling in, and MiB of memory; or `PART.failure`, a line.
+`PART.filled.npz`, with `filled`, where the imputer draws `draws` [S, hidden], and where it gives
+intervals `ends` [levels, 2, hidden]; and after it `PART.json`: CPU seconds of fitting and filling in,
+and MiB of memory; or `PART.failure`, a line.
 
 The process that reads has imported what the imputer needs and does nothing else: each part is a fork
 of it, so that its memory and time are its own, and imports are no part of them.
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 PARTS = ("in-sample", "new")
-DRAWS = 100
+DRAWS, LEVELS = 100, (0.5, 0.9)
 # entries of draws: beyond these the imputer is scored without
 MOST_DRAWN = 200_000_000
 
@@ -100,6 +101,9 @@ def _run(make: Callable[[int], Any], seed: int, folder: Path, part: str) -> None
     hidden = np.isnan(rows)
     if hasattr(imputer, "draws") and DRAWS * rows.size < MOST_DRAWN:
         results["draws"] = imputer.draws(rows, DRAWS, seed)[:, hidden].astype(np.float32)
+    if hasattr(imputer, "intervals"):
+        ends = [imputer.intervals(rows, level) for level in LEVELS]
+        results["ends"] = np.array([[end[hidden] for end in of] for of in ends], np.float32)
     np.savez(folder / f"{part}.filled.npz", **results)
     measured = {"fit_s": fitted - start, "transform_s": done - fitted, "memory_mib": most - before}
     (folder / f"{part}.json").write_text(json.dumps(measured), encoding="utf-8")
