@@ -26,7 +26,7 @@ from rvi_fast.data.pixels import fractions
 from rvi_fast.experiments.experiment import Experiment, parts
 from rvi_fast.files import write_text
 
-RESULTS = Path(__file__).parent.parent / "results" / "images.md"
+RESULTS = Path(__file__).parent.parent / "results" / "images"
 SETS, RATES = ("mnist", "fashion-mnist"), (0.5, 0.9)
 TRAIN, TEST = 10_000, 2_000
 # of the observed pixels of a training image: hidden from the network, and its loss
@@ -163,7 +163,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=50.0, help="CPU seconds of the U-Net")
     parser.add_argument("--seed", type=int, help="of rows, masks and network: 0, or 100")
     parser.add_argument("--development", action="store_true", help="score training images")
-    parser.add_argument("--write-results", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument(
+        "--write-results", action="store_true", help="write the table to bench/results"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     seed = given.seed if given.seed is not None else 100 if given.development else 0
@@ -190,7 +192,7 @@ def main() -> None:
                 lines.append(f"| {cells} |")
                 print(lines[-1], flush=True)
                 if given.write_results:
-                    write_text(RESULTS, "\n".join([*lines, ""]))
+                    write_text(RESULTS.with_suffix(".md"), "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
