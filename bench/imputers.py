@@ -94,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = {job.key(part) for job, parts in wanted(given, set()) for part in parts}
         results.forget(lambda row: tuple(row.values())[:6] in asked)
     todo = wanted(given, results.keys())
+    # what is not there is refused before anything runs
+    for table in {job.table for job, _ in todo} & set(tables.UCI):
+        tables.load(table)
     print(f"{len(todo)} tasks, rows go to {results.path}", flush=True)
 
     with (

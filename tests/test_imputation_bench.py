@@ -90,6 +90,9 @@ def test_tables_that_are_not_there_are_named(monkeypatch, tmp_path):
         tables.load("yacht")
     with pytest.raises(ValueError, match=r"table: expected one of .* got 'nowhere'"):
         tables.load("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"RVI_FAST_DATA"):
+        command.main(["--tables", "iris", "yacht", "--imputers", "mean", "--out", str(tmp_path)])
+    assert not (tmp_path / "imputers.csv").exists()
     assert set(tables.DEVELOPMENT) < set(tables.TABLES)
 
 
