@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "calls.h"
@@ -28,7 +29,7 @@ struct Kernels {
 const Kernels& kernels();
 
 // The number of a law in a call; throws std::invalid_argument where none has the name.
-int law_of(const std::string& name);
+int law_of(std::string_view name);
 
 // The name of the path that runs: "avx512", "avx2", ...
 std::string cpu_path();

@@ -14,6 +14,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -65,7 +66,8 @@ std::string type_name() {
     return "int";
   } else if constexpr (std::is_floating_point_v<Value>) {
     return "float";
-  } else if constexpr (std::is_same_v<Value, std::string>) {
+  } else if constexpr (std::is_same_v<Value, std::string> ||
+                       std::is_same_v<Value, std::string_view>) {
     return "str";
   } else if constexpr (std::is_same_v<Value, std::vector<int>>) {
     return "Sequence[int]";

@@ -1,7 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <string>
+#include <string_view>
 
 #include "bindings/bindings.h"
 #include "calls.h"
@@ -15,7 +15,7 @@ namespace {
 bool is_double(DataType x_type) { return x_type == DataType::float64; }
 
 LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
-                              std::int64_t num_features, const std::string& law, DataType x_type,
+                              std::int64_t num_features, std::string_view law, DataType x_type,
                               ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
                               Address scale, Address mask) {
   LogLikelihood call;
@@ -34,7 +34,7 @@ LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
 }
 
 void log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                        std::int64_t num_features, const std::string& law, DataType x_type,
+                        std::int64_t num_features, std::string_view law, DataType x_type,
                         ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
                         Address scale, Address mask, Address log_prob) {
   LogLikelihood call = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
@@ -45,7 +45,7 @@ void log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batc
 }
 
 void log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                        std::int64_t num_features, const std::string& law, DataType x_type,
+                        std::int64_t num_features, std::string_view law, DataType x_type,
                         ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
                         Address scale, Address mask, Address grad, Address grad_output,
                         Address grad_scale) {
@@ -60,7 +60,7 @@ void log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batc
 }
 
 LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
-                                std::int64_t num_features, const std::string& law, DataType x_type,
+                                std::int64_t num_features, std::string_view law, DataType x_type,
                                 ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                 Address mask, std::int64_t hidden_dim, Address hidden,
                                 Address weight, Address bias, Address log_prob) {
@@ -79,7 +79,7 @@ LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
 constexpr std::int64_t LINEAR_ROW_COST = 16;
 
 void linear_log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                               std::int64_t num_features, const std::string& law, DataType x_type,
+                               std::int64_t num_features, std::string_view law, DataType x_type,
                                ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                Address mask, std::int64_t hidden_dim, Address hidden,
                                Address weight, Address bias, Address log_prob) {
@@ -92,7 +92,7 @@ void linear_log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64
 }
 
 void linear_log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                               std::int64_t num_features, const std::string& law, DataType x_type,
+                               std::int64_t num_features, std::string_view law, DataType x_type,
                                ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                Address mask, std::int64_t hidden_dim, Address hidden,
                                Address weight, Address bias, Address log_prob, Address grad,
