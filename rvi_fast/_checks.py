@@ -64,6 +64,13 @@ def check_non_negative(name: str, value: Any) -> float:
     return number
 
 
+def check_between(name: str, value: Any, least: float, most: float) -> float:
+    number = _number(name, value)
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
+    return number
+
+
 def _number(name: str, value: Any) -> float:
     """Python's numbers and NumPy's, as a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

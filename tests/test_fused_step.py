@@ -11,6 +11,7 @@ from torch import nn
 import rvi_fast
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step as six
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import fused_step
@@ -41,7 +42,7 @@ def data(law="gaussian", masked=False, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(N, D, dtype=dtype, generator=generator)
     mask = torch.rand(N, D, generator=generator) < 0.6 if masked else None
-    return Inputs(x.round() if law == "bernoulli" else x, mask)
+    return Inputs(x if LAWS[law].scaled else x.round(), mask)
 
 
 def batch(number):
@@ -89,7 +90,7 @@ def assert_same_steps(made, other, inputs, steps=7):
     assert made[1].num_steps == other[1].num_steps == steps
 
 
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_six_launches_are_the_step_of_any_model(law, masked):
     assert_same_steps(make(law), make(law), data(law, masked))
@@ -122,6 +123,22 @@ def test_layers_without_bias_are_stepped():
         rows = rvi_fast.optim.RowAdam(model.posterior, lr=3e-2, weight_decay=0.1)
         others = [p for n, p in model.named_parameters() if n != "posterior.rows"]
         made.append((model, rows, shared_adam([{"params": others, "lr": 1e-2}])))
+    assert_same_steps(*made, data())
+
+
+def test_weight_decay_of_a_group_is_stepped():
+    made = []
+    for _ in range(2):
+        model, *_ = make()
+        rows = rvi_fast.optim.RowAdam(model.posterior, lr=3e-2)
+        weights = [p for p in model.decoder.parameters() if p.dim() == 2]
+        others = [p for n, p in model.named_parameters() if n != "posterior.rows" and p.dim() < 2]
+        groups = [
+            {"params": [model.posterior.relays], "lr": 2e-2},
+            {"params": weights, "lr": 1e-2, "weight_decay": 3.0},
+            {"params": others, "lr": 1e-2},
+        ]
+        made.append((model, rows, shared_adam(groups)))
     assert_same_steps(*made, data())
 
 
@@ -299,7 +316,7 @@ FITTING = {
     "a group of 1024": {"groups": (1024,)},
     "no group": {"groups": ()},
     "clusters": {"form": "cluster"},
-    "zeros and ones": {"likelihood": "bernoulli"},
+    **{f"the {law} law": {"likelihood": law} for law in LAWS if law != "gaussian"},
 }
 NOT_FITTING = {
     "129 latents": {"latent_dim": 129},
@@ -343,11 +360,19 @@ def test_what_is_too_large_or_another_model_is_not(options):
     assert not fitting(data(dtype=torch.float32), **options)
 
 
+def around(decoder):
+    """The decoder with its last layer's weights for latents as well."""
+    return nn.Sequential(
+        rvi_fast.models.Skip(decoder[:-1]), nn.Linear(decoder[-1].in_features + T, D)
+    )
+
+
 CHANGES = {
     "float64": nn.Module.double,
     "a hook": lambda model: model.decoder.register_forward_hook(lambda *_: None),
     "relays at rest": lambda model: model.posterior.relays.requires_grad_(False),
     "a layer at rest": lambda model: model.decoder[0].requires_grad_(False),
+    "a way around hidden layers": lambda model: setattr(model, "decoder", around(model.decoder)),
     "another activation": lambda model: model.decoder.__setitem__(1, nn.Tanh()),
     "rows of a larger table": lambda model: setattr(model.posterior, "first_row", 7),
     "rows in any order": lambda model: setattr(

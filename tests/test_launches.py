@@ -23,10 +23,11 @@ from triton.runtime.jit import JITFunction
 
 import rvi_fast
 from rvi_fast import kernels
-from rvi_fast.likelihoods import base
+from rvi_fast.likelihoods import fused
 from rvi_fast.optim import row_adam
 from rvi_fast.optim import shared_adam as shared
 from rvi_fast.posteriors import relay
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
@@ -83,7 +84,7 @@ def serve_without_memory(monkeypatch):
 
     names = [name for name in kernels.__all__ if name not in ("row_error", "compiling")]
     ops = SimpleNamespace(**{name: served(name) for name in names})
-    for module in (relay, row_adam, shared, base):
+    for module in (relay, row_adam, shared, fused):
         monkeypatch.setattr(module, "ops", ops)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which no mode has there
     kernels.row_error(META)
@@ -118,7 +119,7 @@ def test_the_step_of_any_model_is_41_launches_and_one_for_a_mask(monkeypatch, ki
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
     made, inputs = standard(law), data(kind)
     step = make_step(*made)
@@ -133,7 +134,7 @@ def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("batch", [B, 4096])
 def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batch):
     made, inputs = standard(law), data(kind)
@@ -218,3 +219,16 @@ def test_beside_its_six_launches_an_epoch_copies_row_numbers_once_in_64_steps(mo
     beside = [name for name in names if name not in LAUNCHES]
     assert len(names) - len(beside) == 6 * 2 * STEPS
     assert beside == ["cat"] * 3
+
+
+@pytest.mark.parametrize("batch", [B, 4096])
+def test_the_estimate_of_memory_has_room_for_the_pieces_of_the_gradient(batch):
+    step = FusedStep(
+        make_step(*standard()), data("numbers"), batch, launches_on(torch.device("cuda"))
+    )
+    on_a_gpu, elsewhere = (
+        rvi_fast.estimate_memory(N, D, batch_size=batch, device=device).step
+        for device in ("cuda", "cpu")
+    )
+    # parameters begin at multiples of 32
+    assert 0.99 * step._grads.nbytes < on_a_gpu - elsewhere <= step._grads.nbytes

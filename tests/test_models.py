@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from rvi_fast import GaussianLikelihood, RelayPosterior, fit, impute, infer, models
+from rvi_fast import (
+    GaussianLikelihood,
+    RelayPosterior,
+    fit,
+    impute,
+    infer,
+    likelihoods,
+    models,
+)
 from rvi_fast.models import latent
 from rvi_fast.optim import RowAdam
 from rvi_fast.reference import normal_noise
@@ -121,6 +129,29 @@ def test_config_builds_the_same_model_again():
         assert torch.equal(again(index, x, seed=1).loss, model(index, x, seed=1).loss)
 
 
+def test_a_config_says_where_rows_and_scale_have_started():
+    options = {"initial_log_std": -1.0, "initial_scale": 0.25}
+    made = make_model(**options)
+    assert made.config == make_model().config | options
+    assert made.posterior.std().unique().item() == pytest.approx(math.exp(-1.0))
+    again = models.build(made.config)
+    assert again.posterior.initial_log_std == -1.0
+    assert again.likelihood.scale.item() == pytest.approx(0.25)
+    assert models.vae(N, D, initial_scale=0.5).likelihood.scale.item() == pytest.approx(0.5)
+    assert models.vad(N, D, initial_log_std=-3).posterior.initial_log_std == -3.0
+
+
+def test_a_scale_starts_in_every_column_that_has_one():
+    law = ["gaussian", "bernoulli", "student_t", "gaussian"]
+    mixed = models.rvi(N, 4, likelihood=law, initial_scale=0.5).likelihood
+    scales = [part.scale.tolist() for part in mixed.parts if hasattr(part, "scale")]
+    assert scales == [[0.5, 0.5], [0.5]]
+    own = likelihoods.Gaussian(4, scale="feature", initial_scale=0.125)
+    assert models.vad(N, 4, likelihood=own).likelihood.scale.tolist() == [0.125] * 4
+    fixed = likelihoods.StudentT(4, scale="fixed")
+    assert models.vad(N, 4, likelihood=fixed, initial_scale=2.0).likelihood.scale.item() == 2.0
+
+
 def test_compiled_model_equals_eager_at_every_batch_size():
     model = make_model(dtype=torch.float32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -200,6 +231,12 @@ def test_batch_without_rows_works_through_the_whole_model():
         (lambda: models.rvi(N, D, top=0.0), ValueError, r"top: .*got 0\.0"),
         (lambda: models.rvi(N, D, form="tree"), ValueError, "form: .*got 'tree'"),
         (lambda: models.build({"builder": "gan"}), ValueError, "builder: expected one of rvi, vad"),
+        (
+            lambda: models.rvi(N, D, likelihood="bernoulli", initial_scale=0.5),
+            ValueError,
+            "initial_scale: expected 1 for a Bernoulli, which has no scale, got 0.5",
+        ),
+        (lambda: models.vae(N, D, initial_scale=0.0), ValueError, "initial_scale: .* > 0, got 0.0"),
         (lambda: models.build({}), ValueError, "builder: expected one of rvi, vad.*, got None"),
     ],
 )

@@ -162,6 +162,23 @@ def test_fresh_parameters_follow_the_documented_law():
     assert posterior.relays.std() == pytest.approx(1.0, rel=0.3)
 
 
+def test_log_standard_deviations_start_where_they_are_told_and_move_no_other_draw():
+    made = [
+        RelayPosterior(9, 5, groups=(6,), generator=torch.Generator().manual_seed(0), **options)
+        for options in ({}, {"initial_log_std": -1})
+    ]
+    usual, wide = [posterior.requires_grad_(False) for posterior in made]
+    assert torch.equal(wide.std(), torch.full((9, 5), -1.0).exp())
+    assert torch.equal(wide.mean(), usual.mean())
+    assert torch.equal(wide.relays, usual.relays)
+    for later in (wide.for_new_data(3), copy.deepcopy(wide), wide.over(wide.rows)):
+        later.reset_parameters()
+        assert torch.equal(later.std()[0], wide.std()[0])
+    wide.initial_log_std = -3.0
+    assert wide.reset_parameters() is None
+    assert torch.equal(wide.std(), torch.full((9, 5), -3.0).exp())
+
+
 def test_gradient_is_sparse_on_request_and_padding_gets_none():
     for sparse in (True, False):
         posterior = make_posterior(sparse=sparse)
@@ -278,6 +295,16 @@ def test_text_names_what_a_reader_wants_to_know():
         (lambda p: RelayPosterior(0, 3), ValueError, "num_data: expected an integer >= 1, got 0"),
         (lambda p: RelayPosterior(2.5, 3), ValueError, "num_data: .*, got 2.5"),
         (lambda p: RelayPosterior(9, 0), ValueError, "latent_dim: expected an integer >= 1, got 0"),
+        (
+            lambda p: RelayPosterior(9, 3, initial_log_std=31),
+            ValueError,
+            "initial_log_std: expected a number from -30 to 30, got 31",
+        ),
+        (
+            lambda p: RelayPosterior(9, 3, initial_log_std="-1"),
+            TypeError,
+            "initial_log_std: .*'-1'",
+        ),
         (lambda p: RelayPosterior(9, 3, groups=None), TypeError, "groups: expected"),
         (lambda p: RelayPosterior(9, 3, dtype=torch.int64), (TypeError, RuntimeError), "floating"),
         (lambda p: p(torch.tensor([10])), IndexError, "index: .* from 0 to 9, got 10"),

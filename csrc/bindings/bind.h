@@ -178,6 +178,8 @@ struct Bound<F> {
       error.restore();
     } catch (const py::builtin_exception& error) {
       error.set_error();
+    } catch (const std::invalid_argument& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
     } catch (const std::bad_alloc&) {
       PyErr_NoMemory();
     } catch (const std::exception& error) {

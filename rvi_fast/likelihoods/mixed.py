@@ -12,14 +12,6 @@ from torch import Tensor, nn
 from .base import LAWS, Likelihood, observed_of, view
 from .named import described, is_named, make
 
-# columns of one table differ, so that what a law learns of a feature is learned of each
-_EACH: dict[str, dict[str, Any]] = {
-    "gaussian": {"scale": "feature"},
-    "student_t": {"scale": "feature", "df": "feature"},
-    "negative_binomial": {"dispersion": "feature"},
-}
-
-
 # tensors [batch, outputs] of a step: outputs, x and mask by law, and gradients on the way back
 _GATHERED = 3.0
 
@@ -88,6 +80,11 @@ class Mixed(Likelihood, law="mixed"):
         self.columns = [_written(spec) for spec in columns]
 
     _back: Tensor
+
+    @property
+    def columns_of_parts(self) -> list[list[int]]:
+        """The columns of each of `parts`."""
+        return self._columns
 
     @property
     def num_outputs(self) -> int:
@@ -311,7 +308,8 @@ def _part(kind: Any, specs: list[Any]) -> Likelihood:
     elif is_named(specs[0]):
         made = LAWS[kind](len(specs), [spec[1] for spec in specs])  # type: ignore[call-arg]
     else:
-        made = LAWS[kind](len(specs), **_EACH.get(kind, {}))
+        # columns of one table differ, so that what a law learns of a feature is learned of each
+        made = LAWS[kind](len(specs), **LAWS[kind].of_each_column)
     return made
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import view
+from .. import _checks
+from .base import Likelihood, view
 
 
 def learned(
@@ -32,6 +33,24 @@ def learned(
         module.register_buffer(name, tensor)
     else:
         module.register_parameter(name, nn.Parameter(tensor))
+
+
+@torch.no_grad()
+def set_scale(law: nn.Module, scale: float) -> None:
+    """Sets the scale to a number, in every part of a law that has one and in every column.
+
+    Raises:
+        ValueError, TypeError: no part has one, or the number is none that a scale can be.
+    """
+    logarithm = math.log(_checks.check_positive_float("initial_scale", scale))
+    parts: list[Any] = [part for part in law.modules() if isinstance(part, Likelihood)]
+    scales = [part.log_scale for part in parts if hasattr(part, "log_scale")]
+    if not scales:
+        raise ValueError(
+            f"initial_scale: expected 1 for a {type(law).__name__}, which has no scale, got {scale!r}"
+        )
+    for log_scale in scales:
+        log_scale.fill_(logarithm)
 
 
 def with_wider_scale(law: Any, factor: float) -> Any:

@@ -53,8 +53,9 @@ class RelayPosterior(OwnedRows):
             not given, so that `torch.manual_seed` holds. Nothing is drawn on the device "meta". Where
             `storage` is a directory that holds the rows already, a generator that stands where it
             stood when they were drawn is moved to where it stood afterwards; torch's own is not
-            set, so that as many numbers are drawn from it and thrown away, which takes as long as
-            filling the rows.
+            set, so that as many numbers are drawn from it and thrown away, as slowly as rows are filled.
+        initial_log_std: where r starts. From -1 rows learn less of their data than from -2: better to
+            fill in rows of which little is observed, worse for others.
 
     Attributes:
         num_data: rows held here.
@@ -102,6 +103,7 @@ class RelayPosterior(OwnedRows):
         storage: StrPath = "device",
         shard: range | None = None,
         generator: torch.Generator | None = None,
+        initial_log_std: float = -2.0,
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
@@ -123,7 +125,7 @@ class RelayPosterior(OwnedRows):
         )
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
-        self._make_rows(open_tables(storage, device), generator)
+        self._make_rows(open_tables(storage, device), generator, initial_log_std)
 
     @property
     def latent_dim(self) -> int:
@@ -132,7 +134,7 @@ class RelayPosterior(OwnedRows):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to -2.
+        """Draws a and e from N(0, 0.01^2) and R from N(0, 1); sets r to `initial_log_std`.
 
         Args:
             generator: what they are drawn from, torch's default generator if not given.
@@ -324,6 +326,7 @@ class RelayPosterior(OwnedRows):
         )
         if self.staged:  # there as here
             posterior.tables = HostTables()
+        posterior.initial_log_std = self.initial_log_std
         posterior._draw_rows(generator)
         return posterior
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, reference
 from .._devices import beside, device_row
 from ..files import StrPath
 from ..layout import FORMS, RowLayout
@@ -44,6 +44,7 @@ class OwnedRows(Posterior):
         rows: parameter [N, W], the packed rows.
         relays: parameter [K, T].
         layout: which numbers of a row are what.
+        initial_log_std: what the log standard deviations of rows that are drawn start at.
         tables: where the rows lie.
         row_numbers: int64 [N] or None: numbers of rows that lie in any order.
     """
@@ -55,10 +56,18 @@ class OwnedRows(Posterior):
     tables: Tables
     sparse: bool
     row_numbers: Tensor | None = None
+    # of the class: posteriors that were pickled before it was an argument have none of their own
+    initial_log_std: float = -2.0
     _row_optimizer: _RowOptimizer | None
 
-    def _make_rows(self, tables: Tables, generator: torch.Generator | None) -> None:
+    def _make_rows(
+        self, tables: Tables, generator: torch.Generator | None, initial_log_std: float
+    ) -> None:
         """Makes the rows in these tables and draws them and the relays, or opens rows that are there."""
+        limit = reference.LOG_STD_LIMIT
+        self.initial_log_std = _checks.check_between(
+            "initial_log_std", initial_log_std, -limit, limit
+        )
         self.tables = tables
         shape, like = (self.num_data, self.layout.width), self.relays
         place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
@@ -110,7 +119,7 @@ class OwnedRows(Posterior):
             part.zero_()
             for columns in (*self.layout.group_slices, self.layout.deviation_slice):
                 draw_normal(part[:, columns], 0.01, generator)
-            part[:, self.layout.log_std_slice].fill_(-2.0)
+            part[:, self.layout.log_std_slice].fill_(self.initial_log_std)
             begin, finish = max(start, first), min(stop, end)
             if keep and begin < finish:
                 if not inside:

@@ -10,6 +10,7 @@ import rvi_fast
 from rvi_fast import kernels, testing
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
@@ -22,7 +23,7 @@ MODELS = {
     "standard": {},
     "clusters": {"form": "cluster"},
     "no group": {"groups": ()},
-    "zeros and ones": {"likelihood": "bernoulli"},
+    **{f"the {law} law": {"likelihood": law} for law in LAWS if law != "gaussian"},
     "no hidden layer": {"hidden": ()},
     "three hidden layers": {"hidden": (20, 33, 16)},
 }
@@ -31,7 +32,7 @@ MODELS = {
 def data(kind, law):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(N, D, generator=generator)
-    if law == "bernoulli":
+    if not LAWS[law].scaled:
         x = x.round()
     if kind == "pixels":
         return Inputs((255 * x).to(torch.uint8), torch.rand(N, D, generator=generator) < 0.6)
@@ -74,7 +75,7 @@ def trained(launches, inputs, dtype, options, moment_dtype=None):
 
 
 def assert_as_accurate_as_plain_torch(kind, options):
-    inputs = data(kind, options.get("likelihood"))
+    inputs = data(kind, options.get("likelihood", "gaussian"))
     got = trained(kernels, inputs, torch.float32, options)
     yardstick = trained(fused_step, inputs, torch.float32, options)
     exact = trained(fused_step, inputs, torch.float64, options)
@@ -119,6 +120,6 @@ def test_three_steps_are_those_of_plain_torch(options):
     assert_as_accurate_as_plain_torch("numbers", options)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 def test_masked_pixels_are_stepped_as_in_plain_torch(law):
     assert_as_accurate_as_plain_torch("pixels", {"likelihood": law})
