@@ -91,9 +91,13 @@ def rehearsing() -> bool:
     return _REHEARSING.get()
 
 
+class Unrehearsed(RuntimeError):
+    """An op that no kernel serves: it would run."""
+
+
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Within it kernels that this thread launches do not run."""
+    """Within it kernels that this thread launches do not run, and other ops raise `Unrehearsed`."""
     before = _REHEARSING.set(True)
     try:
         yield

@@ -20,12 +20,16 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import rvi_fast
-from rvi_fast import kernels
+from rvi_fast import kernels, testing
 from rvi_fast._devices import rehearsal, rehearsing
+from rvi_fast.ops import table
+from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import compilation
 from rvi_fast.training.loop.capture import BatchStep
 from rvi_fast.training.loop.fused_step import FusedStep
-from rvi_fast.training.loop.step import make_step
+from rvi_fast.training.loop.inference_step import inference_step
+from rvi_fast.training.loop.step import decoder_step, make_step
 
 # numbers of devices that nothing was compiled for in this process
 DEVICES = itertools.count(10_000)
@@ -54,7 +58,7 @@ def device(request, monkeypatch):
     driver.set_active(before)
 
 
-def launched(step, index):
+def launched(step, index, kind=B):
     """Names of what the step launches, and whether that was compiled for the device before."""
     found, run = [], JITFunction.run
 
@@ -67,7 +71,7 @@ def launched(step, index):
 
     JITFunction.run = look
     try:
-        step.launch(index, B)
+        step.launch(index, kind)
     finally:
         JITFunction.run = run
     return found
@@ -83,7 +87,7 @@ def test_a_step_finds_all_that_it_launches_compiled(device, kind):
         else BatchStep(step, inputs, META, torch.float32)
     )
     index = torch.empty(B, device=META, dtype=torch.int64)
-    compilation.compile_kernels(bound, B, progress=False)
+    compilation.compile_kernels(bound, B, [B], progress=False)
     # the host counts none of it
     assert made[1].num_steps == 0
     assert not rehearsing()
@@ -111,7 +115,7 @@ def test_kernels_are_compiled_by_threads_side_by_side(device, monkeypatch):
     # as many as a machine with few processors has threads for
     init = ThreadPoolExecutor.__init__
     monkeypatch.setattr(ThreadPoolExecutor, "__init__", lambda self: init(self, 8))
-    compilation.compile_kernels(bound, B, progress=False)
+    compilation.compile_kernels(bound, B, [B], progress=False)
     assert len({*at_work}) == 6
 
 
@@ -127,9 +131,49 @@ def test_what_could_change_anything_is_not_rehearsed(device):
     for step in steps:
         bound = BatchStep(step, data("numbers"), META, torch.float32)
         assert not bound.changes_by_kernels_alone
-        compilation.compile_kernels(bound, B, progress=True)
+        compilation.compile_kernels(bound, B, [B], progress=True)
     slots = FusedStep(make_step(*made), data("numbers"), B, kernels, lambda rows: rows)
     assert not slots.changes_by_kernels_alone
+
+
+def test_an_inference_finds_all_that_it_launches_compiled(device):
+    model = standard()[0]
+    posterior = rvi_fast.RelayPosterior(B, 64, groups=(25, 50, 100)).to(META)
+    rows = rvi_fast.optim.RowAdam(posterior, mode="row")
+    keys, x = torch.empty(B, device=META, dtype=torch.int64), torch.empty((B, 784), device=META)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        decoder = decoder_step(model, learn=False)
+        step = inference_step(posterior, rows, decoder, (x, None), keys)
+        assert rows.num_steps == 0
+        for kind in (0, 1):
+            assert all(compiled for _, compiled in launched(step, keys, kind))
+    assert rows.num_steps == 2
+
+
+def test_what_no_kernel_serves_does_not_run_in_a_rehearsal(monkeypatch):
+    monkeypatch.setattr(table, "_kernel", lambda *_: lambda *_: NotImplemented)
+    serving = SimpleNamespace(compiling=nullrehearsal)
+    monkeypatch.setattr(compilation, "implementation", lambda _: serving)
+    model = rvi_fast.models.rvi(20, 4, latent_dim=3, groups=(4,), hidden=(5,))
+    rows = rvi_fast.optim.RowAdam(model.posterior)
+    others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+    step = make_step(model, rows, shared_adam([{"params": others, "lr": 0.1}]))
+    bound = BatchStep(step, Inputs(torch.rand(20, 4), None), torch.device("cpu"), torch.float32)
+    assert bound.changes_by_kernels_alone
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compilation.compile_kernels(bound, 7, [7], progress=True)
+    testing.assert_bit_equal(model.state_dict(), before)
+    assert rows.num_steps == 0
+    bound(torch.arange(7), 7)
+    assert rows.num_steps == 1
+
+
+@contextmanager
+def nullrehearsal():
+    with rehearsal():
+        yield []
 
 
 def futures(seconds):

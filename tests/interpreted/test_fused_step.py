@@ -1,5 +1,8 @@
 """Three training steps of six kernels, against the same steps in plain torch."""
 
+from contextlib import nullcontext
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from rvi_fast import kernels, testing
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step
 from rvi_fast.reference.laws import LAWS
+from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, FusedStep, fits
@@ -78,6 +82,33 @@ def assert_as_accurate_as_plain_torch(kind, options):
     assert got.keys() == exact.keys()
     for name, value in got.items():
         testing.compare.assert_as_accurate(name, value, exact[name], yardstick[name])
+
+
+class Rows:
+    """A source of the host."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return N
+
+    def read(self, rows):
+        return self.inputs.batch(torch.from_numpy(rows))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "pixels"])
+def test_batches_that_the_host_reads_are_stepped_as_tables_of_the_device(monkeypatch, kind):
+    for name in ("Stream", "current_stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    monkeypatch.setattr(feed, "lands_on", lambda _: True)
+    held = data(kind, "gaussian")
+    landing = feed.HostInputs(Rows(held), torch.device("cpu"), torch.float32)
+    landing.reserve(B)
+    expected = trained(kernels, held, torch.float32, {})
+    testing.assert_bit_equal(trained(kernels, landing, torch.float32, {}), expected)
 
 
 def test_the_kernels_have_all_that_a_step_launches():

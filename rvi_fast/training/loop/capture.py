@@ -90,7 +90,8 @@ def bound_step(
     inputs.reserve(batch_size)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
-    compile_kernels(bound, batch_size, progress=settings.progress and ranks.leads)
+    told = settings.progress and ranks.leads
+    compile_kernels(bound, batch_size, [batch_size], progress=told)
     captured = settings.capture and ranks.alone and inputs.tables is not None
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, as_completed, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ..._devices import Unrehearsed
 from ...ops.table import implementation
 from .step import BoundStep
 
@@ -17,7 +18,7 @@ from .step import BoundStep
 _READ = 0.5
 
 
-def compile_kernels(step: BoundStep, size: int, *, progress: bool) -> None:
+def compile_kernels(step: BoundStep, size: int, kinds: Sequence[int], *, progress: bool) -> None:
     """Compiles what the kernels of a step need, where the package has any for its device.
 
     The step is rehearsed and not run. Where that could change anything nothing is done, and kernels are
@@ -26,6 +27,7 @@ def compile_kernels(step: BoundStep, size: int, *, progress: bool) -> None:
     Args:
         step: before its first batch.
         size: rows of a batch.
+        kinds: as `BoundStep.launch` takes them, one of each that launches kernels of its own.
         progress: say what is compiled, and how far that is; where nothing is, nothing is said.
     """
     device = step.seed.device
@@ -36,7 +38,10 @@ def compile_kernels(step: BoundStep, size: int, *, progress: bool) -> None:
     # a kernel is compiled for the device that is current
     here: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with here, compiling() as compiled:
-        step.launch(index, size)
+        # what comes after an op that has no kernel for these tensors is compiled as it is met
+        with suppress(Unrehearsed):
+            for kind in kinds:
+                step.launch(index, kind)
         if progress:
             show(compiled, _name(device))
 
