@@ -106,9 +106,12 @@ def test_the_bound_is_the_linear_models_likelihood_less_the_gap_of_independent_l
 def test_rows_that_show_everything_have_no_gap():
     full = torch.where(X.isnan(), 5.0, X)
     linear = ppca(D, latent_dim=R).fit(full)
+    # factors of one's own need not be principal axes
+    linear.weight = linear.weight @ torch.linalg.qr(torch.randn(R, R).double())[0]
     model = made(models.vad)
     start_linear(model, linear, full, standardize=False)
     mean, covariance = linear.posterior(full)
+    assert (covariance[0] - covariance[0].diagonal().diag()).abs().max() > 1e-3
     # the covariance is that of principal axes: diagonal
     turned = torch.linalg.eigvalsh(covariance[0]).sqrt()
     own = model.posterior.std()[0, :R].sort()[0]

@@ -29,7 +29,7 @@ _STEPS, _RISE = 30, 1e-4
 _SAMPLE, _LAST_STEPS = 20_000, 3
 # so many factors are tried at most, and a covariance for so many features; products N D^3 that one step
 # of it may take while candidates are compared, while the chosen one converges, and in the end
-_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 31, 1 << 34, 1 << 37
+_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 31, 1 << 33, 1 << 37
 
 Model = TypeVar("Model", Factors, Joint)
 Step = Callable[[Any, Data], tuple[Any, Tensor]]
