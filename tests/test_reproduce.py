@@ -137,7 +137,7 @@ def test_the_reduced_scale_has_the_main_figure_whole():
     runs = registry.FIGURES["fig2"].configurations(scale.of("fig2"))
     assert {(run.rows, run.epochs, run.batch_size) for run in runs} == {(10_000, 250, 256)}
     assert {run.data for run in runs} == {"mnist", "fashion-mnist"}
-    assert len(runs) == 2 * 3 * 3 * 2
+    assert len(runs) == 2 * 3 * 4 * 2
 
 
 def test_the_paper_scale_has_the_sizes_of_the_paper():

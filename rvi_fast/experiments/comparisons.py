@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .figure import Results, named
+from .recipes import RECIPES
 
 _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt}
 ROBUST = 1.2  # an error at most this many times the best one is no worse
@@ -98,7 +99,7 @@ def against(value: Value, *rivals: str, over: tuple[str, ...], **options: Any) -
             own = _by_seed(results, value, model="rvi", **fields)
             for rival in rivals:
                 other = _by_seed(results, value, model=rival, **fields)
-                names = ("RVI", rival.upper())
+                names = ("RVI", RECIPES[rival].label)
                 found += _paired(_where(over, level), names, own, other, **options)
         return found
 
@@ -136,7 +137,7 @@ def reaches(rival: str, *over: str) -> Compare:
             seeds = own.keys() & other.keys()
             needed = {seed: epochs_to(own[seed], other[seed][-1]) for seed in seeds}
             trained = {seed: float(len(other[seed])) for seed in seeds}
-            names = ("RVI", rival.upper())
+            names = ("RVI", RECIPES[rival].label)
             found += _paired(_where(over, level), names, needed, trained, unit="epochs")
         return found
 

@@ -21,11 +21,10 @@ from ..training import History, fit, infer
 from ..training.loop.seeds import stream
 from ..training.settings import Settings
 from . import latents
+from .recipes import RECIPES
 
 _SHOWN = 8  # images kept of a progression
 _CLASSIFIER = 2  # use of the seed; another one is in `data.recipe`
-# rows without relays need larger steps; an encoder takes none
-INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Experiment:
         rows: training rows drawn by the seed; None takes all. `test_rows` likewise.
         missing: rate of entries missing completely at random.
         boxes: missing boxes of 4x4 pixels per image.
-        model: "rvi", "vad" or "vae"; groups, top and form concern "rvi" alone.
+        model: a name in `recipes.RECIPES`; groups, top and form concern "rvi" alone.
         posterior_lr: learning rate of rows, relays or encoder; None is `lr`.
         infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
@@ -120,14 +119,7 @@ def run(
             raise ValueError(f"{wish}: {experiment.data} has no labels")
     model, history = trained(experiment, train, directory, checkpoint_every)
     posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
-    inferred = infer(
-        model,
-        test.x,
-        mask=test.mask,
-        steps=experiment.infer_steps,
-        lr=experiment.infer_lr or INFER_LR[experiment.model],
-        seed=experiment.seed,
-    )
+    inferred = found(experiment, model, test)
     result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
     for prefix, part, own in (("train", train, posterior), ("test", test, inferred)):
         result |= part.scores(prefix, model.reconstruct(posterior=own).numpy())
@@ -162,6 +154,7 @@ def trained(
         batch_size=experiment.batch_size,
         lr=experiment.lr,
         posterior_lr=experiment.posterior_lr,
+        kl_weight=RECIPES[experiment.model].kl_weight,
         seed=experiment.seed,
         progress=False,
         run_dir=directory,
@@ -171,11 +164,32 @@ def trained(
     return model, history
 
 
+def found(
+    experiment: Experiment,
+    model: models.LatentModel,
+    part: Part,
+    *,
+    scale_factor: float | str | None = None,
+) -> RelayPosterior:
+    """The posteriors of rows that were not trained on; the recipe says the factor if it is not given."""
+    recipe = RECIPES[experiment.model]
+    return infer(
+        model,
+        part.x,
+        mask=part.mask,
+        steps=experiment.infer_steps,
+        lr=experiment.infer_lr or recipe.infer_lr,
+        scale_factor=recipe.scale_factor if scale_factor is None else scale_factor,
+        seed=experiment.seed,
+    )
+
+
 def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel:
-    options: dict[str, Any] = {}
-    if experiment.model == "rvi":
-        options = {name: getattr(experiment, name) for name in ("groups", "top", "form")}
-    return models.BUILDERS[experiment.model](
+    recipe = RECIPES[experiment.model]
+    options = dict(recipe.options)
+    if recipe.builder == "rvi":
+        options |= {name: getattr(experiment, name) for name in ("groups", "top", "form")}
+    return models.BUILDERS[recipe.builder](
         *shape,
         latent_dim=experiment.latent_dim,
         hidden=experiment.hidden,

@@ -15,6 +15,7 @@ import numpy as np
 from ..files import write_text
 from .experiment import Experiment
 from .pictures import Panels, save_panels
+from .recipes import RECIPES
 from .scales import Scale
 
 Results = Sequence[tuple[Experiment, dict[str, Any]]]
@@ -187,6 +188,8 @@ def shown(value: Any) -> str:
 
 def named(key: str, value: Any) -> str:
     """The value of a field, with the name of the field where it needs one."""
-    if key in ("model", "data", "method"):
-        return str(value).upper() if key == "model" else str(value)
+    if key == "model":
+        return RECIPES[value].label
+    if key in ("data", "method"):
+        return str(value)
     return f"{LABELS.get(key, key)} {shown(value)}"
