@@ -155,6 +155,18 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="the encoder sees which entries are missing, vae only",
     )
+    parser.add_argument(
+        "--refine-steps",
+        type=int,
+        metavar="K",
+        help="each batch's posteriors go K steps on from what the encoder gives, vae only (default: 0)",
+    )
+    parser.add_argument(
+        "--refine-lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate of those steps (default: 0.01)",
+    )
 
 
 def _add_infer(commands: Any) -> None:

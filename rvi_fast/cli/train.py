@@ -20,7 +20,14 @@ from .runs import record_run, run_to_resume
 from .tables import Features, Source, Table, load_table, print_scores, say
 
 # options of one model alone
-_OPTIONS = {"groups": "rvi", "top": "rvi", "form": "rvi", "mask_input": "vae"}
+_OPTIONS = {
+    "groups": "rvi",
+    "top": "rvi",
+    "form": "rvi",
+    "mask_input": "vae",
+    "refine_steps": "vae",
+    "refine_lr": "vae",
+}
 
 
 def train_model(arguments: argparse.Namespace) -> int:

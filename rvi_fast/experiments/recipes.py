@@ -34,10 +34,10 @@ RECIPES = {
     # rows without relays need larger steps; an encoder takes none
     "vad": Recipe("VAD", "vad", infer_lr=0.03),
     "vae": Recipe("VAE", "vae"),
-    # Zadeh et al. 2019, "Variational Auto-Decoder": squared error without a KL divergence, and posteriors
-    # of log variance -14, which hardly move where no KL divergence draws them to 1. A scale of 1 is then
-    # a factor of the loss, which Adam does not see. `infer` has a KL divergence: under so small a scale
-    # it does not count
+    # Zadeh et al. 2019, "Variational Auto-Decoder": squared error without a KL divergence, and
+    # posteriors of log variance -14, which hardly move where no KL divergence draws them to 1. A scale
+    # of 1 is then a factor of the loss, which Adam does not see. `infer` has a KL divergence: under so
+    # small a scale it does not count
     "vad-authors": Recipe(
         "VAD of its authors",
         "vad",

@@ -133,9 +133,23 @@ def vae(
     likelihood: Any = "gaussian",
     initial_scale: float = 1.0,
     mask_input: bool = False,
+    refine_steps: int = 0,
+    refine_lr: float = EncoderPosterior.refine_lr,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
+
+    With `refine_steps` it is semi-amortised. For the rows of a batch, `fit` then
+
+    1. encodes them: means and log standard deviations lambda_0;
+    2. takes K steps lambda_k -> lambda_{k+1} of each row's own Adam (`RowAdam`, mode "row") that raise
+       its evidence lower bound, decoder and scale fixed, as `infer` does: three quarters of the steps
+       from the decoded mean, which leave the log standard deviations, the rest from samples;
+    3. draws z from lambda_K and takes the gradient of the lower bound there: that of decoder and scale
+       as it is, that of lambda_K for that of lambda_0, which goes on to the encoder.
+
+    Kim et al. 2018 take steps of gradient ascent with momentum in 2, and in 3 differentiate through
+    them, which takes Hessian-vector products; here d lambda_K / d lambda_0 counts as the identity.
 
     Args:
         num_data: N, rows of the training data.
@@ -145,6 +159,8 @@ def vae(
         likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
         initial_scale: where the scale of the likelihood starts, see `rvi`.
         mask_input: the encoder sees the mask as well, as D more inputs.
+        refine_steps: K; 0 is the VAE. `infer` takes as many if not told otherwise.
+        refine_lr: learning rate of those steps.
         generator: what all first values are drawn from, see `rvi`.
     """
     config = {
@@ -159,7 +175,17 @@ def vae(
         _checks.check_positive_int(name, size)
     inputs = num_features * (2 if mask_input else 1)
     encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
-    posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
+    posterior = EncoderPosterior(
+        encoder,
+        num_data,
+        num_features,
+        latent_dim,
+        mask_input=mask_input,
+        refine_steps=refine_steps,
+        refine_lr=refine_lr,
+    )
+    if refine_steps:
+        config |= {"refine_steps": refine_steps, "refine_lr": refine_lr}
     return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
 

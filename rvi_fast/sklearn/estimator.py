@@ -115,7 +115,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         chosen = {name: options[name] for name in names}
         model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
-            check_scale_factor(model, options["scale_factor"])
+            check_scale_factor(model, options["scale_factor"], options["steps"])
         batch_size, epochs = options["batch_size"], options["epochs"]
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch

@@ -12,12 +12,14 @@ from torch import Tensor
 from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ...posteriors.base import as_posterior
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
 from .fused_step import fused_step
+from .refined_step import RefinedStep
 from .step import BoundStep, DirectStep, draws, make_step
 
 
@@ -67,7 +69,8 @@ def bound_step(
         drawing: what the model's modules draw from.
         settings: whether to capture.
     """
-    step = make_step(place.stepped, place.rows, shared, drawing)
+    make = RefinedStep if as_posterior(model.posterior).refine_steps else make_step
+    step = make(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
     batch_size = min(settings.batch_size, ranks.num_data)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
