@@ -25,9 +25,7 @@ def make(**options):
 
 
 def run(model, **options):
-    return fit(
-        model, X, **{"epochs": 4, "batch_size": 16, "lr": 0.02, "progress": False} | options
-    )
+    return fit(model, X, **{"epochs": 4, "batch_size": 16, "lr": 0.02, "progress": False} | options)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def test_a_posterior_that_gives_no_rows_takes_no_steps():
 
     own = models.LatentModel(Fixed(), make().decoder, make().likelihood)
     assert infer(own, X_NEW).mean.shape == (17, T)
-    with pytest.raises(ValueError, match="steps: expected 0 .* got 3 and Normal"):
+    with pytest.raises(ValueError, match=r"steps: expected 0 .* got 3 and Normal"):
         infer(own, X_NEW, steps=3)
 
 
