@@ -41,6 +41,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             sets=arguments.data or (),
             data_dir=arguments.data_dir,
             jobs=arguments.jobs,
+            keep=arguments.keep,
             progress=not arguments.quiet,
         )
     except sweep.SweepError as error:

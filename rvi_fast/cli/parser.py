@@ -303,6 +303,11 @@ def _add_reproduce(commands: Any) -> None:
     )
     figures.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     figures.add_argument(
+        "--keep",
+        action="store_true",
+        help="runs whose numbers DIR/FIGURE.csv holds count as done, though DIR/runs lacks them",
+    )
+    figures.add_argument(
         "--out",
         type=Path,
         default=Path("results"),

@@ -14,6 +14,7 @@ from .comparisons import (
     classified,
     forms,
     imputed,
+    last,
     more_groups,
     reaches,
     robust,
@@ -32,7 +33,8 @@ RULE = (
     "holds (✓) if it does for every seed, fails (✗) if it does for none, and is open (~) otherwise. "
     f"A claim “{HOLDS}” if all of its comparisons do, “{FAILS}” if all fail, and holds "
     f"“{PARTLY}” in every other case; “{SO_FAR.strip()}” says that runs are missing. "
-    "Numbers are means over the seeds."
+    "Numbers are means over the seeds. Where a table keeps no more of two runs than mean and spread, "
+    "every run of one side is compared with every run of the other."
 )
 
 
@@ -109,6 +111,14 @@ CLAIMS = (
         reaches("vad", "missing"),
     ),
     Claim(
+        "RVI converges faster than VAD as its authors train it: squared error, no KL divergence, "
+        "posteriors of log variance -14",
+        "Figure 2",
+        "fig2",
+        _ENDS.format("that VAD", "that VAD"),
+        reaches("vad-authors", "missing"),
+    ),
+    Claim(
         "RVI converges faster than VAD over learning rates, decoders and missing rates",
         "Figure 1",
         "fig1",
@@ -126,8 +136,8 @@ CLAIMS = (
         "RVI ends at a lower or equal training error than VAD and VAE at every missing rate",
         "Figure 2",
         "fig2",
-        "training error of RVI after the last epoch ≤ that of VAD, of VAE",
-        against(train, "vad", "vae", over=("missing",), sign="<="),
+        "training error of RVI after the last epoch ≤ that of VAD, in both kinds, of VAE",
+        against(last, "vad", "vad-authors", "vae", over=("missing",), sign="<="),
     ),
     Claim(
         "RVI has the lowest test error at every missing rate",
@@ -198,7 +208,7 @@ CLAIMS = (
         "Figure 10",
         "fig10",
         f"training error at every ratio ≤ limit, {ROBUST:g} times that at the best ratio",
-        robust(train, "top"),
+        robust(last, "top"),
     ),
     Claim(
         "RVI is better with missing boxes too",

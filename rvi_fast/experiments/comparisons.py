@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .figure import Results, named
+from .figure import Bound, Results, named
 from .recipes import RECIPES
 
 _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt}
@@ -24,7 +24,8 @@ class Comparison:
     Args:
         where: at which setting.
         names: of the two sides.
-        ours, theirs: a number for each seed, the same seeds.
+        ours, theirs: numbers in pairs, those of a seed; where it is not known which of two numbers is
+            of which seed, every pair that there can be.
         sign: what the claim puts between them.
         unit: "" for errors and shares; "epochs" for counts, where inf is never.
     """
@@ -68,16 +69,28 @@ class Comparison:
 
 Value = Callable[[dict[str, Any]], Any]
 Compare = Callable[[Results], list[Comparison]]
+# of a run
+Key = int | Bound
 
 
-def _by_seed(results: Results, value: Value, **fields: Any) -> dict[int, Any]:
+def _by_seed(results: Results, value: Value, **fields: Any) -> dict[Key, Any]:
+    """What runs come to by their seed, or by the bound that they are where that is not known."""
     found = {}
     for experiment, result in results:
         if all(getattr(experiment, name) == wanted for name, wanted in fields.items()):
             number = value(result)
             if number is not None:
-                found[experiment.seed] = number
+                found[result.get("bound", experiment.seed)] = number
     return found
+
+
+def _pairs(ours: Iterable[Key], theirs: Iterable[Key]) -> list[tuple[Key, Key]]:
+    """The runs that are compared: those of a seed, and a bound with every run."""
+    return [
+        (own, other)
+        for own, other in itertools.product(ours, theirs)
+        if own == other or isinstance(own, Bound) or isinstance(other, Bound)
+    ]
 
 
 def _levels(results: Results, *fields: str) -> list[tuple[Any, ...]]:
@@ -109,14 +122,23 @@ def against(value: Value, *rivals: str, over: tuple[str, ...], **options: Any) -
 def _paired(
     where: str,
     names: tuple[str, str],
-    ours: dict[int, float],
-    theirs: dict[int, float],
+    ours: Mapping[Key, float],
+    theirs: Mapping[Key, float],
     **options: Any,
 ) -> list[Comparison]:
     """A comparison of the seeds that both have, or none."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    pairs = tuple(ours[seed] for seed in seeds), tuple(theirs[seed] for seed in seeds)
-    return [Comparison(where, names, *pairs, **options)] if seeds else []
+    pairs = _pairs(ours, theirs)
+    return _compared(where, names, [(ours[own], theirs[other]) for own, other in pairs], **options)
+
+
+def _compared(
+    where: str, names: tuple[str, str], pairs: Sequence[tuple[float, float]], **options: Any
+) -> list[Comparison]:
+    """A comparison of numbers in pairs, or none where there is no pair."""
+    if not pairs:
+        return []
+    ours, theirs = (tuple(numbers) for numbers in zip(*pairs, strict=True))
+    return [Comparison(where, names, ours, theirs, **options)]
 
 
 def epochs_to(curve: Sequence[float], target: float) -> float:
@@ -134,11 +156,12 @@ def reaches(rival: str, *over: str) -> Compare:
             fields = dict(zip(over, level, strict=True))
             own = _by_seed(results, lambda result: result["elastic"], model="rvi", **fields)
             other = _by_seed(results, lambda result: result["elastic"], model=rival, **fields)
-            seeds = own.keys() & other.keys()
-            needed = {seed: epochs_to(own[seed], other[seed][-1]) for seed in seeds}
-            trained = {seed: float(len(other[seed])) for seed in seeds}
+            pairs = [
+                (epochs_to(own[seed], other[rivals][-1]), float(len(other[rivals])))
+                for seed, rivals in _pairs(own, other)
+            ]
             names = ("RVI", RECIPES[rival].label)
-            found += _paired(_where(over, level), names, needed, trained, unit="epochs")
+            found += _compared(_where(over, level), names, pairs, unit="epochs")
         return found
 
     return compare
@@ -155,13 +178,15 @@ def classified(results: Results) -> list[Comparison]:
         _by_seed(results, lambda result: max(result["accuracy"]), model=model)
         for model in ("rvi", "vae")
     ]
-    both = own.keys() & other.keys()
-    epochs = [{s: epochs_to(curves[s], min(other[s])) for s in both} for curves in (own, other)]
+    epochs = [
+        (epochs_to(own[ours], min(other[theirs])), epochs_to(other[theirs], min(other[theirs])))
+        for ours, theirs in _pairs(own, other)
+    ]
     names = ("RVI", "VAE")
     return [
         *_paired("lowest cross-entropy", names, *least),
         *_paired("highest accuracy", names, *most, sign=">"),
-        *_paired("to the VAE's lowest cross-entropy", names, *epochs, unit="epochs"),
+        *_compared("to the VAE's lowest cross-entropy", names, epochs, unit="epochs"),
     ]
 
 
@@ -216,16 +241,18 @@ def more_groups(results: Results) -> list[Comparison]:
 
 def forms(results: Results) -> list[Comparison]:
     """Linear relays against clusters."""
-    linear, cluster = (
-        _by_seed(results, lambda result: result["train_observed"], form=form)
-        for form in ("linear", "cluster")
-    )
+    linear, cluster = (_by_seed(results, last, form=form) for form in ("linear", "cluster"))
     return _paired("training error", ("linear", "cluster"), linear, cluster)
 
 
 def train(result: dict[str, Any]) -> float:
     """Final error over observed training entries."""
     return result["train_observed"]
+
+
+def last(result: dict[str, Any]) -> float:
+    """The same by the curve: the error after the last epoch."""
+    return result["elastic"][-1]
 
 
 def test(result: dict[str, Any]) -> float:
