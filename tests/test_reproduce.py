@@ -22,6 +22,7 @@ NAMES = [
     "interpolation",
     "latent",
     "map",
+    "outliers",
 ]
 TINY = replace(
     scales.SCALES["quick"],

@@ -245,6 +245,46 @@ def forms(results: Results) -> list[Comparison]:
     return _paired("training error", ("linear", "cluster"), linear, cluster)
 
 
+def same_recipe(quantity: str) -> Compare:
+    """RVI against VAD with the same units and the same start of the standard deviations."""
+
+    def compare(results: Results) -> list[Comparison]:
+        found = []
+        for units, missing in _levels(results, "units", "missing"):
+            for more in ("", ", log std -1"):
+                names = (f"RVI{more}", f"VAD{more}")
+                errors = [
+                    _by_seed(results, _entry(quantity), method=name, units=units, missing=missing)
+                    for name in names
+                ]
+                where = f"{_where(['missing'], [missing])}, {units} units"
+                found += _paired(where, names, *errors, sign="<=")
+        return found
+
+    return compare
+
+
+def beside_simple_ones(quantity: str) -> Compare:
+    """RVI against imputers that learn no latents, in the same units."""
+
+    def compare(results: Results) -> list[Comparison]:
+        found = []
+        for units, missing in _levels(results, "units", "missing"):
+            own = _by_seed(results, _entry(quantity), method="RVI", units=units, missing=missing)
+            for rival in ("all zeros", "conditional Gaussian"):
+                fields = {"method": rival, "units": units, "missing": missing}
+                other = _by_seed(results, _entry(quantity.replace("wide", "test")), **fields)
+                where = f"{_where(['missing'], [missing])}, {units} units"
+                found += _paired(where, ("RVI", rival), own, other)
+        return found
+
+    return compare
+
+
+def _entry(quantity: str) -> Value:
+    return lambda result: result[quantity]
+
+
 def train(result: dict[str, Any]) -> float:
     """Final error over observed training entries."""
     return result["train_observed"]

@@ -43,6 +43,7 @@ class Experiment:
         progression: keep images and scores of reconstructions from the first groups only.
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
+        initial_log_std: where rows' log standard deviations start, unless the recipe says it.
 
     Further fields need a default, and count towards the name of a run where they differ from it: see
     `sweep.directory_of`.
@@ -78,6 +79,7 @@ class Experiment:
     progression: bool = False
     latents: bool = False
     seed: int = 0
+    initial_log_std: float = RelayPosterior.initial_log_std
 
     def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
         """Trains and scores, see `run`; a figure of other runs has a class with another `result`."""
@@ -187,6 +189,8 @@ def found(
 def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel:
     recipe = RECIPES[experiment.model]
     options = dict(recipe.options)
+    if recipe.builder != "vae":
+        options = {"initial_log_std": experiment.initial_log_std} | options
     if recipe.builder == "rvi":
         options |= {name: getattr(experiment, name) for name in ("groups", "top", "form")}
     return models.BUILDERS[recipe.builder](

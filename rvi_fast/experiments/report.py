@@ -31,6 +31,22 @@ from .registry import FIGURES
 from .scales import SCALES
 from .sweep import directory_of, read_result
 
+_BASELINES = (
+    Paragraph(
+        "VAD is here twice: with the law, the KL divergence and the learned scale that all models here "
+        "share, and as its authors train it (Zadeh et al. 2019), with squared error alone and "
+        "posteriors that start, and without a KL divergence all but stay, at log variance -14."
+    ),
+    Paragraph(
+        "Section 2 of the paper names further approaches. The semi-amortised VAE (Kim et al. 2018) is "
+        "models.vae(refine_steps=), and infer(model, x, steps=) for a VAE that was trained without; no "
+        "figure has it. Ladder VAEs (Sønderby et al. 2016) and hierarchical models (Ranganath et al. "
+        "2016) are left out: several layers of latents with learned priors between them are another "
+        "generative model, while everything here differs in how the posterior of one layer under a "
+        "standard normal prior is found, so that a difference would not say which of the two it comes "
+        "from; and neither rows nor ops of this package have a place for more layers."
+    ),
+)
 _MARKS = {True: "✓", False: "✗", None: "~"}
 _MOST_COLUMNS = 10
 _MOST_LINES = 6  # of numbers in a row of the claims
@@ -170,6 +186,7 @@ def compose(found: Sequence[Found], results: Path, scale: str) -> list[Block]:
             cards=True,
         ),
     ]
+    blocks += [Heading("What is compared with, and what is not", "baselines", 3), *_BASELINES]
     for each in made:
         blocks += _section(each, results, scale)
     if absent:
