@@ -35,14 +35,17 @@ RECIPES = {
     "vad": Recipe("VAD", "vad", infer_lr=0.03),
     "vae": Recipe("VAE", "vae"),
     # Zadeh et al. 2019, "Variational Auto-Decoder": squared error without a KL divergence, and
-    # posteriors of log variance -14, which hardly move where no KL divergence draws them to 1. A scale
-    # of 1 is then a factor of the loss, which Adam does not see. `infer` has a KL divergence: under so
-    # small a scale it does not count
+    # posteriors of log variance -14. A scale of 1 is then a factor of the loss, which Adam does not
+    # see. `infer` has a KL divergence: under so small a scale it does not count
     "vad-authors": Recipe(
         "VAD of its authors",
         "vad",
         MappingProxyType(
-            {"likelihood": {"law": "gaussian", "scale": "fixed"}, "initial_log_std": -7.0}
+            {
+                "likelihood": {"law": "gaussian", "scale": "fixed"},
+                "initial_log_std": -7.0,
+                "learn_std": False,
+            }
         ),
         kl_weight=0.0,
         infer_lr=0.03,

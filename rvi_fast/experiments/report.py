@@ -34,8 +34,8 @@ from .sweep import directory_of, read_result
 _BASELINES = (
     Paragraph(
         "VAD is here twice: with the law, the KL divergence and the learned scale that all models here "
-        "share, and as its authors train it (Zadeh et al. 2019), with squared error alone and "
-        "posteriors that start, and without a KL divergence all but stay, at log variance -14."
+        "share, and as its authors train it (Zadeh et al. 2019), with squared error alone, no KL "
+        "divergence, and posteriors of log variance -14, which is not learned."
     ),
     Paragraph(
         "Section 2 of the paper names further approaches. The semi-amortised VAE (Kim et al. 2018) is "

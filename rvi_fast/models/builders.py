@@ -34,6 +34,7 @@ def rvi(
     form: str = "linear",
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
+    learn_std: bool = True,
     initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
@@ -53,6 +54,7 @@ def rvi(
             "negative_binomial", ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
         initial_log_std: what each row's log standard deviations start at, see `RelayPosterior`.
+        learn_std: false holds them there.
         initial_scale: where the scale of the likelihood starts, in the units of the model (of
             standardised data, and of pixels in [0, 1]), in every column that has one. 1 leaves the law
             as it is: those that are given by name start at 1.
@@ -74,7 +76,7 @@ def rvi(
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
-        **_stored(storage, initial_log_std),
+        **_stored(storage, initial_log_std, learn_std),
     }
     posterior = RelayPosterior(
         num_data,
@@ -86,6 +88,7 @@ def rvi(
         shard=shard,
         generator=generator,
         initial_log_std=initial_log_std,
+        learn_std=learn_std,
     )
     return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
@@ -98,6 +101,7 @@ def vad(
     hidden: Sequence[int] = (64, 64),
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
+    learn_std: bool = True,
     initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
@@ -110,7 +114,7 @@ def vad(
         "num_features": num_features,
         "latent_dim": latent_dim,
         "hidden": list(hidden),
-        **_stored(storage, initial_log_std),
+        **_stored(storage, initial_log_std, learn_std),
     }
     posterior = RelayPosterior(
         num_data,
@@ -120,6 +124,7 @@ def vad(
         shard=shard,
         generator=generator,
         initial_log_std=initial_log_std,
+        learn_std=learn_std,
     )
     return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
 
@@ -201,11 +206,13 @@ def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -
     return BUILDERS[name](**arguments, generator=generator)
 
 
-def _stored(storage: StrPath, initial_log_std: float) -> dict[str, Any]:
+def _stored(storage: StrPath, initial_log_std: float, learn_std: bool) -> dict[str, Any]:
     """What `LatentModel.config` says of the rows: nothing of what is as usual."""
     found: dict[str, Any] = {} if storage == "device" else {"storage": os.fspath(storage)}
     if initial_log_std != RelayPosterior.initial_log_std:
         found["initial_log_std"] = initial_log_std
+    if not learn_std:
+        found["learn_std"] = False
     return found
 
 

@@ -58,6 +58,7 @@ class RelayPosterior(OwnedRows):
             fill in rows of which little is observed, worse for others.
 
     Attributes:
+        learn_std: false holds r where it starts: no gradient reaches it, in training and in `infer`.
         num_data: rows held here.
         table_size: rows of the whole table; more than `num_data` in a shard.
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
@@ -104,6 +105,7 @@ class RelayPosterior(OwnedRows):
         shard: range | None = None,
         generator: torch.Generator | None = None,
         initial_log_std: float = -2.0,
+        learn_std: bool = True,
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
@@ -112,6 +114,10 @@ class RelayPosterior(OwnedRows):
         self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
+        if not _checks.check_bool("learn_std", learn_std):
+            # set where it is not as usual: a resume compares the attributes of modules, and
+            # checkpoints of earlier versions know none
+            self.learn_std = False
         self._row_optimizer = None
         # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
         # for a place of every key of a state_dict
@@ -190,7 +196,7 @@ class RelayPosterior(OwnedRows):
         with as_they_are():
             rows, place = self._lent(index)
             sample = relay_sample(
-                rows,
+                rows if self.learn_std else self._held(rows),
                 self.relays,
                 place,
                 seed,
@@ -239,9 +245,27 @@ class RelayPosterior(OwnedRows):
             )
             if learn:
                 relays.grad = grad_relays
+            if not self.learn_std:
+                grad_rows[:, layout.log_std_slice] = 0.0
             return grad_rows
 
         return Drawn(z[0], kl, pullback)
+
+    def _held(self, rows: Tensor) -> Tensor:
+        """The same rows, of whose log standard deviations autograd brings back zeros."""
+        if not (rows.requires_grad and torch.is_grad_enabled()):
+            return rows
+        columns = self.layout.log_std_slice
+
+        def without(grad: Tensor) -> Tensor:
+            grad = grad.coalesce() if grad.is_sparse else grad.clone()
+            (grad.values() if grad.is_sparse else grad)[:, columns] = 0.0
+            return grad
+
+        # a view whose backward takes sparse gradients as they are
+        held = torch.ops.aten.alias(rows)
+        held.register_hook(without)
+        return held
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
@@ -327,6 +351,8 @@ class RelayPosterior(OwnedRows):
         if self.staged:  # there as here
             posterior.tables = HostTables()
         posterior.initial_log_std = self.initial_log_std
+        if not self.learn_std:
+            posterior.learn_std = False
         posterior._draw_rows(generator)
         return posterior
 

@@ -58,6 +58,7 @@ class OwnedRows(Posterior):
     row_numbers: Tensor | None = None
     # of the class: posteriors that were pickled before it was an argument have none of their own
     initial_log_std: float = -2.0
+    learn_std: bool = True
     _row_optimizer: _RowOptimizer | None
 
     def _make_rows(
