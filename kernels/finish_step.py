@@ -1,16 +1,16 @@
 """The end of a training step in one launch: Adam of what all rows share, the rows' clock, the objective.
 
 Math:
-    With g the sum of a block's pieces, in the order of the pieces, that of `adam_step` without weight
-    decay and with the learning rate of the block's group; of `row_adam_step`, what counts the clock up
+    With g the sum of a block's pieces, in the order of the pieces, that of `adam_step` with the
+    learning rate and the weight decay of the block's group; of `row_adam_step`, what counts the clock up
     and extends the history; and
         result = (kl_weight kl - log_prob, kl, log_prob), means over the batch
 
 Shapes:
     params, exp_avg, exp_avg_sq [P] float32; grads [n, P] float32; parts and group int32
-    [P / SHARED_BLOCK]; step int64 [1] or [G]; lr [G] and row_lr float64; clock [2] int64; history
-    [steps, HISTORY_COLUMNS] float64; log_prob [p, B] and kl [B] float32; kl_weight of one element;
-    result [3] float32, or [R, 3] with position int64 [1].
+    [P / SHARED_BLOCK]; step int64 [1] or [G]; lr and weight_decay [G] and row_lr float64; clock [2]
+    int64; history [steps, HISTORY_COLUMNS] float64; log_prob [p, B] and kl [B] float32; kl_weight of
+    one element; result [3] float32, or [R, 3] with position int64 [1].
 
 Saved:
     Nothing.
@@ -136,7 +136,9 @@ def _finish_step_kernel(
     position_ptr,
     num_pieces,
     batch,
+    weight_decay_ptr,
     COUNTS: tl.constexpr,
+    DECAYS: tl.constexpr,
     RING: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -177,6 +179,10 @@ def _finish_step_kernel(
         parts = tl.load(parts_ptr + columns // BLOCK, mask=valid, other=0)
         group = tl.load(group_ptr + columns // BLOCK, mask=valid, other=0)
         lr = tl.load(lr_ptr + group, mask=valid, other=0.0)
+        decay = 1.0
+        if DECAYS:
+            own = tl.load(weight_decay_ptr + group, mask=valid, other=0.0)
+            decay = (1.0 - lr * own).to(tl.float32)
         grad = _gradient(grads_ptr, columns, valid, parts, size, BLOCK, BLOCK_N, BLOCK_P)
         param, moment, square = stepped(
             tl.load(params_ptr + columns, mask=valid, other=0.0),
@@ -184,7 +190,7 @@ def _finish_step_kernel(
             tl.load(exp_avg_sq_ptr + columns, mask=valid, other=0.0),
             grad,
             lr,
-            1.0,
+            decay,
             corrections,
             beta2,
             rest1,
@@ -222,6 +228,7 @@ def finish_step(
     kl_weight: Tensor,
     result: Tensor,
     position: Tensor | None = None,
+    weight_decay: Tensor | None = None,
 ) -> None:
     """`reference.fused_step.finish_step`."""
     num_parts, size = grads.shape
@@ -258,7 +265,9 @@ def finish_step(
         position_ptr=step if position is None else position,
         num_pieces=len(log_prob),
         batch=len(kl),
+        weight_decay_ptr=lr if weight_decay is None else weight_decay,
         COUNTS=len(step),
+        DECAYS=weight_decay is not None,
         RING=0 if position is None else len(result),
         BLOCK=SHARED_BLOCK,
         BLOCK_N=block_n,

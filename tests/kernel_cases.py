@@ -84,6 +84,7 @@ LAUNCHES = {
         FinishStepCase(2219, 1, 1, 4096, 2),
         # as `fit` launches it
         FinishStepCase(2219, 16, 2, 256, 25, position=2),
+        FinishStepCase(2219, 16, 3, 256, 25, position=2, decays=True),
     ),
     testing.BackwardToRowsContract: (
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),

@@ -7,8 +7,10 @@ itself needs a CUDA build of torch, so the step shown is the one that does witho
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from common import Items
 from launches import Graph, capture_functions, stand_in_for_cuda, stand_ins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -17,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 import rvi_fast
 from rvi_fast import testing
 from rvi_fast.optim.shared_adam import shared_adam
-from rvi_fast.training.inputs.feed import Visit
-from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.inputs.feed import HostInputs, Visit
+from rvi_fast.training.inputs.prepare import Inputs, prepare
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
 from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import DirectStep, LinearChain, make_step
@@ -154,7 +156,8 @@ def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
             return torch.zeros(3)
 
     rows = SimpleNamespace(reserve=lambda _: None, before_replay=lambda: None)
-    run = Run(None, None, torch.device("cpu"), torch.float32)
+    inputs = Inputs(torch.zeros(21, D), None)
+    run = Run(None, inputs, torch.device("cpu"), torch.float32)
     step, order = CapturedStep(run, rows, 3), torch.arange(21)
     for start in (7, 14):  # odd: a view of it is aligned to 8 bytes
         assert order[start : start + 7].data_ptr() % 16 in (0, 8)
@@ -187,6 +190,81 @@ def test_a_captured_run_is_the_same_bit_for_bit(monkeypatch, optimizer, decoder)
     assert len(Graph.made) == 2
     assert runs[0][0] == runs[1][0]
     testing.assert_bit_equal(runs[1][1], runs[0][1])
+
+
+def on_the_host(kind, folder):
+    """x and mask as they are given to `fit`, and the same in memory."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(60, D, generator=generator)
+    observed = torch.rand(60, D, generator=generator) < 0.7
+    pixels = (255 * x).to(torch.uint8)
+    holed = torch.where(observed, x, torch.nan)
+
+    def mapped(table):
+        np.save(folder / f"{table.dtype}.npy", table.numpy())
+        return np.load(folder / f"{table.dtype}.npy", mmap_mode="r")
+
+    if kind == "a map":
+        return mapped(holed), None, holed, None
+    if kind == "a map and a mask":
+        return mapped(x), observed, holed, None
+    if kind == "pixels and a mapped mask":
+        return mapped(pixels), mapped(observed), pixels, observed
+    table = pixels if "pixels" in kind else holed
+    return mapped(pixels) if kind == "pixels" else Items(60, table.__getitem__), None, table, None
+
+
+HOST = ["a map", "a map and a mask", "pixels", "pixels and a mapped mask", "a Dataset"]
+HOST += ["a Dataset of pixels"]
+
+
+@pytest.mark.parametrize("kind", HOST)
+@pytest.mark.parametrize("options", [{}, {"optimizer": "lazy"}, {"block_rows": 7}])
+def test_a_captured_run_on_data_of_the_host_is_the_same_bit_for_bit(
+    monkeypatch, tmp_path, kind, options
+):
+    x, mask, held, held_mask = on_the_host(kind, tmp_path)
+    options = {"epochs": 4, "batch_size": 16, "progress": False, **options}
+    expected = make()
+    history = rvi_fast.fit(expected, held, mask=held_mask, **options)
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    model = make()
+    assert rvi_fast.fit(model, x, mask=mask, **options) == history
+    testing.assert_bit_equal(model.state_dict(), expected.state_dict())
+    # batches of 16 in two places, the last one of each epoch of 12 in one of them
+    assert len(Graph.made) == 3
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_what_goes_wrong_in_reading_is_raised_in_its_step(monkeypatch, capture):
+    def item(row):
+        return torch.full((D,), torch.inf if row == 41 and seen else 0.1 * row)
+
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    seen, loaded, load = [], [], HostInputs.load
+    monkeypatch.setattr(
+        HostInputs, "load", lambda self, index: loaded.append(index.tolist()) or load(self, index)
+    )
+    look = [lambda model, history: seen.append(history.epochs)]
+    options = {"epochs": 9, "batch_size": 16, "callbacks": look, "capture": capture}
+    words = r"expected finite numbers .* got inf at row 41, column 0"
+    with pytest.raises(ValueError, match=words):
+        rvi_fast.fit(make(), Items(60, item), progress=False, standardize=False, **options)
+    # in the second epoch, of four batches, and after all that come before it
+    assert seen == [1]
+    assert [41 in index for index in loaded[4:]] == [False] * (len(loaded) - 5) + [True]
+
+
+def test_items_of_another_kind_are_refused_by_their_row(monkeypatch):
+    def item(row):
+        return torch.zeros(D, dtype=torch.uint8 if row < 32 else torch.float32)
+
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    inputs = prepare(make(), Items(60, item))
+    inputs.reserve(2)
+    inputs.load(torch.tensor([31, 0]))
+    with pytest.raises(TypeError, match=r"expected torch.uint8, .* got torch.float32 at row 33"):
+        inputs.load(torch.tensor([33, 32]))
 
 
 @pytest.mark.parametrize("shared_noise", [False, True])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rvi_fast import cli, data
+from rvi_fast.training import load_checkpoint
 
 
 def run(*arguments: str, status: int = 0, capsys=None) -> str:
@@ -49,6 +50,16 @@ def test_train_scores_observed_and_hidden_entries(table, tmp_path, capsys, momen
     assert (tmp_path / "r" / "run.json").exists()
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 121))
+
+
+def test_train_hands_on_where_rows_scale_and_weights_are_to_go(table, tmp_path, capsys):
+    run("train", "--data", table, "--run-dir", tmp_path / "r", "--quiet", "--epochs", 1, "--latent-dim",
+        2, "--initial-log-std", -1, "--initial-scale", 0.5, "--decoder-weight-decay", 0.25,
+        capsys=capsys)  # fmt: skip
+    metadata = load_checkpoint(tmp_path / "r").metadata
+    assert metadata["config"]["initial_log_std"] == -1.0
+    assert metadata["config"]["initial_scale"] == 0.5
+    assert metadata["settings"]["decoder_weight_decay"] == 0.25
 
 
 def test_impute_fills_the_training_table_in_its_own_units(table, trained, tmp_path, capsys):
@@ -163,6 +174,20 @@ def test_the_artificial_set_needs_no_file(tmp_path, capsys):
         (("train", "--data", "digits", "--run-dir", "r", "--top", 2.5), "top: expected"),
         (("train", "--data", "digits", "--run-dir", "r", "--model", "vad", "--top", 2), "--top"),
         (("train", "--data", "digits", "--run-dir", "r", "--mask-input"), "--mask-input: expected"),
+        (
+            (
+                "train",
+                "--data",
+                "digits",
+                "--run-dir",
+                "r",
+                "--model",
+                "vae",
+                "--initial-log-std",
+                1,
+            ),
+            "--initial-log-std: expected with --model rvi or vad only",
+        ),
         (("train", "--data", "artificial", "--run-dir", "r", "--missing-boxes", 1), "boxes"),
         (("train", "--data", "mosi", "--run-dir", "r", "--data-dir", "r"), "mosi"),
         (("impute", "--run-dir", "r", "--out", "f.csv"), "run.json not found"),

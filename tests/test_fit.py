@@ -66,12 +66,15 @@ def assert_same(model, history, other, other_history):
 # one run
 
 
-def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed):
+def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed, weight_decay=0.0):
     """The same training as anyone would write it in torch, the whole table in one Adam."""
     posterior, likelihood = model.posterior, model.likelihood
     others = [*model.decoder.parameters(), *likelihood.parameters()]
-    adam = torch.optim.Adam([{"params": posterior.parameters(), "lr": posterior_lr}], lr=lr)
-    adam.add_param_group({"params": others})
+    groups = [{"params": posterior.parameters(), "lr": posterior_lr}]
+    adam = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
+    weights = [parameter for parameter in others if parameter.dim() == 2]
+    adam.add_param_group({"params": weights, "weight_decay": weight_decay})
+    adam.add_param_group({"params": [p for p in others if p.dim() < 2]})
     losses = []
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(stream(seed, ORDER, epoch))
@@ -93,17 +96,29 @@ def by_hand(model, epochs, lr, posterior_lr, kl_weight, seed):
 
 @pytest.mark.parametrize("builder", [models.rvi, models.vad])
 @pytest.mark.parametrize(
-    ("posterior_lr", "kl_weight"), [(None, 1.0), (0.05, 0.3), (0.001, lambda epoch: epoch / 4)]
+    ("posterior_lr", "kl_weight", "decay"),
+    [(None, 1.0, 0.0), (0.05, 0.3, 2.0), (0.001, lambda epoch: epoch / 4, 0.0)],
 )
-def test_fit_is_adam_on_the_whole_table(builder, posterior_lr, kl_weight):
+def test_fit_is_adam_on_the_whole_table(builder, posterior_lr, kl_weight, decay):
     model, expected = make(builder), make(builder)
     options = {"posterior_lr": posterior_lr, "kl_weight": kl_weight, "seed": 3}
-    history = run(model, standardize=False, **options)
+    history = run(model, standardize=False, decoder_weight_decay=decay, **options)
     weight = kl_weight if callable(kl_weight) else lambda _: kl_weight
-    losses = by_hand(expected, 4, 0.02, posterior_lr or 0.02, weight, 3)
+    losses = by_hand(expected, 4, 0.02, posterior_lr or 0.02, weight, 3, decay)
     assert history["loss"] == pytest.approx(losses, rel=1e-5)
     for name, tensor in expected.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_weight_matrices_of_the_decoder_shrink_where_nothing_pulls_at_them(dropout):
+    # without an observed entry the gradient of the decoder is 0
+    model, before = make(dropout=dropout), make()
+    run(model, x=torch.full((N, D), torch.nan), epochs=2, decoder_weight_decay=5.0)
+    for name, tensor in before.decoder.named_parameters():
+        kept = 0.9**8 if tensor.dim() == 2 else 1.0
+        torch.testing.assert_close(model.decoder.get_parameter(name), kept * tensor)
+    assert torch.equal(model.likelihood.log_scale, before.likelihood.log_scale)
 
 
 @pytest.mark.parametrize("optimizer", ["dense", "lazy", "row"])
@@ -342,6 +357,11 @@ def test_early_stopping_waits_for_patience_values_without_a_new_minimum(
             "optimizer: expected one of dense, lazy, row, got 'sgd'",
         ),
         ({"kl_weight": -1}, ValueError, "kl_weight: expected a finite number >= 0, got -1"),
+        (
+            {"decoder_weight_decay": 50},
+            ValueError,
+            "decoder_weight_decay: expected less than 1 / lr = 50, got 50.0",
+        ),
         ({"eval_every": -1}, ValueError, "eval_every: expected an integer >= 0, got -1"),
         ({"checkpoint_every": -1}, ValueError, "checkpoint_every: .*>= 0, got -1"),
         ({"seed": 1.5}, TypeError, "seed: .*1.5"),
@@ -418,7 +438,14 @@ SETTINGS = {
         {"dropout": 0.3},
         {"callbacks": [draw, EarlyStopping(2, min_delta=0.2)], "eval_every": 3},
     ),
-    "lazy": ({"builder": models.vad}, {"optimizer": "lazy", "posterior_lr": 0.1}),
+    "lazy": (
+        {"builder": models.vad},
+        {"optimizer": "lazy", "posterior_lr": 0.1, "decoder_weight_decay": 0.5},
+    ),
+    "closed-form": (
+        {"likelihood": ["gaussian"] * 3 + ["student_t"] * 3},
+        {"scale_update": "closed-form", "scale_annealing": (2.0, 0.5)},
+    ),
     "row": ({"dropout": 0.3}, {"optimizer": "row", "kl_weight": lambda epoch: min(1, epoch / 9)}),
 }
 EPOCHS = 30
@@ -525,6 +552,9 @@ OTHERS = {
     "seed": {"seed": 1},
     "optimizer": {"optimizer": "row"},
     "kl_weight": {"kl_weight": 0.5},
+    "decoder_weight_decay": {"decoder_weight_decay": 0.5},
+    "scale_update": {"scale_update": "closed-form"},
+    "scale_annealing": {"scale_annealing": (2.0, 0.5)},
     "data": {"x": FULL},
     "decoder.0.weight": {"model": {"hidden": (9,)}},
     "layout|_extra_state": {"model": {"form": "mixture"}},

@@ -1,8 +1,8 @@
 """A step of six launches does what the step of any model does; the launches are plain torch here."""
 
 import copy
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from launches import Graph, capturable, stand_in_for_cuda
@@ -125,6 +125,22 @@ def test_layers_without_bias_are_stepped():
     assert_same_steps(*made, data())
 
 
+def test_weight_decay_of_a_group_is_stepped():
+    made = []
+    for _ in range(2):
+        model, *_ = make()
+        rows = rvi_fast.optim.RowAdam(model.posterior, lr=3e-2)
+        weights = [p for p in model.decoder.parameters() if p.dim() == 2]
+        others = [p for n, p in model.named_parameters() if n != "posterior.rows" and p.dim() < 2]
+        groups = [
+            {"params": [model.posterior.relays], "lr": 2e-2},
+            {"params": weights, "lr": 1e-2, "weight_decay": 3.0},
+            {"params": others, "lr": 1e-2},
+        ]
+        made.append((model, rows, shared_adam(groups)))
+    assert_same_steps(*made, data())
+
+
 def test_learning_rates_that_change_are_followed():
     made, other, inputs = make(), make(), data()
     plain = BatchStep(make_step(*made), inputs, CPU, torch.float64)
@@ -223,6 +239,71 @@ def test_fit_trains_in_six_launches_as_it_does_without(monkeypatch, block_rows):
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+class Rows:
+    """A source of the host."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return N
+
+    def read(self, rows):
+        return self.inputs.batch(torch.from_numpy(rows))
+
+
+def landed(inputs):
+    """The same data, on the host."""
+    found = HostInputs(Rows(inputs), CPU, inputs.x.dtype)
+    found.reserve(B)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["numbers", "pixels and a mask"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_six_launches_on_data_of_the_host_are_the_same_bit_for_bit(monkeypatch, kind, captured):
+    stand_in_for_cuda(monkeypatch)
+    inputs = data(masked=kind != "numbers", dtype=torch.float32)
+    if kind != "numbers":
+        inputs = Inputs((255 * inputs.x).to(torch.uint8), inputs.mask)
+    found = []
+    for given in (inputs, landed(inputs)):
+        made = make(dtype=torch.float32)
+        step = make_step(*made)
+        assert fits(step, given)
+        run = FusedStep(step, given, B, capturable(six))
+        run = CapturedStep(run, made[1], 100) if captured else run
+        results = []
+        for epoch in range(5):
+            run.seed.fill_(epoch)
+            order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
+            with given.feed(iter([Visit(index, 0) for index in order.split(B)])) as fed:
+                results += [run(index, B).clone() for index, _ in run.ahead(fed)]
+        found.append({"given": torch.stack(results), **left_behind(*made)})
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+    # of each size and place, and nothing in them but the six
+    assert [len(graph.calls) for graph in Graph.made] == [6] * 5 * captured
+
+
+@pytest.mark.parametrize("block_rows", [None, 7])
+def test_fit_on_data_of_the_host_is_that_on_the_same_in_memory(monkeypatch, tmp_path, block_rows):
+    stand_in_for_cuda(monkeypatch)
+    monkeypatch.setattr(fused_step, "launches_on", lambda _: capturable(six))
+    np.save(tmp_path / "x.npy", data(dtype=torch.float32).x.numpy())
+    found = []
+    for mode in (None, "r"):
+        torch.manual_seed(0)
+        model = rvi_fast.models.rvi(N, D, latent_dim=T, hidden=(7, 8), groups=(5, 9))
+        x = np.load(tmp_path / "x.npy", mmap_mode=mode)
+        options = {"epochs": 4, "batch_size": 7, "block_rows": block_rows, "progress": False}
+        found.append((rvi_fast.fit(model, x, **options), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(found[1][1][name], value), name
+    assert all(len(graph.calls) == 6 for graph in Graph.made)
+
+
 def of_pixels(inputs):
     return Inputs((255 * inputs.x).to(torch.uint8), None)
 
@@ -278,11 +359,19 @@ def test_what_is_too_large_or_another_model_is_not(options):
     assert not fitting(data(dtype=torch.float32), **options)
 
 
+def around(decoder):
+    """The decoder with its last layer's weights for latents as well."""
+    return nn.Sequential(
+        rvi_fast.models.Skip(decoder[:-1]), nn.Linear(decoder[-1].in_features + T, D)
+    )
+
+
 CHANGES = {
     "float64": nn.Module.double,
     "a hook": lambda model: model.decoder.register_forward_hook(lambda *_: None),
     "relays at rest": lambda model: model.posterior.relays.requires_grad_(False),
     "a layer at rest": lambda model: model.decoder[0].requires_grad_(False),
+    "a way around hidden layers": lambda model: setattr(model, "decoder", around(model.decoder)),
     "another activation": lambda model: model.decoder.__setitem__(1, nn.Tanh()),
     "rows of a larger table": lambda model: setattr(model.posterior, "first_row", 7),
     "rows in any order": lambda model: setattr(
@@ -324,8 +413,8 @@ def test_data_that_no_kernel_reads_in_place_are_not():
     assert not fitting(Inputs(inputs.x.mT.contiguous().mT, None))
     assert not fitting(Inputs(inputs.x, inputs.mask.mT.contiguous().mT))
     assert not fitting(data())  # float64
-    source = SimpleNamespace(__len__=lambda: N)
-    assert not fitting(HostInputs(source, CPU, torch.float32))
+    # those of the host, where they do not land in fixed places
+    assert not fitting(HostInputs(Rows(inputs), CPU, torch.float32))
 
 
 def test_rows_in_host_memory_under_a_gpu_are_not(monkeypatch):

@@ -1,7 +1,9 @@
 """What only a GPU can show: `pytest -m gpu`, a part of `make gpu`."""
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import rvi_fast
 from rvi_fast import ops, reference, testing
@@ -105,6 +107,26 @@ def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
     )
     assert captured[0] == plain[0]
     testing.assert_bit_equal(captured[1], plain[1])
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("kind", ["pixels", "numbers", "Dataset"])
+def test_data_of_the_host_train_as_on_the_device(tmp_path, capture, kind):
+    x, mask = digits()
+    held = x if kind == "pixels" else torch.where(mask, x / 255, torch.nan)
+    np.save(tmp_path / "x.npy", held.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    given = TensorDataset(held) if kind == "Dataset" else mapped
+    found = []
+    for table in (given, held):
+        torch.manual_seed(0)
+        model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,))
+        options = {"epochs": 6, "batch_size": 100, "device": CUDA, "progress": False}
+        own = mask if kind == "pixels" else None
+        history = rvi_fast.fit(model, table, mask=own, capture=capture, **options)
+        found.append((dict(history), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    testing.assert_bit_equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("capture", [True, False])

@@ -56,15 +56,17 @@ BELOW = {
 # what a room of training may import of the others
 ROOMS = {
     "settings": "",
+    "recipes": "",
     "inputs": "",
     "runs": "settings",
     "distributed": "inputs runs",
     "places": "inputs runs settings",
     "loop": "places distributed inputs runs settings",
-    "memory": "places inputs settings",
+    "memory": "loop places inputs settings",
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "start_linear": "opening",
     "workers": "loop",
     "many": "opening workers",
     "fit_many": "fit many",
@@ -72,7 +74,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory",
+    "__init__": "fit_many load impute collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

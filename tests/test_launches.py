@@ -15,8 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter runs kernels where they are launched", allow_module_level=True)
 
 import kernel_budget
+import numpy as np
 import torch
-from launches import stand_ins
+from launches import stand_in_for_cuda, stand_ins
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
@@ -26,7 +27,8 @@ from rvi_fast.likelihoods import base
 from rvi_fast.optim import row_adam
 from rvi_fast.optim import shared_adam as shared
 from rvi_fast.posteriors import relay
-from rvi_fast.training.inputs.feed import Visit
+from rvi_fast.training.inputs import feed
+from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep
@@ -149,6 +151,29 @@ def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batc
     ]
 
 
+@pytest.mark.parametrize("kind", ["pixels", "numbers"])
+def test_data_that_the_host_reads_take_no_launch_more(monkeypatch, kind):
+    made, held = standard(), data(kind)
+    source = SimpleNamespace(read=lambda rows: held.batch(torch.from_numpy(rows).to(META)))
+    stand_in_for_cuda(monkeypatch)
+    inputs = HostInputs(source, META, torch.float32)
+    monkeypatch.setattr(feed, "convert", lambda x, mask, *_: (x, mask))  # looks at values
+    inputs.reserve(B)
+    step = make_step(*made)
+    assert fits(step, inputs)
+    index, places = torch.empty(B, device=META, dtype=torch.int64), []
+    with counted(monkeypatch) as names:
+        run = FusedStep(step, inputs, B, stand_ins(names))
+        run.launch(index, B)
+        for _ in range(4):
+            inputs._landing.take(source.read(np.arange(B)))
+            names.clear()
+            run.launch(index, B)
+            assert names == [*LAUNCHES]
+            places.append(run.place)
+    assert places == [1, 0, 1, 0]
+
+
 def test_a_smaller_batch_compiles_nothing_new(request, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
     run = FusedStep(make_step(*standard()), data("pixels"), B, kernels)
@@ -189,3 +214,16 @@ def test_beside_its_six_launches_an_epoch_copies_row_numbers_once_in_64_steps(mo
     beside = [name for name in names if name not in LAUNCHES]
     assert len(names) - len(beside) == 6 * 2 * STEPS
     assert beside == ["cat"] * 3
+
+
+@pytest.mark.parametrize("batch", [B, 4096])
+def test_the_estimate_of_memory_has_room_for_the_pieces_of_the_gradient(batch):
+    step = FusedStep(
+        make_step(*standard()), data("numbers"), batch, launches_on(torch.device("cuda"))
+    )
+    on_a_gpu, elsewhere = (
+        rvi_fast.estimate_memory(N, D, batch_size=batch, device=device).step
+        for device in ("cuda", "cpu")
+    )
+    # parameters begin at multiples of 32
+    assert 0.99 * step._grads.nbytes < on_a_gpu - elsewhere <= step._grads.nbytes

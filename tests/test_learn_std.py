@@ -100,7 +100,8 @@ def test_six_launches_are_not_taken_for_them():
 
     for learn in (True, False):
         model = make(learn_std=learn)
-        shared = SharedAdam([p for n, p in model.named_parameters() if n != "posterior.rows"])
+        others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+        shared = SharedAdam([{"params": others, "lr": 0.01}])
         step = make_step(model, RowAdam(model.posterior), shared)
         assert fits(step, Inputs(X, None)) == learn
 

@@ -11,6 +11,7 @@ from rvi_fast.experiments.experiment import Experiment, parts
 from rvi_fast.experiments.figures import outliers
 from rvi_fast.experiments.figures.outliers import QUANTITIES, TRIM, Outliers
 from rvi_fast.experiments.scales import SCALES
+from rvi_fast.experiments.work import finished
 
 BASE = {
     "rows": 60, "test_rows": 30, "epochs": 2, "batch_size": 20, "infer_steps": 4, "latent_dim": 4,
@@ -31,7 +32,7 @@ def table(tmp_path_factory):
 
 
 def result(table, tmp_path, **options):
-    return Outliers(data=table, **{**BASE, **options}).result(tmp_path / "run")
+    return finished(Outliers(data=table, **{**BASE, **options}).result(tmp_path / "run"))
 
 
 def parts_of(table):

@@ -26,7 +26,7 @@ def test_fit_takes_every_setting_with_its_default():
 def test_options_of_the_command_line_have_the_defaults_of_fit():
     arguments = vars(make_parser().parse_args(["train", "--data", "x", "--run-dir", "y"]))
     shared = arguments.keys() & DEFAULTS.keys() - {"run_dir", "device", "resume"}
-    assert len(shared) == 8
+    assert len(shared) == 11
     assert {name: arguments[name] for name in shared} == {name: DEFAULTS[name] for name in shared}
 
 
@@ -45,6 +45,12 @@ def test_an_experiment_is_trained_as_fit_trains_by_itself():
         ("posterior_lr", 0.0, ValueError),
         ("optimizer", "sgd", ValueError),
         ("kl_weight", -1, ValueError),
+        ("decoder_weight_decay", -1, ValueError),
+        # more than the whole of a weight would be taken off
+        ("decoder_weight_decay", 1000.0, ValueError),
+        ("scale_update", "newton", ValueError),
+        ("scale_annealing", 2.0, ValueError),
+        ("scale_annealing", "21", ValueError),
         ("eval_every", -1, ValueError),
         ("block_rows", 0, ValueError),
         ("standardize", 1, TypeError),
@@ -76,3 +82,14 @@ def test_what_a_checkpoint_holds_is_json_in_its_old_order():
     assert (rows.inference_lr, rows.optimizer, rows.moment_dtype) == (0.5, "dense", torch.bfloat16)
     with pytest.raises(ValueError, match=r"seed: expected 7 as in run, got 0"):
         settings.check_same(expected | {"seed": 7}, "run")
+
+
+def test_a_checkpoint_names_what_came_later_only_where_it_is_not_as_usual():
+    usual, decayed = Settings(), Settings(decoder_weight_decay=0.5)
+    assert decayed.kept() == usual.kept() | {"decoder_weight_decay": 0.5}
+    usual.check_same(usual.kept(), "run")
+    decayed.check_same(decayed.kept(), "run")
+    with pytest.raises(ValueError, match=r"decoder_weight_decay: expected 0.0 as in run, got 0.5"):
+        decayed.check_same(usual.kept(), "run")
+    with pytest.raises(ValueError, match=r"decoder_weight_decay: expected 0.5 as in run, got 0.0"):
+        usual.check_same(decayed.kept(), "run")

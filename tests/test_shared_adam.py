@@ -40,6 +40,21 @@ def test_steps_equal_torch():
         torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-14)
 
 
+def test_weight_decay_is_that_of_adamw_in_its_group_alone():
+    def own(values):
+        first, second = groups(values)
+        return [first, second | {"weight_decay": 0.25}]
+
+    values, expected = parameters(), parameters()
+    optimizer = SharedAdam(own(values))
+    assert optimizer.weight_decay.tolist() == [0.0, 0.25]
+    assert SharedAdam(groups(parameters())).weight_decay is None
+    take_steps(optimizer, values, 0, 9)
+    take_steps(torch.optim.AdamW(own(expected), weight_decay=0.0), expected, 0, 9)
+    for value, other in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-14)
+
+
 def test_a_missing_gradient_counts_as_zero():
     values, expected = parameters(), parameters()
     optimizer, other = SharedAdam(groups(values)), torch.optim.Adam(groups(expected))
@@ -99,3 +114,19 @@ def test_parameters_of_several_kinds_take_torch():
     mixed = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float64))]
     assert type(shared_adam([{"params": mixed, "lr": 0.1}])) is torch.optim.Adam
     assert type(shared_adam([{"params": mixed[:1], "lr": 0.1}])) is SharedAdam
+
+
+def test_parameters_of_several_kinds_are_decayed_alike():
+    def mixed():
+        return [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+
+    values = mixed()
+    sole = [
+        {"params": values[:1], "lr": 0.1, "weight_decay": 0.5},
+        {"params": values[1:], "lr": 0.2},
+    ]
+    optimizer = shared_adam(sole)
+    for value in values:
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    assert [value.tolist() for value in values] == [pytest.approx([0.95] * 2), [1.0] * 2]

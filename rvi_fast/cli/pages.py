@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from .. import _info
+from .checks import check_device
 
 
 def info(_: argparse.Namespace) -> int:
@@ -42,6 +43,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             data_dir=arguments.data_dir,
             jobs=arguments.jobs,
             keep=arguments.keep,
+            device=None if arguments.device is None else check_device(arguments.device),
             progress=not arguments.quiet,
         )
     except sweep.SweepError as error:

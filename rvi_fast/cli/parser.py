@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from .._devices import kinds_of_devices
 from .._version import __version__
 from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
@@ -63,8 +64,19 @@ def _add_train(commands: Any) -> None:
         default="rvi",
         help="rvi: relays shared by all rows; vad: none; vae: an encoder (default: rvi)",
     )
-    for name in ("epochs", "batch_size", "lr", "posterior_lr", "kl_weight", "optimizer"):
+    for name in (
+        *("epochs", "batch_size", "lr", "posterior_lr", "kl_weight", "decoder_weight_decay"),
+        *("scale_update", "optimizer"),
+    ):
         add_setting(train, name)
+    train.add_argument(
+        "--scale-annealing",
+        type=float,
+        nargs=2,
+        metavar=("FACTOR", "SHARE"),
+        help="begin as if the likelihood's scale were FACTOR times as large, which falls to 1 over "
+        "SHARE of the epochs (default: it does not)",
+    )
     train.add_argument(
         "--moments",
         choices=("float32", "bfloat16"),
@@ -129,9 +141,36 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--hidden",
         type=int,
         nargs="*",
-        default=[64, 64],
         metavar="WIDTH",
-        help="widths of the decoder's hidden layers (default: 64 64)",
+        help="widths of the decoder's hidden layers (default: 64 64), or channels of a convolutional "
+        "one, from the smallest image on (default: 32 16)",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=["dense", "conv"],
+        help="what makes images of latents: dense layers, or transposed convolutions (default: dense)",
+    )
+    parser.add_argument(
+        "--image-shape",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="height and width, or channels, height and width of the images of --decoder conv "
+        "(default: square)",
+    )
+    parser.add_argument(
+        "--initial-scale",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="where the scale of the likelihood starts, in standard deviations of the data "
+        "or, of pixels, in shares of white (default: 1)",
+    )
+    parser.add_argument(
+        "--initial-log-std",
+        type=float,
+        metavar="NUMBER",
+        help="where the log standard deviations of rows start; rvi and vad only (default: -2)",
     )
     parser.add_argument(
         "--groups",
@@ -301,7 +340,13 @@ def _add_reproduce(commands: Any) -> None:
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
     )
-    figures.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    figures.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side: processes on the CPU, one process on any other device (default: 1)",
+    )
+    figures.add_argument("--device", help=f"{kinds_of_devices()}: where to train (default: cpu)")
     figures.add_argument(
         "--keep",
         action="store_true",

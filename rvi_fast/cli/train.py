@@ -19,14 +19,17 @@ from .laws import check_laws
 from .runs import record_run, run_to_resume
 from .tables import Features, Source, Table, load_table, print_scores, say
 
-# options of one model alone
+# options of some models alone
 _OPTIONS = {
-    "groups": "rvi",
-    "top": "rvi",
-    "form": "rvi",
-    "mask_input": "vae",
-    "refine_steps": "vae",
-    "refine_lr": "vae",
+    "groups": ("rvi",),
+    "top": ("rvi",),
+    "form": ("rvi",),
+    "decoder": ("rvi", "vad"),
+    "image_shape": ("rvi", "vad"),
+    "initial_log_std": ("rvi", "vad"),
+    "mask_input": ("vae",),
+    "refine_steps": ("vae",),
+    "refine_lr": ("vae",),
 }
 
 
@@ -64,6 +67,9 @@ def train_model(arguments: argparse.Namespace) -> int:
         optimizer=arguments.optimizer,
         moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
         kl_weight=arguments.kl_weight,
+        decoder_weight_decay=arguments.decoder_weight_decay,
+        scale_update=arguments.scale_update,
+        scale_annealing=arguments.scale_annealing,
         seed=arguments.seed,
         device=device,
         progress=not arguments.quiet,
@@ -88,13 +94,14 @@ def _model_of(
 ) -> tuple[models.LatentModel, range | None]:
     """The model that is asked for, and its rows where it is one process of several."""
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name, owner in _OPTIONS.items():
+    for name, owners in _OPTIONS.items():
         value = getattr(arguments, name)
         if value is not None:
-            if arguments.model != owner:
+            if arguments.model not in owners:
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option}: expected with --model {owner} only")
+                raise ValueError(f"--{option}: expected with --model {' or '.join(owners)} only")
             options[name] = value
+    options["initial_scale"] = arguments.initial_scale
     if distributed.launched():
         if arguments.model == "vae":
             raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")

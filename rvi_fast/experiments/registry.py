@@ -15,6 +15,7 @@ from .kept import kept
 from .pictures import check_matplotlib
 from .scales import IMAGES, SCALES
 from .sweep import SweepError, directory_of, read_result, sweep
+from .work import Work
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -28,7 +29,7 @@ FIGURES: dict[str, Figure] = {name: REGISTERED[name] for name in sorted(REGISTER
 
 def run(
     configuration: Experiment, directory: Path, *, data_dir: Path | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | Work[dict[str, Any]]:
     """One run of a figure, by the configuration's own `result`."""
     return configuration.result(directory, data_dir)
 
@@ -53,6 +54,7 @@ def reproduce(
     sets: Sequence[str] = (),
     data_dir: Path | None = None,
     jobs: int = 1,
+    device: str | None = None,
     keep: bool = False,
     progress: bool = True,
 ) -> list[Path]:
@@ -66,7 +68,8 @@ def reproduce(
         scale: of `SCALES`.
         sets: data sets instead of those of the scale: names or paths of tables.
         data_dir: where data sets lie.
-        jobs: runs side by side.
+        jobs: runs side by side, see `sweep`.
+        device: where to train; the CPU if not given.
         keep: runs whose numbers `out`/NAME.csv holds count as done, though `out`/runs lacks them; not
             for figures whose pictures need more of a run than its numbers.
         progress: show a bar over all runs.
@@ -102,6 +105,7 @@ def reproduce(
             functools.partial(run, data_dir=data_dir),
             out / "runs",
             jobs=jobs,
+            device=device,
             progress=progress,
         )
     except SweepError as error:

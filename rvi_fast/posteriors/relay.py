@@ -15,7 +15,7 @@ from ..layout import RowLayout
 from ..memory.room import check_memory
 from ..ops import ops
 from .base import Drawn
-from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal
+from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal, held
 from .tables import HostTables, Tables, open_tables
 
 
@@ -38,8 +38,7 @@ class RelayPosterior(OwnedRows):
         sparse: the gradient of `rows` is a sparse tensor, as with `nn.Embedding(sparse=True)`: the
             cost of a step does not grow with N. `optim.RowAdam` and `torch.optim.SparseAdam` take
             it. Within `torch.compile` the gradient is dense all the same.
-        device: where the tables live.
-        dtype: dtype of the tables.
+        device, dtype: of the tables.
         storage: "device": rows and moments in the memory of the device; "host": in that of the host;
             else a directory, for tables larger than memory: they lie in files that are mapped, and
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
@@ -56,9 +55,9 @@ class RelayPosterior(OwnedRows):
             set, so that as many numbers are drawn from it and thrown away, as slowly as rows are filled.
         initial_log_std: where r starts. From -1 rows learn less of their data than from -2: better to
             fill in rows of which little is observed, worse for others.
+        learn_std: false holds r where it starts: no gradient reaches it, in training and in `infer`.
 
     Attributes:
-        learn_std: false holds r where it starts: no gradient reaches it, in training and in `infer`.
         num_data: rows held here.
         table_size: rows of the whole table; more than `num_data` in a shard.
         rows: parameter [N, W], the packed rows (`layout` says where each part lies).
@@ -114,10 +113,6 @@ class RelayPosterior(OwnedRows):
         self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
         self.sparse = sparse
-        if not _checks.check_bool("learn_std", learn_std):
-            # set where it is not as usual: a resume compares the attributes of modules, and
-            # checkpoints of earlier versions know none
-            self.learn_std = False
         self._row_optimizer = None
         # not saved as a buffer: loaders that know parameters and buffers alone, as accelerate's do, look
         # for a place of every key of a state_dict
@@ -131,7 +126,7 @@ class RelayPosterior(OwnedRows):
         )
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
-        self._make_rows(open_tables(storage, device), generator, initial_log_std)
+        self._make_rows(open_tables(storage, device), generator, initial_log_std, learn_std)
 
     @property
     def latent_dim(self) -> int:
@@ -196,7 +191,7 @@ class RelayPosterior(OwnedRows):
         with as_they_are():
             rows, place = self._lent(index)
             sample = relay_sample(
-                rows if self.learn_std else self._held(rows),
+                rows if self.learn_std else held(rows, self.layout.log_std_slice),
                 self.relays,
                 place,
                 seed,
@@ -245,27 +240,9 @@ class RelayPosterior(OwnedRows):
             )
             if learn:
                 relays.grad = grad_relays
-            if not self.learn_std:
-                grad_rows[:, layout.log_std_slice] = 0.0
-            return grad_rows
+            return self._learned(grad_rows)
 
         return Drawn(z[0], kl, pullback)
-
-    def _held(self, rows: Tensor) -> Tensor:
-        """The same rows, of whose log standard deviations autograd brings back zeros."""
-        if not (rows.requires_grad and torch.is_grad_enabled()):
-            return rows
-        columns = self.layout.log_std_slice
-
-        def without(grad: Tensor) -> Tensor:
-            grad = grad.coalesce() if grad.is_sparse else grad.clone()
-            (grad.values() if grad.is_sparse else grad)[:, columns] = 0.0
-            return grad
-
-        # a view whose backward takes sparse gradients as they are
-        held = torch.ops.aten.alias(rows)
-        held.register_hook(without)
-        return held
 
     def mean(
         self, index: Tensor | None = None, *, groups: int | None = None, deviation: bool = True
@@ -304,8 +281,7 @@ class RelayPosterior(OwnedRows):
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
-        limit = reference.LOG_STD_LIMIT
-        log_std = self._read(index, self.layout.log_std_slice)
+        log_std, limit = self._read(index, self.layout.log_std_slice), reference.LOG_STD_LIMIT
         return log_std.clamp(-limit, limit).exp()
 
     def distribution(self, index: Tensor | None = None) -> Independent:
@@ -350,9 +326,7 @@ class RelayPosterior(OwnedRows):
         )
         if self.staged:  # there as here
             posterior.tables = HostTables()
-        posterior.initial_log_std = self.initial_log_std
-        if not self.learn_std:
-            posterior.learn_std = False
+        posterior._start_at(self.initial_log_std, self.learn_std)
         posterior._draw_rows(generator)
         return posterior
 

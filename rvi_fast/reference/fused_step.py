@@ -311,6 +311,7 @@ def finish_step(
     kl_weight: Tensor,
     result: Tensor,
     position: Tensor | None = None,
+    weight_decay: Tensor | None = None,
 ) -> None:
     """Adam for what all rows share, the clock of the rows, and the objective of the batch; in place.
 
@@ -330,13 +331,15 @@ def finish_step(
         result: [3], becomes the means kl_weight kl - log_prob, kl and log_prob.
         position: int64 [1]; result is [R, 3] then, of which row `position` becomes them, and position
             counts up, from R - 1 to 0.
+        weight_decay: decay of each group, decoupled, float64 [G]; none if not given.
     """
     whole = _gradient(grads, parts)
-    for number, rate in enumerate(lr):
+    decays = [0.0] * len(lr) if weight_decay is None else weight_decay.tolist()
+    for number, (rate, decay) in enumerate(zip(lr, decays, strict=True)):
         own = (group == number).repeat_interleave(SHARED_BLOCK)
         values, moment, square = params[own], exp_avg[own], exp_avg_sq[own]
         taken = step[:1].clone()
-        adam_step(values, moment, square, whole[own][None], taken, rate, beta1, beta2, eps, 0.0)
+        adam_step(values, moment, square, whole[own][None], taken, rate, beta1, beta2, eps, decay)
         params[own], exp_avg[own], exp_avg_sq[own] = values, moment, square
     step += 1
     clock[0] += 1

@@ -26,8 +26,9 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, RelayEstimator):
     constant features get their value. uint8 are pixels, as in `RelayImputer`.
 
     Args:
-        missing_values, hidden, groups, top, epochs, batch_size, lr, steps, infer_lr, standardize,
-            column_transform, likelihood, random_state, device, verbose: as in `RelayImputer`.
+        missing_values, hidden, groups, top, epochs, batch_size, lr, kl_weight, decoder_weight_decay,
+            initial_log_std, steps, infer_lr, standardize, column_transform, likelihood, random_state,
+            device, verbose: as in `RelayImputer`.
         latent_dim: T, the number of columns of the result.
         scale_factor: as in `RelayImputer`; 1 gives the posterior under the trained model itself.
 

@@ -25,11 +25,9 @@ from ..training.fit import fit
 from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_factor, find_held_out
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
+from ..training.recipes import recipe
 from .tables import checked_table, is_nan
 
-# what epochs=None asks for: steps in all, and visits of each row
-_STEPS, _VISITS = 2000, 50
-_BATCH = 256
 # rows decoded at once
 _DECODED = 8192
 
@@ -47,7 +45,10 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         top: float | int | Sequence[float | int] = 0.5,
         epochs: int | None = None,
         batch_size: int | None = None,
-        lr: float = 0.01,
+        lr: float | None = None,
+        kl_weight: Any = 1.0,
+        decoder_weight_decay: float = 0.0,
+        initial_log_std: float = -2.0,
         steps: int = 100,
         infer_lr: float = 0.01,
         scale_factor: float | str = 1.0,
@@ -66,6 +67,9 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
+        self.kl_weight = kl_weight
+        self.decoder_weight_decay = decoder_weight_decay
+        self.initial_log_std = initial_log_std
         self.steps = steps
         self.infer_lr = infer_lr
         self.scale_factor = scale_factor
@@ -110,27 +114,22 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         rows = self._rows(x, missing)
-        names = ("latent_dim", "hidden", "groups", "top")
+        names = ("latent_dim", "hidden", "groups", "top", "initial_log_std")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         chosen = {name: options[name] for name in names}
         model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
             check_scale_factor(model, options["scale_factor"], options["steps"])
-        batch_size, epochs = options["batch_size"], options["epochs"]
-        if batch_size is None:
-            # a table of a few hundred rows still has some steps in an epoch
-            batch_size = min(_BATCH, max(16, len(x) // 4))
-        in_an_epoch = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
-        if epochs is None:
-            epochs = max(_VISITS, -(-_STEPS // in_an_epoch))
+        asked = {name: options[name] for name in ("batch_size", "epochs", "lr")}
+        chosen_recipe = recipe(len(x), **asked)
         with full_precision():
             self.history_ = fit(
                 model,
                 rows,
                 standardize=False,
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=options["lr"],
+                **chosen_recipe._asdict(),
+                kl_weight=options["kl_weight"],
+                decoder_weight_decay=options["decoder_weight_decay"],
                 seed=seed,
                 device=self.device,
                 eval_every=0,
@@ -139,7 +138,8 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             posterior = model.posterior
             self.model_ = _without_rows(model.eval())
             self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, options["lr"], epochs * in_an_epoch)
+        steps = chosen_recipe.epochs * -(-len(x) // chosen_recipe.batch_size)
+        warn_of_collapse(self.held_out_error_, chosen_recipe.lr, steps)
         return x, missing, posterior
 
     def _options(self) -> dict[str, Any]:

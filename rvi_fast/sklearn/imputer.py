@@ -36,8 +36,13 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         groups: relay vectors in each group, see `rvi_fast.RelayPosterior`.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         epochs: visits of each row in `fit`. None: at least 50, and so many that 2,000 steps are made.
-        batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256.
-        lr: learning rate of `fit`.
+        batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256; more for
+            tables of 32,768 rows and more, see `rvi_fast.training.recipe`.
+        lr: learning rate of `fit`. None: 0.01 for small tables and less for larger ones, as
+            `rvi_fast.training.recipe` has it.
+        kl_weight: factor of the KL divergence in `fit`, or a function from the epoch to it.
+        decoder_weight_decay: decoupled decay of the decoder's weight matrices, see `rvi_fast.fit`.
+        initial_log_std: where the log standard deviations of rows start, see `RelayPosterior`.
         steps: Adam steps for each row in `transform`.
         infer_lr: learning rate of `transform`.
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
@@ -102,7 +107,10 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         top: float | int | Sequence[float | int] = 0.5,
         epochs: int | None = None,
         batch_size: int | None = None,
-        lr: float = 0.01,
+        lr: float | None = None,
+        kl_weight: Any = 1.0,
+        decoder_weight_decay: float = 0.0,
+        initial_log_std: float = -2.0,
         steps: int = 100,
         infer_lr: float = 0.01,
         scale_factor: float | str = "held-out",
@@ -127,6 +135,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            kl_weight=kl_weight,
+            decoder_weight_decay=decoder_weight_decay,
+            initial_log_std=initial_log_std,
             steps=steps,
             infer_lr=infer_lr,
             scale_factor=scale_factor,

@@ -40,11 +40,14 @@ class FinishStepCase:
     weight_decay: float = 0.0
     # where in a ring of four steps the result belongs, and a count of steps for each group
     position: int | None = None
+    # whether groups have a weight decay of their own; the first has none
+    decays: bool = False
 
     def __str__(self) -> str:
         sizes = f"P{self.blocks * SHARED_BLOCK}-n{self.room}-G{self.num_groups}"
         extras = f"beta{self.beta1}-decay{self.weight_decay}"
         extras += "" if self.position is None else f"-ring{self.position}"
+        extras += "-decays" if self.decays else ""
         return f"{sizes}-B{self.batch}-p{self.pieces}-after{self.steps}-{extras}"
 
 
@@ -63,6 +66,7 @@ class FinishStepContract:
         FinishStepCase(0, 2, 0),
         FinishStepCase(70, 8, 3, position=1),
         FinishStepCase(2, 2, 1, position=3),
+        FinishStepCase(70, 8, 3, position=1, decays=True),
     )
     pytest_generate_tests = OpContract.pytest_generate_tests
 
@@ -116,7 +120,10 @@ class FinishStepContract:
             "kl": normal(case.batch).square(),
             "kl_weight": torch.tensor([0.3], dtype=dtype),
             "result": torch.full((3,), torch.nan, dtype=dtype),
+            "weight_decay": None,
         }
+        if case.decays:
+            inputs["weight_decay"] = 5.0 * torch.arange(case.num_groups, dtype=torch.float64)
         if case.position is not None:
             inputs["step"] = inputs["step"].repeat(case.num_groups)
             inputs["position"] = torch.tensor([case.position])

@@ -8,6 +8,7 @@ from .infer import infer
 from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
+from .recipes import Recipe, recipe
 from .runs.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -16,6 +17,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .start_linear import start_linear
 
 __all__ = [
     "Checkpoint",
@@ -26,6 +28,7 @@ __all__ = [
     "FitManyError",
     "History",
     "MemoryEstimate",
+    "Recipe",
     "RunDirectoryInUse",
     "estimate_memory",
     "export",
@@ -36,4 +39,6 @@ __all__ = [
     "infer",
     "load",
     "load_checkpoint",
+    "recipe",
+    "start_linear",
 ]

@@ -56,6 +56,9 @@ def fit(
     posterior_lr: float | None = Settings.posterior_lr,
     optimizer: str = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
+    decoder_weight_decay: float = Settings.decoder_weight_decay,
+    scale_update: str = Settings.scale_update,
+    scale_annealing: Sequence[float] | None = Settings.scale_annealing,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
     progress: bool = Settings.progress,
@@ -104,8 +107,9 @@ def fit(
             which count as x / 255. Masked entries of a masked array are missing. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
-            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. Of
-            all rows or, for a shard, of its own. All of it is read once more before the first epoch,
+            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. On
+            CUDA they are copied beside the steps before, and take part in CUDA graphs. Of all rows
+            or, for a shard, of its own. All of it is read once more before the first epoch,
             for the fingerprint that a resume and `impute` compare, once to standardise, and once for
             where the outputs of yes/no, classes and counts start.
         mask: bool [N, D], true = observed.
@@ -120,6 +124,19 @@ def fit(
             driven by Adam, and an encoder has no rows.
         kl_weight: factor of the KL divergence, or a function from the epoch (from 0) to it; with a
             `run_dir` it is asked for all epochs beforehand as well, and a resume compares the values.
+        decoder_weight_decay: decoupled decay c of the decoder's weight matrices W, the parameters of
+            `model.decoder` with two dimensions or more: each step of Adam also takes lr c W off them,
+            as `torch.optim.AdamW` does. Biases, scale, relays and rows have none. Less than 1 / lr.
+        scale_update: what moves the scale of a Gaussian likelihood. "adam" (the paper's) moves its
+            logarithm by up to `lr` a step, so that it takes as many steps to arrive as it is far away;
+            till then rows count for less than they will. "closed-form" sets it to the root mean square
+            of the residuals of recent batches, see `optim.residual_scale`. Of one scale or one for each
+            feature, also in Gaussian columns of `Mixed`; other laws keep Adam.
+        scale_annealing: (factor, share): training begins as if the scale were `factor` times as large,
+            and the factor falls geometrically to 1 over that share of the epochs, an epoch at a time. It
+            is done by the weight of the KL divergence, times the factor squared, which is the same to
+            rows and decoder of a Gaussian; so it works for every law. A resume compares the epoch in
+            which it ends. None: there is none.
         seed: of order and noise.
         device: where to train; where the model is if not given.
         progress: show a progress bar.
@@ -167,6 +184,9 @@ def fit(
         posterior_lr=posterior_lr,
         optimizer=optimizer,
         kl_weight=kl_weight,
+        decoder_weight_decay=decoder_weight_decay,
+        scale_update=scale_update,
+        scale_annealing=scale_annealing,
         seed=seed,
         device=device,
         progress=progress,

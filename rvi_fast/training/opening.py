@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._devices import wait_for
 from ..drawing import Drawing
+from ..likelihoods.base import observed_of
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
@@ -25,7 +26,9 @@ from .inputs.feed import HostInputs
 from .inputs.fingerprint import fingerprint
 from .inputs.prepare import Inputs, inputs_of, open_source
 from .inputs.sources import Opened, chunks, moments_of
+from .loop.checks import warn_of_prior
 from .loop.run import Run
+from .loop.shared import Observed
 from .loop.threads import one_thread_where_small
 from .places import directory_of, settled
 from .runs.checkpoints import CheckpointError, checkpoints, read_manifest
@@ -81,14 +84,16 @@ def opened(
         unbegun = stack.enter_context(contextlib.ExitStack())
         unbegun.callback(setattr, model, "scaler", model.scaler)
         if settings.standardize:
-            _set_scale(model, source, ranks, settings)
+            set_scale(model, source, ranks, settings)
         made = SharedInputs() if shared is None else shared
         inputs = made.of(model, source, (x, mask), checked=settings.standardize)
         _hold_directories(model, ranks, settings, stack)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
         stack.enter_context(_unchanged(model))
-        run = Run(model, inputs, ranks, settings, data)
+        closed = settings.scale_update == "closed-form"
+        observed = _observed(model, source, ranks, settings) if closed else None
+        run = Run(model, inputs, ranks, settings, data, observed)
         stack.callback(run.detach)
         if run.archive.found is None:
             _start_outputs(model, source, ranks, unbegun)
@@ -96,6 +101,8 @@ def opened(
         model.trained_on = own
         unbegun.pop_all()
         yield run
+        if ranks.leads and run.history.epochs and not run.steps_left:
+            warn_of_prior(run.history["kl"][-1], settings.lr)
 
 
 class SharedInputs:
@@ -204,7 +211,7 @@ def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -
         )
 
 
-def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
+def set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
     resumed = settings.directory if settings.resume else None
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
@@ -251,6 +258,16 @@ def _start_outputs(
     before = bias.clone()
     unbegun.callback(lambda: bias.data.copy_(before))
     bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
+
+
+def _observed(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> Observed:
+    """How much is observed of the rows of all processes."""
+    own = torch.zeros(model.num_features, dtype=torch.float64)
+    for rows in chunks(len(source)):
+        own += observed_of(*source.read(rows)).sum(0).cpu()
+        source.release(int(rows[0]), int(rows[-1]) + 1)
+    total = sum(ranks.gather(own), torch.zeros_like(own))
+    return Observed(total / ranks.num_data, min(settings.batch_size, ranks.num_data))
 
 
 def _stored_scale(run_dir: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from ...data.pixels import fractions, is_pixels
 from ..experiment import Experiment, found, parts, trained
 from ..figure import figure
 from ..scales import Scale
+from ..work import Work
 
 WIDE = (256, 256)
 # how a posterior of test rows is found: model, decoder (None: that of the scale), scale factor
@@ -44,14 +45,14 @@ class Imputation(Experiment):
 
     method: str = "RVI"
 
-    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
-        """Learns from the training rows and fills in the test rows, see `run`."""
-        return run(self, directory, data_dir=data_dir)
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> Work[dict[str, Any]]:
+        """Learns from the training rows and fills in the test rows, see `work`."""
+        return work(self, directory, data_dir=data_dir)
 
 
-def run(
+def work(
     experiment: Imputation, directory: Path, *, data_dir: str | Path | None = None
-) -> dict[str, Any]:
+) -> Work[dict[str, Any]]:
     """Learns from the training rows and fills in the test rows.
 
     Returns:
@@ -65,9 +66,9 @@ def run(
             holed.append(np.where(part.mask, fractions(part.x, np.float32), np.float32("nan")))
         filled = _OTHERS[experiment.method](holed[0], train=holed[1])
     else:
-        model, _ = trained(experiment, train, directory)
+        model, _ = yield from trained(experiment, train, directory)
         posterior = found(experiment, model, test, scale_factor=_OURS[experiment.method][2])
-        filled = model.reconstruct(posterior=posterior).numpy()
+        filled = model.reconstruct(posterior=posterior).cpu().numpy()
     if is_pixels(test.x):  # every method is told that these are pixels
         filled = np.clip(filled, 0.0, 1.0)
     return {"test_missing": test.scores("test", filled)["test_missing"]}

@@ -15,6 +15,7 @@ from ...data.recipe import Units
 from ..experiment import Experiment, found, parts, trained
 from ..figure import figure
 from ..scales import Scale
+from ..work import Work
 
 # share of the hidden entries that the trimmed error leaves out: those that a method errs most about
 TRIM = 0.001
@@ -49,14 +50,14 @@ class Outliers(Experiment):
     method: str = "RVI"
     units: str = "plain"
 
-    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
-        """Learns from the training rows and fills in the test rows, see `run`."""
-        return run(self, directory, data_dir=data_dir)
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> Work[dict[str, Any]]:
+        """Learns from the training rows and fills in the test rows, see `work`."""
+        return work(self, directory, data_dir=data_dir)
 
 
-def run(
+def work(
     experiment: Outliers, directory: Path, *, data_dir: str | Path | None = None
-) -> dict[str, Any]:
+) -> Work[dict[str, Any]]:
     """Learns from the training rows and fills in the test rows.
 
     Returns:
@@ -84,13 +85,13 @@ def run(
         holed = [np.where(part.mask, part.x, np.nan) for part in (own_test, own_train)]
         score("test", _OTHERS[experiment.method](holed[0], train=holed[1]))
         return result
-    model, _ = trained(experiment, own_train, directory)
+    model, _ = yield from trained(experiment, own_train, directory)
     factors: dict[str, float | str] = {"test": 1.0}
     if not model.amortized:
         factors["wide"] = "held-out"
     for prefix, factor in factors.items():
         posterior = found(experiment, model, own_test, scale_factor=factor)
-        score(prefix, model.reconstruct(posterior=posterior).numpy())
+        score(prefix, model.reconstruct(posterior=posterior).cpu().numpy())
     return result
 
 

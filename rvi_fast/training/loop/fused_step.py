@@ -51,6 +51,24 @@ def launches_on(device: torch.device) -> Any:
     return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM)) else None
 
 
+def most_pieces(
+    launches: Any, batch_size: int, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
+) -> int:
+    """Pieces of the gradient that launches write for batches of so many rows at most.
+
+    Args:
+        launches: has the functions of `reference.fused_step`.
+        batch_size: rows of the largest batch.
+        weight: of the decoder's last layer [K, H]; it and the others may be on the device "meta".
+        log_scale: of the likelihood, None where the law has none.
+        mask: of the data, None where NaN says what is missing.
+    """
+    # a smaller batch may have more
+    pieces = max(map(launches.pieces_for, range(1, batch_size + 1)))
+    hidden = torch.empty((batch_size, weight.shape[1]), device="meta")
+    return max(pieces, launches.pieces_of_features(hidden, weight, log_scale, mask))
+
+
 def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
     """Whether the six launches do what `step` does: the one place that decides it.
 
@@ -62,11 +80,12 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
     if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
         return False
     posterior, rows, shared, decoder = step.posterior, step.rows, step.shared, step.decoder
-    if not (isinstance(shared, SharedAdam) and isinstance(inputs, Inputs)):
+    tables = inputs.tables
+    if not isinstance(shared, SharedAdam) or tables is None:
         return False
     layout, like, hidden = posterior.layout, posterior.relays, decoder.hidden
     options = [(group["betas"], group["eps"]) for group in shared.param_groups]
-    data = [tensor for tensor in inputs if tensor is not None]
+    data = [tensor for tensor in tables if tensor is not None]
     widths = [layout.latent_dim, *(layer.out_features for layer in hidden)]
     return (
         layout.form in FORMS
@@ -74,6 +93,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and max(widths) <= MAX_WIDTH
         and len(hidden) <= MAX_HIDDEN
         and decoder.learn
+        and not decoder.skip
         and like.requires_grad
         and posterior.learn_std
         and like.dtype == torch.float32
@@ -84,10 +104,12 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and rows.before_write is None
         and rows.mode == "dense"
         and shared.reduce is None
+        # `finish_step` has Adam alone
+        and not any(shared.scales)
         and all(given == options[0] for given in options)
         and decoder.likelihood.law in LAWS
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
-        and inputs.x.dtype in (torch.float32, torch.uint8)
+        and tables[0].dtype in (torch.float32, torch.uint8)
     )
 
 
@@ -104,7 +126,6 @@ def fused_step(
     """
     if not fits(step, inputs, slots_of):
         return None
-    assert isinstance(inputs, Inputs)
     launches = launches_on(inputs.device)
     return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
 
@@ -126,7 +147,7 @@ class FusedStep(BoundStep):
     def __init__(
         self,
         step: DirectStep,
-        inputs: Inputs,
+        inputs: Inputs | HostInputs,
         batch_size: int,
         launches: Any,
         slots_of: SlotsOf | None = None,
@@ -147,27 +168,30 @@ class FusedStep(BoundStep):
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        pieces = self._room(batch_size)
+        tables = inputs.tables
+        assert tables is not None
+        pieces = most_pieces(launches, batch_size, self._last[0], log_scale, tables[1])
         self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
-
-    def _room(self, batch_size: int) -> int:
-        """Pieces of the gradient that launches write for batches of so many rows at most."""
-        # a smaller batch may have more
-        pieces = max(map(self._launches.pieces_for, range(1, batch_size + 1)))
-        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
-        hidden = torch.empty((batch_size, width), device="meta")
-        weight, _, log_scale = self._last
-        wanted = self._launches.pieces_of_features(hidden, weight, log_scale, self.inputs.mask)
-        return max(pieces, wanted)
 
     def ahead(self, visits: Iterable[Visit]) -> Iterator[Visit]:
         """The same visits, whose row numbers are on the device before they are asked for."""
         return self._ahead.feed(visits)
 
-    def __call__(self, index: Tensor, full_size: int) -> Tensor:
-        self._load(index)
+    def load(self, index: Tensor) -> None:
+        """See `BoundStep.load`."""
+        self.inputs.load(index)
+        self._ahead.load(index)
+        self.shared.set_lr()
+
+    @property
+    def place(self) -> int:
+        """See `BoundStep.place`."""
+        return self.inputs.place
+
+    def run(self, index: Tensor, full_size: int) -> Tensor:
+        """See `BoundStep.run`."""
         self.launch(index, full_size)
         return self._ahead.result()
 
@@ -179,13 +203,8 @@ class FusedStep(BoundStep):
         self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
     ) -> Tensor:
         """See `BoundStep.replay`: there is nothing to copy."""
-        self._load(index)
         graph.replay()
         return self._ahead.result()
-
-    def _load(self, index: Tensor) -> None:
-        self._ahead.load(index)
-        self.shared.set_lr()
 
     @torch.no_grad()
     def launch(self, index: Tensor, full_size: int) -> Tensor:
@@ -238,7 +257,8 @@ class FusedStep(BoundStep):
     ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Pieces of log-likelihood and of the gradient of `hidden`, and how many of all others."""
         weight, bias, log_scale = (None if t is None else t.data for t in self._last)
-        layer = (hidden, weight, bias, self.inputs.x, index, log_scale, self.inputs.mask)
+        x, mask, rows = self.inputs.located(index)
+        layer = (hidden, weight, bias, x, rows, log_scale, mask)
         log_prob, grad_hidden = self._launches.likelihood_rows(*layer, self._law, grad)
         places = tuple(self._places[-3:])
         counts = self._launches.likelihood_features(*layer, self._law, grad, self._grads, places)
@@ -317,4 +337,5 @@ class FusedStep(BoundStep):
             self.kl_weight,
             ahead.results,
             ahead.position,
+            shared.weight_decay,
         )
