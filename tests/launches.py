@@ -1,5 +1,6 @@
 """Stand-ins for the six launches of a step, and for the CUDA graph that they are captured in."""
 
+import importlib
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import ClassVar
@@ -11,7 +12,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from rvi_fast.optim import row_adam, shared_adam
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.loop import capture as capture_module
-from rvi_fast.training.loop import inference_step
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
 
 
@@ -164,7 +164,9 @@ def stand_in_for_cuda(monkeypatch, capture=capture):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
     monkeypatch.setattr(feed, "lands_on", lambda _: True)
-    for module in (capture_module, inference_step):
+    # the package has a function of that name
+    infer_module = importlib.import_module("rvi_fast.training.infer")
+    for module in (capture_module, infer_module):
         monkeypatch.setattr(module, "graphs_on", lambda _: True)
     for module in (row_adam, shared_adam):
         monkeypatch.setattr(module, "capturing", lambda _: Graph.at_work is not None)

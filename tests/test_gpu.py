@@ -1,5 +1,7 @@
 """What only a GPU can show: `pytest -m gpu`, a part of `make gpu`."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.data import TensorDataset
 import rvi_fast
 from rvi_fast import ops, reference, testing
 from rvi_fast.layout import RowLayout
-from rvi_fast.training.loop import fused_step, inference_step
+from rvi_fast.training.loop import fused_step
 
 pytestmark = pytest.mark.gpu
 
@@ -272,7 +274,8 @@ def test_captured_inference_is_the_same_bit_for_bit(monkeypatch):
     model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,)).to(CUDA)
     found = []
     for captured in (True, False):
-        monkeypatch.setattr(inference_step, "graphs_on", lambda _, captured=captured: captured)
+        infer_module = importlib.import_module("rvi_fast.training.infer")
+        monkeypatch.setattr(infer_module, "graphs_on", lambda _, captured=captured: captured)
         found.append(rvi_fast.infer(model, x, mask=mask, steps=20, batch_size=100).rows.cpu())
     assert torch.equal(*found)
 

@@ -148,7 +148,7 @@ def test_the_paper_scale_has_the_sizes_of_the_paper():
         found = one.configurations(scale.of(name))
         assert len(set(found)) == len(found), name
         assert {run.epochs for run in found} == {250}, name
-        assert {run.rows for run in found if run.data != "mosi"} == {10_000}, name
+        assert {run.rows for run in found if run.data != "mosi"} <= {10_000}, name
         # which has 1,284
         assert {run.rows for run in found if run.data == "mosi"} <= {None}, name
     assert {run.boxes for run in registry.FIGURES["fig11"].configurations(scale)} == {10, 20}

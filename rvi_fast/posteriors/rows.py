@@ -64,10 +64,12 @@ class OwnedRows(Posterior):
     def _start_at(self, log_std: float, learn: bool) -> None:
         """Takes `initial_log_std` and `learn_std`."""
         limit = reference.LOG_STD_LIMIT
-        self.initial_log_std = _checks.check_between("initial_log_std", log_std, -limit, limit)
+        log_std = _checks.check_between("initial_log_std", log_std, -limit, limit)
+        # set where they are not as usual: a resume compares the attributes of modules, and checkpoints
+        # of earlier versions know none
+        if log_std != self.initial_log_std:
+            self.initial_log_std = log_std
         if not _checks.check_bool("learn_std", learn):
-            # set where it is not as usual: a resume compares the attributes of modules, and checkpoints
-            # of earlier versions know none
             self.learn_std = False
 
     def _make_rows(
