@@ -1,6 +1,5 @@
 """Stand-ins for the six launches of a step, and for the CUDA graph that they are captured in."""
 
-import importlib
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import ClassVar
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from rvi_fast.optim import row_adam, shared_adam
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.loop import capture as capture_module
+from rvi_fast.training.loop import inference_step
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
 
 
@@ -71,7 +71,10 @@ class Graph:
         for function, arguments, options, given in self.calls:
             found = function(*arguments, **options)
             for to, values in zip(tree_leaves(given), tree_leaves(found), strict=True):
-                if isinstance(to, torch.Tensor):
+                if isinstance(to, torch.Tensor) and to.is_sparse:
+                    to._indices().copy_(values._indices())
+                    to._values().copy_(values._values())
+                elif isinstance(to, torch.Tensor):
                     to.copy_(values)
 
 
@@ -85,7 +88,9 @@ class Captured(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         returns, kwargs = function._schema.returns, kwargs or {}
         assert function._schema.name != "aten::_local_scalar_dense", "waits for the device"
-        if any(r.alias_info and not r.alias_info.is_write for r in returns):
+        # a sparse tensor holds the indices and values that it is made of
+        sparse = function._schema.name.startswith("aten::_sparse_coo_tensor")
+        if sparse or any(r.alias_info and not r.alias_info.is_write for r in returns):
             return function(*args, **kwargs)  # a view
         given = self.graph.add(function, args, kwargs)
         if returns and returns[0].alias_info:  # what was written to
@@ -164,9 +169,7 @@ def stand_in_for_cuda(monkeypatch, capture=capture):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
     monkeypatch.setattr(feed, "lands_on", lambda _: True)
-    # the package has a function of that name
-    infer_module = importlib.import_module("rvi_fast.training.infer")
-    for module in (capture_module, infer_module):
+    for module in (capture_module, inference_step):
         monkeypatch.setattr(module, "graphs_on", lambda _: True)
     for module in (row_adam, shared_adam):
         monkeypatch.setattr(module, "capturing", lambda _: Graph.at_work is not None)

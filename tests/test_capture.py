@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import rvi_fast
 from rvi_fast import testing
+from rvi_fast.optim import row_adam
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs, prepare
@@ -278,6 +279,83 @@ def test_captured_inference_is_the_same_bit_for_bit(monkeypatch, shared_noise):
     # of each of three batches, one that decodes the mean and one that decodes samples
     assert len(Graph.made) == 3 * 2
     assert torch.equal(*found)
+
+
+class Loop:
+    """A loop of a user's own, as the README has it, whose batches lie at fixed addresses."""
+
+    def __init__(self, mode, likelihood):
+        self.model = rvi_fast.models.rvi(
+            60, D, latent_dim=T, hidden=(16,), groups=(5, 9), likelihood=likelihood,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        self.model.posterior.sparse = True
+        self.rows = rvi_fast.optim.RowAdam(self.model.posterior, lr=0.02, mode=mode)
+        others = [p for name, p in self.model.named_parameters() if name != "posterior.rows"]
+        self.shared = shared_adam([{"params": others, "lr": 0.01}])
+        self.index = torch.zeros(16, dtype=torch.int64)
+        self.seed, self.x = torch.zeros(1, dtype=torch.int64), torch.zeros(16, D)
+
+    def load(self, number):
+        generator = torch.Generator().manual_seed(number)
+        self.index.copy_(torch.randint(60, (16,), generator=generator))
+        self.x.copy_(torch.rand(16, D, generator=generator).round())
+        self.seed.fill_(number)
+
+    def step(self):
+        model = self.model
+        z, kl = model.posterior(self.index, seed=self.seed)
+        loss = (kl - model.likelihood(self.x, model.decoder(z))).mean()
+        self.rows.zero_grad()
+        self.shared.zero_grad()
+        loss.backward()
+        self.rows.step()
+        self.shared.step()
+        return loss.detach()
+
+    def run(self, steps, captured):
+        """Losses; the first step warms up what is set up once."""
+        graph, held, losses = Graph(), None, []
+        for number in range(steps):
+            self.load(number)
+            self.rows.param_groups[0]["lr"] = 0.02 / (1 + number)
+            if number == 0 or not captured:
+                losses.append(self.step())
+                continue
+            if held is None:
+                with capture_functions(graph):
+                    held = self.step()
+            self.rows.before_replay()
+            graph.replay()
+            losses.append(held.clone())
+        return torch.stack(losses)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_a_loop_of_ones_own_that_is_captured_is_the_same_bit_for_bit(monkeypatch, mode, likelihood):
+    stand_in_for_cuda(monkeypatch)
+    loops = [Loop(mode, likelihood) for _ in range(2)]
+    found = [loop.run(9, captured) for loop, captured in zip(loops, (False, True), strict=True)]
+    assert torch.equal(*found)
+    assert [loop.rows.num_steps for loop in loops] == [9, 9]
+    states = [loop.model.state_dict() for loop in loops]
+    testing.assert_bit_equal(*states)
+    moments = [{n: t for n, t in loop.rows.raw_tables().items() if n != "rows"} for loop in loops]
+    testing.assert_bit_equal(*moments)
+
+
+def test_replays_that_outgrow_the_history_bring_all_rows_up_to_date(monkeypatch):
+    stand_in_for_cuda(monkeypatch)
+    whole = Loop("dense", "gaussian")
+    expected = whole.run(12, False)
+    monkeypatch.setattr(row_adam, "_HISTORY", 5)
+    short = Loop("dense", "gaussian")
+    torch.testing.assert_close(short.run(12, True), expected)
+    assert len(short.rows._history) == 5
+    assert short.rows._flushed_at > 0
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(short.model.state_dict()[name], value, msg=name)
 
 
 def test_inference_with_a_decoder_of_ones_own_is_not_captured(monkeypatch):

@@ -11,6 +11,7 @@ from torch import nn
 import rvi_fast
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step as six
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import fused_step
@@ -41,7 +42,7 @@ def data(law="gaussian", masked=False, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(N, D, dtype=dtype, generator=generator)
     mask = torch.rand(N, D, generator=generator) < 0.6 if masked else None
-    return Inputs(x.round() if law == "bernoulli" else x, mask)
+    return Inputs(x if LAWS[law].scaled else x.round(), mask)
 
 
 def batch(number):
@@ -89,7 +90,7 @@ def assert_same_steps(made, other, inputs, steps=7):
     assert made[1].num_steps == other[1].num_steps == steps
 
 
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_six_launches_are_the_step_of_any_model(law, masked):
     assert_same_steps(make(law), make(law), data(law, masked))
@@ -315,7 +316,7 @@ FITTING = {
     "a group of 1024": {"groups": (1024,)},
     "no group": {"groups": ()},
     "clusters": {"form": "cluster"},
-    "zeros and ones": {"likelihood": "bernoulli"},
+    **{f"the {law} law": {"likelihood": law} for law in LAWS if law != "gaussian"},
 }
 NOT_FITTING = {
     "129 latents": {"latent_dim": 129},

@@ -23,10 +23,11 @@ from triton.runtime.jit import JITFunction
 
 import rvi_fast
 from rvi_fast import kernels
-from rvi_fast.likelihoods import base
+from rvi_fast.likelihoods import fused
 from rvi_fast.optim import row_adam
 from rvi_fast.optim import shared_adam as shared
 from rvi_fast.posteriors import relay
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
@@ -67,6 +68,10 @@ def counted(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def kernels_serve(monkeypatch):
+    serve_without_memory(monkeypatch)
+
+
+def serve_without_memory(monkeypatch):
     """Tensors without memory are served as those of a GPU are."""
 
     def served(name):
@@ -77,9 +82,9 @@ def kernels_serve(monkeypatch):
 
         return call
 
-    names = [name for name in kernels.__all__ if name != "row_error"]
+    names = [name for name in kernels.__all__ if name not in ("row_error", "compiling")]
     ops = SimpleNamespace(**{name: served(name) for name in names})
-    for module in (relay, row_adam, shared, base):
+    for module in (relay, row_adam, shared, fused):
         monkeypatch.setattr(module, "ops", ops)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which no mode has there
     kernels.row_error(META)
@@ -114,7 +119,7 @@ def test_the_step_of_any_model_is_41_launches_and_one_for_a_mask(monkeypatch, ki
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
     made, inputs = standard(law), data(kind)
     step = make_step(*made)
@@ -129,7 +134,7 @@ def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("batch", [B, 4096])
 def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batch):
     made, inputs = standard(law), data(kind)

@@ -56,10 +56,10 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             unless it has heavy tails, see `rvi_fast.data.ColumnTransform`. What is filled in is then
             nearer to the median than to the mean. "auto" is "none" for pixels and where `standardize`
             is False. Only features whose law is one of location and scale are bent or standardised.
-        likelihood: the law of the features: "gaussian", "student_t", "bernoulli" (0 and 1), "poisson",
-            "negative_binomial" (counts), ("categorical", k) (codes 0 to k - 1); a list with one of these
-            for each feature; or a `rvi_fast.likelihoods.Likelihood`, which is copied. X may hold nothing
-            else, in `fit` and in `transform`.
+        likelihood: the law of the features: a name that help(rvi_fast.likelihoods) lists, "gaussian",
+            "bernoulli" (0 and 1) or "poisson" (counts) for instance, or ("categorical", k) (codes 0 to
+            k - 1); a list with one of these for each feature; or a `rvi_fast.likelihoods.Likelihood`,
+            which is copied. X may hold nothing else, in `fit` and in `transform`.
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.

@@ -17,10 +17,10 @@ from ..posteriors.relay import RelayPosterior
 from .held_out import check_scale_factor, find_held_out
 from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
-from .loop.capture import CapturedStep, graphs_on
-from .loop.inference_step import InferenceStep, frozen, optimise_rows
+from .loop.inference_step import inference_step
+from .loop.row_steps import frozen, optimise_rows
 from .loop.seeds import MODULES, stream
-from .loop.step import LinearChain, decoder_step, drawing_of
+from .loop.step import decoder_step, drawing_of
 from .loop.threads import one_thread_where_small
 
 # rows optimised together if not told otherwise
@@ -140,10 +140,8 @@ def _optimise(
             part = posterior.over(start(index))
             optimizer = RowAdam(part, lr=lr, mode="row")
             keys = torch.zeros_like(index) if shared_noise else index
-            step = InferenceStep(part, optimizer, decoder, inputs.batch(index), keys)
-            # from CUDA graphs where they hold it and nothing in it could object
-            captured = graphs_on(device) and isinstance(decoder, LinearChain)
-            run = CapturedStep(step, optimizer, 0) if captured else step
+            given = inputs.batch(index)
+            run = inference_step(part, optimizer, decoder, given, keys, progress=progress)
             rows = optimise_rows(part, run, seeds, bar.update)
             posterior.rows[int(index[0]) : int(index[0]) + len(index)].copy_(rows)
     # the smallest and the largest are finite where all are, and no mask of the table is made

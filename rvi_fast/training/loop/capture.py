@@ -12,15 +12,17 @@ from torch import Tensor
 from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ...optim.shared_adam import SharedAdam
 from ...posteriors.base import as_posterior
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
+from .compilation import compile_kernels
 from .fused_step import fused_step
 from .refined_step import RefinedStep
-from .step import BoundStep, DirectStep, draws, make_step
+from .step import BoundStep, DirectStep, LinearChain, draws, make_step
 
 
 class BatchStep(BoundStep):
@@ -49,6 +51,14 @@ class BatchStep(BoundStep):
     @property
     def place(self) -> int:
         return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`: nothing is asked of modules of the user's own or of an optimiser of torch."""
+        step = self.step
+        if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
+            return False
+        return isinstance(step.shared, SharedAdam) and step.shared.reduce is None
 
     def launch(self, index: Tensor, full_size: int) -> Tensor:
         """The step; `full_size` rows are what the summed loss of a batch is divided by."""
@@ -83,6 +93,8 @@ def bound_step(
     inputs.reserve(batch_size)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    told = settings.progress and ranks.leads
+    compile_kernels(bound, batch_size, [batch_size], progress=told)
     captured = settings.capture and ranks.alone and inputs.tables is not None
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._op_checks.log_likelihood import LAWS
+from ..._op_checks.log_likelihood import SCALED
 from ...ops.table import implementation
 from ...optim.row_state import Stepped
 from ...optim.shared_adam import SharedAdam
@@ -107,7 +107,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         # `finish_step` has Adam alone
         and not any(shared.scales)
         and all(given == options[0] for given in options)
-        and decoder.likelihood.law in LAWS
+        and decoder.likelihood.law in SCALED
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
         and tables[0].dtype in (torch.float32, torch.uint8)
     )
@@ -158,11 +158,11 @@ class FusedStep(BoundStep):
         self.inputs, likelihood = inputs, step.decoder.likelihood
         like = self.posterior.relays
         super().__init__(like.device, like.dtype)
-        self._launches = launches
+        self._launches, self._slots_of = launches, slots_of
         self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
-        log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
+        log_scale: Any = likelihood.log_scale if SCALED[self._law] else None
         # those whose gradients the launches write, and where they begin among what is shared
         layers = [tensor for layer in self._hidden for tensor in (layer.weight, layer.bias)]
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
@@ -189,6 +189,11 @@ class FusedStep(BoundStep):
     def place(self) -> int:
         """See `BoundStep.place`."""
         return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`; rows that lie in slots do so within an epoch only."""
+        return self._slots_of is None
 
     def run(self, index: Tensor, full_size: int) -> Tensor:
         """See `BoundStep.run`."""

@@ -10,7 +10,7 @@ from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ...posteriors.relay import RelayPosterior
 from ..places.base import NoRows
-from .inference_step import InferenceStep, frozen, optimise_rows
+from .row_steps import InferenceStep, frozen, optimise_rows
 from .step import AutogradStep, decoder_step
 
 

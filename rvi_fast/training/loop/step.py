@@ -162,6 +162,11 @@ class BoundStep:
         """Where what was loaded lies: graphs that were captured with another one do not find it."""
         return 0
 
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """Whether `launch` changes nothing but gradients where no kernel of the package runs."""
+        return False
+
     def run(self, index: Tensor, kind: int) -> Tensor:
         """The step on rows that were loaded; what it gives."""
         return self.launch(index, kind)
