@@ -13,6 +13,7 @@ from rvi_fast.experiments.experiment import Experiment
 from rvi_fast.experiments.figure import REGISTERED, Figure, figure
 from rvi_fast.experiments.figures import imputation
 from rvi_fast.experiments.sweep import directory_of
+from rvi_fast.experiments.work import finished
 
 pytest.importorskip("matplotlib")
 
@@ -107,6 +108,28 @@ def test_axes_are_what_the_figure_is_over(out):
     assert {row["point"] for row in table(out / "interpolation.csv")} == set("123456789")
     assert {row["component"] for row in table(out / "map.csv")} == set("1234")
     assert {row["latent_dim"] for row in table(out / "latent.csv")} == {"1", "3"}
+
+
+def test_an_encoder_gives_test_rows_what_it_gives_training_rows(tmp_path):
+    """The classifier of Figure 5 would see two kinds of representations otherwise."""
+    common = {
+        **TINY.common,
+        "data": "digits",
+        "model": "vae",
+        "classifier_epochs": 2,
+        "missing": 0.0,
+    }
+    few, many = (
+        finished(Experiment(**common | {"infer_steps": steps}).result(tmp_path / str(steps)))
+        for steps in (1, 40)
+    )
+    assert few == many
+    rows = {**common, "model": "rvi", "classifier_epochs": 0}
+    few, many = (
+        finished(Experiment(**rows | {"infer_steps": steps}).result(tmp_path / f"rvi-{steps}"))
+        for steps in (1, 40)
+    )
+    assert few["test_observed"] != many["test_observed"]
 
 
 def test_figures_share_runs_and_nothing_is_run_again(out, tmp_path, monkeypatch):

@@ -188,6 +188,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
     )
+    _add_encoder_arguments(parser)
+
+
+def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-input",
         action="store_true",

@@ -63,7 +63,7 @@ class Comparison:
             return f"{array.mean():.4f}"
         never = len(array) - int(np.isfinite(array).sum())
         if never:
-            return f"never in {never} of {len(array)} runs"
+            return "never" if never == len(array) else f"never in {never} of {len(array)}"
         return f"{array.mean():.0f} epochs"
 
 

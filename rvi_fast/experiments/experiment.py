@@ -39,7 +39,8 @@ class Experiment:
         boxes: missing boxes of 4x4 pixels per image.
         model: a name in `recipes.RECIPES`; groups, top and form concern "rvi" alone.
         posterior_lr: learning rate of rows, relays or encoder; None is `lr`.
-        infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
+        infer_steps, infer_lr: of the posteriors of test rows, unless an encoder gives them; None is what
+            suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
         progression: keep images and scores of reconstructions from the first groups only.
         latents: keep straight lines between latent means and a map of the test rows.
@@ -209,7 +210,8 @@ def found(
         model,
         part.x,
         mask=part.mask,
-        steps=experiment.infer_steps,
+        # what an encoder gives is all there is, as for the rows that it was trained on
+        steps=0 if model.amortized else experiment.infer_steps,
         lr=experiment.infer_lr or recipe.infer_lr,
         scale_factor=recipe.scale_factor if scale_factor is None else scale_factor,
         seed=experiment.seed,
