@@ -74,7 +74,9 @@ def scaled(version):
 def test_a_run_directory_is_loaded_bit_for_bit(version, name):
     expected, model = said(version), load(FIXTURES / version / name)
     assert_parameters(model, expected, name)
-    posterior = infer(model, array(version, "others"), steps=20, seed=3)
+    # what an encoder gave was all that there was, whatever the steps
+    steps = 0 if name == "vae" else 20
+    posterior = infer(model, array(version, "others"), steps=steps, seed=3)
     np.testing.assert_allclose(posterior.mean().detach(), expected[f"{name}/infer"], **CLOSE)
     np.testing.assert_allclose(
         model.reconstruct(posterior=posterior), expected[f"{name}/reconstruct"], **CLOSE
@@ -186,7 +188,9 @@ def test_no_run_of_a_figure_has_lost_its_name(version):
     for place, (count, digest) in expected.items():
         scale, name = place.split("/")
         runs = FIGURES[name].configurations(SCALES[scale].of(name))
-        names = sorted({directory_of(Path(), each).name for each in runs})
+        # a model that came later has runs of its own beside them
+        known = [each for each in runs if each.model in ("rvi", "vad", "vae")]
+        names = sorted({directory_of(Path(), each).name for each in known})
         assert len(names) == count, place
         assert hashlib.sha256("".join(names).encode()).hexdigest()[:16] == digest, place
 

@@ -35,6 +35,25 @@ def test_elastic_is_the_mean_over_scored_entries(make_x, make_y, monkeypatch):
             assert score == pytest.approx(expected(mask), rel=1e-14)
 
 
+@pytest.mark.parametrize("trim", [0.0, 0.0004, 0.001, 0.3, 0.9999])
+@pytest.mark.parametrize("make", [np.asarray, as_tensor])
+def test_trimmed_elastic_leaves_out_the_largest_errors(make, trim, monkeypatch):
+    monkeypatch.setattr("rvi_fast.data.tables._CHUNK", 64)
+    error = np.sort(np.abs(X.astype(np.float64) - Y)[MASK])
+    kept = error[: len(error) - int(trim * len(error))]
+    wanted = (kept + kept**2).mean()
+    assert elastic(make(X), make(Y), make(MASK), trim=trim) == pytest.approx(wanted, rel=1e-13)
+
+
+def test_trimming_hides_no_nan_and_has_a_range():
+    wild = np.where(MASK, Y, np.nan)
+    assert np.isnan(elastic(X, wild, trim=0.9))
+    assert elastic(X, wild, MASK, trim=0.1) < elastic(X, wild, MASK)
+    for trim in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"trim: expected a share in \[0, 1\), got"):
+            elastic(X, Y, trim=trim)
+
+
 def test_a_reconstruction_is_not_read_where_nothing_is_scored():
     wild = np.where(MASK, Y, np.nan)
     assert elastic(HOLED, wild) == elastic(X, wild, MASK) == elastic(HOLED, Y)

@@ -24,8 +24,10 @@ def _open_run(
 ) -> tuple[models.LatentModel, Table]:
     """The model and the table of a command, everything checked that can be before any work."""
     device = check_device(arguments.device)
-    _checks.check_positive_int("--steps", arguments.steps)
-    _checks.check_positive_float("--lr", arguments.lr)
+    if arguments.steps is not None:
+        _checks.check_count("--steps", arguments.steps)
+    if arguments.lr is not None:
+        _checks.check_positive_float("--lr", arguments.lr)
     run = find_run(arguments.run_dir)
     inputs = [path for path in (arguments.data, (run or {}).get("data")) if path is not None]
     check_out(arguments.out, inputs, suffixes)
@@ -35,6 +37,8 @@ def _open_run(
             "`rvi-fast train` writes down what a run was trained on"
         )
     model = load(arguments.run_dir, device=device)
+    if arguments.steps is not None and not model.amortized:
+        _checks.check_positive_int("--steps", arguments.steps)
     features = Features.of_run(run, model.num_features)
     if training_data and run is not None:
         table = load_table(Source.of_run(run, arguments.data_dir), features)

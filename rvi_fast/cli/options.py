@@ -111,12 +111,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument(
-        "--steps", type=int, default=100, help="optimisation steps per row (default: 100)"
+        "--steps",
+        type=int,
+        help="optimisation steps per row; those of a vae start from its encoder (default: 100, and "
+        "for a vae as many as it was trained with)",
     )
     parser.add_argument(
         "--lr",
         type=float,
-        default=0.01,
         help="learning rate; 0.03 suits a model without groups (default: 0.01)",
     )
     parser.add_argument(

@@ -42,6 +42,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             sets=arguments.data or (),
             data_dir=arguments.data_dir,
             jobs=arguments.jobs,
+            keep=arguments.keep,
             device=None if arguments.device is None else check_device(arguments.device),
             progress=not arguments.quiet,
         )

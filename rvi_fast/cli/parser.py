@@ -188,11 +188,27 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--form", choices=FORMS, help="how relay vectors combine, rvi only (default: linear)"
     )
+    _add_encoder_arguments(parser)
+
+
+def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-input",
         action="store_true",
         default=None,
         help="the encoder sees which entries are missing, vae only",
+    )
+    parser.add_argument(
+        "--refine-steps",
+        type=int,
+        metavar="K",
+        help="each batch's posteriors go K steps on from what the encoder gives, vae only (default: 0)",
+    )
+    parser.add_argument(
+        "--refine-lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate of those steps (default: 0.01)",
     )
 
 
@@ -335,6 +351,11 @@ def _add_reproduce(commands: Any) -> None:
         help="runs side by side: processes on the CPU, one process on any other device (default: 1)",
     )
     figures.add_argument("--device", help=f"{kinds_of_devices()}: where to train (default: cpu)")
+    figures.add_argument(
+        "--keep",
+        action="store_true",
+        help="runs whose numbers DIR/FIGURE.csv holds count as done, though DIR/runs lacks them",
+    )
     figures.add_argument(
         "--out",
         type=Path,

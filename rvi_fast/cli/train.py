@@ -28,6 +28,8 @@ _OPTIONS = {
     "image_shape": ("rvi", "vad"),
     "initial_log_std": ("rvi", "vad"),
     "mask_input": ("vae",),
+    "refine_steps": ("vae",),
+    "refine_lr": ("vae",),
 }
 
 

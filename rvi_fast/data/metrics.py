@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -11,24 +13,33 @@ from .scaling import Standardizer as Standardizer
 from .tables import Table, check_mask, refuse, row_chunks
 
 
-def elastic(x: Table, reconstruction: Table, mask: Table | None = None) -> float:
+def elastic(
+    x: Table, reconstruction: Table, mask: Table | None = None, *, trim: float = 0.0
+) -> float:
     """Mean over the scored entries of |error| + error^2, error = x - reconstruction.
 
     Args:
         x: [N, D], the truth; NaN is not scored. uint8 means pixels, scaled by 1/255.
         reconstruction: [N, D], in the units of the (scaled) x; uint8 is scaled likewise.
         mask: bool [N, D], True = scored; without it, every entry that is not NaN.
+        trim: share of the scored entries, in [0, 1), that is left out: those with the largest errors,
+            rounded down to whole entries. A few outliers of a table can outweigh all else.
 
     Returns:
         The mean, summed in float64. A NaN in a scored entry of the reconstruction makes it NaN.
 
     Raises:
-        ValueError: shapes differ, x is NaN where the mask is True, or nothing is scored.
+        ValueError: shapes differ, x is NaN where the mask is True, nothing is scored, or trim is out of
+            its range.
         TypeError: the mask is not bool.
 
     >>> elastic(np.array([[1.0, np.nan]]), np.array([[0.5, 7.0]]))
     0.75
+    >>> elastic(np.array([[1.0, 0.5, 0.5, 9.0]]), np.zeros((1, 4)), trim=0.25)
+    1.1666666666666667
     """
+    if not 0.0 <= trim < 1.0:
+        raise ValueError(f"trim: expected a share in [0, 1), got {trim!r}")
     x, reconstruction = _table(x), _table(reconstruction)
     if x.ndim != 2 or x.shape != reconstruction.shape:
         raise ValueError(
@@ -42,6 +53,7 @@ def elastic(x: Table, reconstruction: Table, mask: Table | None = None) -> float
         torch.device("cpu"),
     )
     total, count = 0.0, 0
+    errors = []  # kept where some of them are to be left out
     for rows in row_chunks(x.shape):
         target = _float64(x[rows], device)
         scored = ~target.isnan()
@@ -52,8 +64,14 @@ def elastic(x: Table, reconstruction: Table, mask: Table | None = None) -> float
         error = (target - _float64(reconstruction[rows], device))[scored].abs()
         total += float((error + error * error).sum())
         count += error.numel()
+        if trim:
+            errors.append(error)
     if count == 0:
         raise ValueError(f"nothing to score in x of shape {list(x.shape)}")
+    if left_out := int(trim * count):
+        # NaN sorts last, and is not to be left out
+        error = torch.cat(errors).sort().values[: count - left_out]
+        return math.nan if math.isnan(total) else float((error + error * error).mean())
     return total / count
 
 

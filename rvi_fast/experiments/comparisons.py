@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .figure import Results, named
+from .figure import Bound, Results, named
+from .recipes import RECIPES
 
 _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt}
 ROBUST = 1.2  # an error at most this many times the best one is no worse
@@ -23,7 +24,8 @@ class Comparison:
     Args:
         where: at which setting.
         names: of the two sides.
-        ours, theirs: a number for each seed, the same seeds.
+        ours, theirs: numbers in pairs, those of a seed; where it is not known which of two numbers is
+            of which seed, every pair that there can be.
         sign: what the claim puts between them.
         unit: "" for errors and shares; "epochs" for counts, where inf is never.
     """
@@ -61,22 +63,34 @@ class Comparison:
             return f"{array.mean():.4f}"
         never = len(array) - int(np.isfinite(array).sum())
         if never:
-            return f"never in {never} of {len(array)} runs"
+            return "never" if never == len(array) else f"never in {never} of {len(array)}"
         return f"{array.mean():.0f} epochs"
 
 
 Value = Callable[[dict[str, Any]], Any]
 Compare = Callable[[Results], list[Comparison]]
+# of a run
+Key = int | Bound
 
 
-def _by_seed(results: Results, value: Value, **fields: Any) -> dict[int, Any]:
+def _by_seed(results: Results, value: Value, **fields: Any) -> dict[Key, Any]:
+    """What runs come to by their seed, or by the bound that they are where that is not known."""
     found = {}
     for experiment, result in results:
         if all(getattr(experiment, name) == wanted for name, wanted in fields.items()):
             number = value(result)
             if number is not None:
-                found[experiment.seed] = number
+                found[result.get("bound", experiment.seed)] = number
     return found
+
+
+def _pairs(ours: Iterable[Key], theirs: Iterable[Key]) -> list[tuple[Key, Key]]:
+    """The runs that are compared: those of a seed, and a bound with every run."""
+    return [
+        (own, other)
+        for own, other in itertools.product(ours, theirs)
+        if own == other or isinstance(own, Bound) or isinstance(other, Bound)
+    ]
 
 
 def _levels(results: Results, *fields: str) -> list[tuple[Any, ...]]:
@@ -98,7 +112,7 @@ def against(value: Value, *rivals: str, over: tuple[str, ...], **options: Any) -
             own = _by_seed(results, value, model="rvi", **fields)
             for rival in rivals:
                 other = _by_seed(results, value, model=rival, **fields)
-                names = ("RVI", rival.upper())
+                names = ("RVI", RECIPES[rival].label)
                 found += _paired(_where(over, level), names, own, other, **options)
         return found
 
@@ -108,14 +122,23 @@ def against(value: Value, *rivals: str, over: tuple[str, ...], **options: Any) -
 def _paired(
     where: str,
     names: tuple[str, str],
-    ours: dict[int, float],
-    theirs: dict[int, float],
+    ours: Mapping[Key, float],
+    theirs: Mapping[Key, float],
     **options: Any,
 ) -> list[Comparison]:
     """A comparison of the seeds that both have, or none."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    pairs = tuple(ours[seed] for seed in seeds), tuple(theirs[seed] for seed in seeds)
-    return [Comparison(where, names, *pairs, **options)] if seeds else []
+    pairs = _pairs(ours, theirs)
+    return _compared(where, names, [(ours[own], theirs[other]) for own, other in pairs], **options)
+
+
+def _compared(
+    where: str, names: tuple[str, str], pairs: Sequence[tuple[float, float]], **options: Any
+) -> list[Comparison]:
+    """A comparison of numbers in pairs, or none where there is no pair."""
+    if not pairs:
+        return []
+    ours, theirs = (tuple(numbers) for numbers in zip(*pairs, strict=True))
+    return [Comparison(where, names, ours, theirs, **options)]
 
 
 def epochs_to(curve: Sequence[float], target: float) -> float:
@@ -133,11 +156,12 @@ def reaches(rival: str, *over: str) -> Compare:
             fields = dict(zip(over, level, strict=True))
             own = _by_seed(results, lambda result: result["elastic"], model="rvi", **fields)
             other = _by_seed(results, lambda result: result["elastic"], model=rival, **fields)
-            seeds = own.keys() & other.keys()
-            needed = {seed: epochs_to(own[seed], other[seed][-1]) for seed in seeds}
-            trained = {seed: float(len(other[seed])) for seed in seeds}
-            names = ("RVI", rival.upper())
-            found += _paired(_where(over, level), names, needed, trained, unit="epochs")
+            pairs = [
+                (epochs_to(own[seed], other[rivals][-1]), float(len(other[rivals])))
+                for seed, rivals in _pairs(own, other)
+            ]
+            names = ("RVI", RECIPES[rival].label)
+            found += _compared(_where(over, level), names, pairs, unit="epochs")
         return found
 
     return compare
@@ -154,13 +178,15 @@ def classified(results: Results) -> list[Comparison]:
         _by_seed(results, lambda result: max(result["accuracy"]), model=model)
         for model in ("rvi", "vae")
     ]
-    both = own.keys() & other.keys()
-    epochs = [{s: epochs_to(curves[s], min(other[s])) for s in both} for curves in (own, other)]
+    epochs = [
+        (epochs_to(own[ours], min(other[theirs])), epochs_to(other[theirs], min(other[theirs])))
+        for ours, theirs in _pairs(own, other)
+    ]
     names = ("RVI", "VAE")
     return [
         *_paired("lowest cross-entropy", names, *least),
         *_paired("highest accuracy", names, *most, sign=">"),
-        *_paired("to the VAE's lowest cross-entropy", names, *epochs, unit="epochs"),
+        *_compared("to the VAE's lowest cross-entropy", names, epochs, unit="epochs"),
     ]
 
 
@@ -215,16 +241,58 @@ def more_groups(results: Results) -> list[Comparison]:
 
 def forms(results: Results) -> list[Comparison]:
     """Linear relays against clusters."""
-    linear, cluster = (
-        _by_seed(results, lambda result: result["train_observed"], form=form)
-        for form in ("linear", "cluster")
-    )
+    linear, cluster = (_by_seed(results, last, form=form) for form in ("linear", "cluster"))
     return _paired("training error", ("linear", "cluster"), linear, cluster)
+
+
+def same_recipe(quantity: str) -> Compare:
+    """RVI against VAD with the same units and the same start of the standard deviations."""
+
+    def compare(results: Results) -> list[Comparison]:
+        found = []
+        for units, missing in _levels(results, "units", "missing"):
+            for more in ("", ", log std -1"):
+                names = (f"RVI{more}", f"VAD{more}")
+                errors = [
+                    _by_seed(results, _entry(quantity), method=name, units=units, missing=missing)
+                    for name in names
+                ]
+                where = f"{_where(['missing'], [missing])}, {units} units"
+                found += _paired(where, names, *errors, sign="<=")
+        return found
+
+    return compare
+
+
+def beside_simple_ones(quantity: str) -> Compare:
+    """RVI against imputers that learn no latents, in the same units."""
+
+    def compare(results: Results) -> list[Comparison]:
+        found = []
+        for units, missing in _levels(results, "units", "missing"):
+            own = _by_seed(results, _entry(quantity), method="RVI", units=units, missing=missing)
+            for rival in ("all zeros", "conditional Gaussian"):
+                fields = {"method": rival, "units": units, "missing": missing}
+                other = _by_seed(results, _entry(quantity.replace("wide", "test")), **fields)
+                where = f"{_where(['missing'], [missing])}, {units} units"
+                found += _paired(where, ("RVI", rival), own, other)
+        return found
+
+    return compare
+
+
+def _entry(quantity: str) -> Value:
+    return lambda result: result[quantity]
 
 
 def train(result: dict[str, Any]) -> float:
     """Final error over observed training entries."""
     return result["train_observed"]
+
+
+def last(result: dict[str, Any]) -> float:
+    """The same by the curve: the error after the last epoch."""
+    return result["elastic"][-1]
 
 
 def test(result: dict[str, Any]) -> float:

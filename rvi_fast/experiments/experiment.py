@@ -21,12 +21,11 @@ from ..training import History, infer
 from ..training.loop.seeds import stream
 from ..training.settings import Settings
 from . import latents
+from .recipes import RECIPES
 from .work import Work, finished
 
 _SHOWN = 8  # images kept of a progression
 _CLASSIFIER = 2  # use of the seed; another one is in `data.recipe`
-# rows without relays need larger steps; an encoder takes none
-INFER_LR = {"rvi": 0.01, "vad": 0.03, "vae": 0.01}
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,15 @@ class Experiment:
         rows: training rows drawn by the seed; None takes all. `test_rows` likewise.
         missing: rate of entries missing completely at random.
         boxes: missing boxes of 4x4 pixels per image.
-        model: "rvi", "vad" or "vae"; groups, top and form concern "rvi" alone.
+        model: a name in `recipes.RECIPES`; groups, top and form concern "rvi" alone.
         posterior_lr: learning rate of rows, relays or encoder; None is `lr`.
-        infer_steps, infer_lr: of the posteriors of test rows; None is what suits the model.
+        infer_steps, infer_lr: of the posteriors of test rows, unless an encoder gives them; None is what
+            suits the model.
         classifier_epochs: a classifier is trained on the representations for so long; 0 for none.
         progression: keep images and scores of reconstructions from the first groups only.
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
+        initial_log_std: where rows' log standard deviations start, unless the recipe says it.
 
     Further fields need a default, and count towards the name of a run where they differ from it: see
     `sweep.directory_of`.
@@ -80,6 +81,7 @@ class Experiment:
     progression: bool = False
     latents: bool = False
     seed: int = 0
+    initial_log_std: float = RelayPosterior.initial_log_std
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -149,14 +151,7 @@ def work(
             raise ValueError(f"{wish}: {experiment.data} has no labels")
     model, history = yield from trained(experiment, train, directory, checkpoint_every)
     posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
-    inferred = infer(
-        model,
-        test.x,
-        mask=test.mask,
-        steps=experiment.infer_steps,
-        lr=experiment.infer_lr or INFER_LR[experiment.model],
-        seed=experiment.seed,
-    )
+    inferred = found(experiment, model, test)
     # what follows is arithmetic with tables of the host, wherever the model was trained
     model, posterior, inferred = model.cpu(), posterior.cpu(), inferred.cpu()
     result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
@@ -193,6 +188,7 @@ def trained(
         "batch_size": experiment.batch_size,
         "lr": experiment.lr,
         "posterior_lr": experiment.posterior_lr,
+        "kl_weight": RECIPES[experiment.model].kl_weight,
         "seed": experiment.seed,
         "run_dir": directory,
         "resume": True,
@@ -201,11 +197,35 @@ def trained(
     return model, history
 
 
+def found(
+    experiment: Experiment,
+    model: models.LatentModel,
+    part: Part,
+    *,
+    scale_factor: float | str | None = None,
+) -> RelayPosterior:
+    """The posteriors of rows that were not trained on; the recipe says the factor if it is not given."""
+    recipe = RECIPES[experiment.model]
+    return infer(
+        model,
+        part.x,
+        mask=part.mask,
+        # what an encoder gives is all there is, as for the rows that it was trained on
+        steps=0 if model.amortized else experiment.infer_steps,
+        lr=experiment.infer_lr or recipe.infer_lr,
+        scale_factor=recipe.scale_factor if scale_factor is None else scale_factor,
+        seed=experiment.seed,
+    )
+
+
 def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel:
-    options: dict[str, Any] = {}
-    if experiment.model == "rvi":
-        options = {name: getattr(experiment, name) for name in ("groups", "top", "form")}
-    return models.BUILDERS[experiment.model](
+    recipe = RECIPES[experiment.model]
+    options = dict(recipe.options)
+    if recipe.builder != "vae":
+        options = {"initial_log_std": experiment.initial_log_std} | options
+    if recipe.builder == "rvi":
+        options |= {name: getattr(experiment, name) for name in ("groups", "top", "form")}
+    return models.BUILDERS[recipe.builder](
         *shape,
         latent_dim=experiment.latent_dim,
         hidden=experiment.hidden,

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ..files import write_text
 from .experiment import Experiment
 from .pictures import Panels, save_panels
+from .recipes import RECIPES
 from .scales import Scale
 
 Results = Sequence[tuple[Experiment, dict[str, Any]]]
@@ -45,6 +47,13 @@ LABELS = {
 MODELS = ("rvi", "vad", "vae")
 
 
+class Bound(Enum):
+    """One of the two numbers that mean and spread of two runs stand for; whose it is is not known."""
+
+    LOW = -1
+    HIGH = 1
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure: which runs it takes, and what is shown of them; see `figure`.
@@ -73,16 +82,23 @@ class Figure:
     caption: str = ""
 
     def table(self, results: Results) -> list[dict[str, Any]]:
-        """Mean, population standard deviation and median over the runs of each point."""
+        """Mean, population standard deviation and median over the runs of each point, and their numbers.
+
+        Those, "values", are in the order of the results; none where it is not known which is whose.
+        """
         points: dict[tuple[Any, ...], list[float]] = {}
+        lost = set()
         keys = (*self.panels, *self.curves)
         for experiment, result in results:
             at = tuple(_text(getattr(experiment, key)) for key in keys)
             for quantity in self.quantities:
                 for x, value in self._values(experiment, result[quantity]):
                     points.setdefault((quantity, *at, x), []).append(value)
+                    if "bound" in result:
+                        lost.add((quantity, *at, x))
         rows = []
-        for (quantity, *names, x), values in points.items():
+        for point, values in points.items():
+            quantity, *names, x = point
             finite = np.array(values, np.float64)
             rows.append(
                 {
@@ -93,9 +109,15 @@ class Figure:
                     "std": float(finite.std()),
                     "median": float(np.median(finite)),
                     "runs": len(values),
+                    "values": "" if point in lost else " ".join(map(repr, values)),
                 }
             )
         return rows
+
+    @staticmethod
+    def text(experiment: Experiment, key: str) -> str:
+        """A field of an experiment as the table has it."""
+        return str(_text(getattr(experiment, key)))
 
     def _values(self, experiment: Experiment, value: Any) -> list[tuple[float, float]]:
         if value is None:  # nothing was missing, so nothing was imputed
@@ -187,6 +209,8 @@ def shown(value: Any) -> str:
 
 def named(key: str, value: Any) -> str:
     """The value of a field, with the name of the field where it needs one."""
-    if key in ("model", "data", "method"):
-        return str(value).upper() if key == "model" else str(value)
+    if key == "model":
+        return RECIPES[value].label
+    if key in ("data", "method"):
+        return str(value)
     return f"{LABELS.get(key, key)} {shown(value)}"

@@ -11,6 +11,7 @@ from typing import Any
 from . import figures  # noqa: F401  (registers them)
 from .experiment import Experiment
 from .figure import REGISTERED, Figure
+from .kept import kept
 from .pictures import check_matplotlib
 from .scales import IMAGES, SCALES
 from .sweep import SweepError, directory_of, read_result, sweep
@@ -54,6 +55,7 @@ def reproduce(
     data_dir: Path | None = None,
     jobs: int = 1,
     device: str | None = None,
+    keep: bool = False,
     progress: bool = True,
 ) -> list[Path]:
     """Makes figures: `out`/NAME.csv and NAME.png of each, and the runs in `out`/runs.
@@ -68,6 +70,8 @@ def reproduce(
         data_dir: where data sets lie.
         jobs: runs side by side, see `sweep`.
         device: where to train; the CPU if not given.
+        keep: runs whose numbers `out`/NAME.csv holds count as done, though `out`/runs lacks them; not
+            for figures whose pictures need more of a run than its numbers.
         progress: show a bar over all runs.
 
     Returns:
@@ -87,7 +91,13 @@ def reproduce(
     chosen = [name for name in FIGURES if name in names or "all" in names]
     runs = {name: _configurations(name, scale, sets) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
-    every: list[Experiment] = [each for name in chosen for each in runs[name]]
+    tables: dict[str, dict[Experiment, dict[str, Any]]] = {
+        name: kept(FIGURES[name], out / f"{name}.csv", runs[name])
+        if keep and FIGURES[name].extra is None
+        else {}
+        for name in chosen
+    }
+    every = [each for name in chosen for each in runs[name] if each not in tables[name]]
     failed: SweepError | None = None
     try:
         sweep(
@@ -102,7 +112,10 @@ def reproduce(
         failed = error  # the figures that do not need the failed runs are made all the same
     for name in chosen:
         directories = [directory_of(out / "runs", each) for each in runs[name]]
-        results = [read_result(directory) for directory in directories]
+        results = [
+            read_result(directory) or tables[name].get(one)
+            for one, directory in zip(runs[name], directories, strict=True)
+        ]
         done = [(one, result) for one, result in zip(runs[name], results, strict=True) if result]
         if len(done) == len(runs[name]):
             FIGURES[name].save(out / name, done, directories)

@@ -26,10 +26,27 @@ from .document import (
 )
 from .experiment import Experiment
 from .figure import LABELS, Figure, named, shown
+from .kept import kept
 from .registry import FIGURES
 from .scales import SCALES
 from .sweep import directory_of, read_result
 
+_BASELINES = (
+    Paragraph(
+        "VAD is here twice: with the law, the KL divergence and the learned scale that all models here "
+        "share, and as its authors train it (Zadeh et al. 2019), with squared error alone, no KL "
+        "divergence, and posteriors of log variance -14, which is not learned."
+    ),
+    Paragraph(
+        "Section 2 of the paper names further approaches. The semi-amortised VAE (Kim et al. 2018) is "
+        "models.vae(refine_steps=), and infer(model, x, steps=) for a VAE that was trained without; no "
+        "figure has it. Ladder VAEs (Sønderby et al. 2016) and hierarchical models (Ranganath et al. "
+        "2016) are left out: several layers of latents with learned priors between them are another "
+        "generative model, while everything here differs in how the posterior of one layer under a "
+        "standard normal prior is found, so that a difference would not say which of the two it comes "
+        "from; and neither rows nor ops of this package have a place for more layers."
+    ),
+)
 _MARKS = {True: "✓", False: "✗", None: "~"}
 _MOST_COLUMNS = 10
 _MOST_LINES = 6  # of numbers in a row of the claims
@@ -50,7 +67,8 @@ class Found:
     Args:
         name, figure: as in the registry.
         wanted: configurations of the figure.
-        results: what is done, with "made" where the run recorded it.
+        results: what is done, with "made" where the run recorded it; by the figure's table where the run
+            itself is gone.
         pictures: PNG files, the curves first.
     """
 
@@ -95,12 +113,13 @@ def report(results: Path, out: Path | None = None) -> list[Path]:
 
 
 def scale_of(results: Path) -> str:
-    """The scale of the runs: that of which most are done."""
+    """The scale of the runs: that of which most are done, or kept by the tables of figures."""
     present = {path.parent.name for path in results.glob("runs/*/result.json")}
-    done = {
-        scale: len(present & {directory_of(results, run).name for run in _all_runs(scale)})
-        for scale in SCALES
-    }
+    done = {}
+    for scale in SCALES:
+        runs = {run for name in FIGURES for run in _kept(results, scale, name)}
+        runs |= {run for run in _all_runs(scale) if directory_of(results, run).name in present}
+        done[scale] = len(runs)
     most = max(done, key=lambda scale: done[scale])
     if not done[most]:
         raise ValueError(
@@ -114,10 +133,18 @@ def _all_runs(scale: str) -> set[Experiment]:
     return {run for name in FIGURES for run in FIGURES[name].configurations(sizes.of(name))}
 
 
+def _kept(results: Path, scale: str, name: str) -> dict[Experiment, dict[str, Any]]:
+    wanted = FIGURES[name].configurations(SCALES[scale].of(name))
+    return kept(FIGURES[name], results / f"{name}.csv", wanted)
+
+
 def _find(results: Path, scale: str, name: str) -> Found:
     figure = FIGURES[name]
     wanted = figure.configurations(SCALES[scale].of(name))
-    done = ((run, read_result(directory_of(results / "runs", run))) for run in wanted)
+    tables = _kept(results, scale, name)
+    done = (
+        (run, read_result(directory_of(results / "runs", run)) or tables.get(run)) for run in wanted
+    )
     pictures = [results / f"{name}.png", *sorted(results.glob(f"{name}-*.png"))]
     return Found(
         name,
@@ -159,6 +186,7 @@ def compose(found: Sequence[Found], results: Path, scale: str) -> list[Block]:
             cards=True,
         ),
     ]
+    blocks += [Heading("What is compared with, and what is not", "baselines", 3), *_BASELINES]
     for each in made:
         blocks += _section(each, results, scale)
     if absent:

@@ -36,6 +36,7 @@ def rvi(
     skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
+    learn_std: bool = True,
     initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
@@ -60,6 +61,7 @@ def rvi(
             "bernoulli" for instance, or ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
         initial_log_std: what each row's log standard deviations start at, see `RelayPosterior`.
+        learn_std: false holds them there.
         initial_scale: where the scale of the likelihood starts, in the units of the model (of
             standardised data, and of pixels in [0, 1]), in every column that has one. 1 leaves the law
             as it is: those that are given by name start at 1.
@@ -82,7 +84,7 @@ def rvi(
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
-        **_stored(storage, initial_log_std),
+        **_stored(storage, initial_log_std, learn_std),
     }
     posterior = RelayPosterior(
         num_data,
@@ -94,6 +96,7 @@ def rvi(
         shard=shard,
         generator=generator,
         initial_log_std=initial_log_std,
+        learn_std=learn_std,
     )
     return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
@@ -109,6 +112,7 @@ def vad(
     skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
+    learn_std: bool = True,
     initial_scale: float = 1.0,
     storage: StrPath = "device",
     shard: range | None = None,
@@ -122,7 +126,7 @@ def vad(
         "num_features": num_features,
         "latent_dim": latent_dim,
         **network.config(),
-        **_stored(storage, initial_log_std),
+        **_stored(storage, initial_log_std, learn_std),
     }
     posterior = RelayPosterior(
         num_data,
@@ -132,6 +136,7 @@ def vad(
         shard=shard,
         generator=generator,
         initial_log_std=initial_log_std,
+        learn_std=learn_std,
     )
     return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
@@ -146,9 +151,23 @@ def vae(
     likelihood: Any = "gaussian",
     initial_scale: float = 1.0,
     mask_input: bool = False,
+    refine_steps: int = 0,
+    refine_lr: float = EncoderPosterior.refine_lr,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
+
+    With `refine_steps` it is semi-amortised. For the rows of a batch, `fit` then
+
+    1. encodes them: means and log standard deviations lambda_0;
+    2. takes K steps lambda_k -> lambda_{k+1} of each row's own Adam (`RowAdam`, mode "row") that raise
+       its evidence lower bound, decoder and scale fixed, as `infer` does: three quarters of the steps
+       from the decoded mean, which leave the log standard deviations, the rest from samples;
+    3. draws z from lambda_K and takes the gradient of the lower bound there: that of decoder and scale
+       as it is, that of lambda_K for that of lambda_0, which goes on to the encoder.
+
+    Kim et al. 2018 take steps of gradient ascent with momentum in 2, and in 3 differentiate through
+    them, which takes Hessian-vector products; here d lambda_K / d lambda_0 counts as the identity.
 
     Args:
         num_data: N, rows of the training data.
@@ -160,6 +179,8 @@ def vae(
         skip: see `rvi`.
         initial_scale: where the scale of the likelihood starts, see `rvi`.
         mask_input: the encoder sees the mask as well, as D more inputs.
+        refine_steps: K; 0 is the VAE. `infer` takes as many if not told otherwise.
+        refine_lr: learning rate of those steps.
         generator: what all first values are drawn from, see `rvi`.
     """
     network = Network.of("dense", hidden, None, num_features, skip)
@@ -175,7 +196,17 @@ def vae(
         _checks.check_positive_int(name, size)
     inputs = num_features * (2 if mask_input else 1)
     encoder = dense(inputs, network.hidden[::-1], 2 * latent_dim, generator)
-    posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
+    posterior = EncoderPosterior(
+        encoder,
+        num_data,
+        num_features,
+        latent_dim,
+        mask_input=mask_input,
+        refine_steps=refine_steps,
+        refine_lr=refine_lr,
+    )
+    if refine_steps:
+        config |= {"refine_steps": refine_steps, "refine_lr": refine_lr}
     return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
 
@@ -191,11 +222,13 @@ def build(config: dict[str, Any], *, generator: torch.Generator | None = None) -
     return BUILDERS[name](**arguments, generator=generator)
 
 
-def _stored(storage: StrPath, initial_log_std: float) -> dict[str, Any]:
+def _stored(storage: StrPath, initial_log_std: float, learn_std: bool) -> dict[str, Any]:
     """What `LatentModel.config` says of the rows: nothing of what is as usual."""
     found: dict[str, Any] = {} if storage == "device" else {"storage": os.fspath(storage)}
     if initial_log_std != RelayPosterior.initial_log_std:
         found["initial_log_std"] = initial_log_std
+    if not learn_std:
+        found["learn_std"] = False
     return found
 
 

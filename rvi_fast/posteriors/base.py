@@ -39,9 +39,13 @@ class Posterior(nn.Module):
         first_row: number of the first row in the whole table.
         sharded: whether other processes hold other rows of the table.
         table_size: rows of the whole table, where it is sharded.
+        refine_steps, refine_lr: `fit`, its evaluations and `infer` move the rows that are computed so
+            many steps of that rate further, see `EncoderPosterior`.
     """
 
     owns_rows: bool = False
+    refine_steps: int = 0
+    refine_lr: float = 0.01
     num_data: int
     first_row: int = 0
     sharded: bool = False

@@ -29,6 +29,10 @@ class EncoderPosterior(Posterior):
         num_features: D.
         latent_dim: T.
         mask_input: the network sees the mask too, as D more inputs, 1 = observed.
+        refine_steps: the semi-amortised VAE: what the encoder gives is where each row starts, and so
+            many steps of its own follow, under a decoder that stays as it is, in `fit` and `infer`.
+            `forward` and `of` give the start. See `models.vae`.
+        refine_lr: learning rate of those steps.
 
     Example:
         >>> import torch, rvi_fast
@@ -41,7 +45,8 @@ class EncoderPosterior(Posterior):
         torch.Size([1, 3])
 
     Source:
-        Kingma and Welling 2014; the baseline of paper section 5.
+        Kingma and Welling 2014; the baseline of paper section 5. Refined: Kim, Wiseman, Miller, Sontag
+        and Rush 2018, "Semi-Amortized Variational Autoencoders".
     """
 
     def __init__(
@@ -52,8 +57,15 @@ class EncoderPosterior(Posterior):
         latent_dim: int,
         *,
         mask_input: bool = False,
+        refine_steps: int = 0,
+        refine_lr: float = Posterior.refine_lr,
     ) -> None:
         super().__init__()
+        if _checks.check_count("refine_steps", refine_steps):
+            # set where they are not as usual: a resume compares the attributes of modules, and
+            # checkpoints of models without them know none
+            self.refine_steps = refine_steps
+            self.refine_lr = _checks.check_positive_float("refine_lr", refine_lr)
         self.encoder = encoder
         self.num_data = _checks.check_positive_int("num_data", num_data)
         self.num_features = _checks.check_positive_int("num_features", num_features)
@@ -87,7 +99,32 @@ class EncoderPosterior(Posterior):
         Returns:
             `RelaySample`: z [B, T] or [S, B, T], kl [B] in nats.
         """
-        rows = self.encode(x, mask)
+        return self.sample(
+            self.encode(x, mask),
+            index,
+            num_samples=num_samples,
+            noise=noise,
+            seed=seed,
+            generator=generator,
+        )
+
+    def sample(
+        self,
+        rows: Tensor,
+        index: Tensor,
+        *,
+        num_samples: int | None = None,
+        noise: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> RelaySample:
+        """`forward` from what `encode` gives, or from rows like it.
+
+        Args:
+            rows: packed [B, W].
+            index: row numbers [B], of the noise alone.
+            num_samples, noise, seed, generator: as in `RelayPosterior.forward`.
+        """
         _checks.check_index(index, rows.device)
         _checks.check_shape("index", index, (len(rows),))
         samples = (

@@ -15,7 +15,7 @@ from ..layout import RowLayout
 from ..memory.room import check_memory
 from ..ops import ops
 from .base import Drawn
-from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal
+from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal, held
 from .tables import HostTables, Tables, open_tables
 
 
@@ -38,8 +38,7 @@ class RelayPosterior(OwnedRows):
         sparse: the gradient of `rows` is a sparse tensor, as with `nn.Embedding(sparse=True)`: the
             cost of a step does not grow with N. `optim.RowAdam` and `torch.optim.SparseAdam` take
             it. Within `torch.compile` the gradient is dense all the same.
-        device: where the tables live.
-        dtype: dtype of the tables.
+        device, dtype: of the tables.
         storage: "device": rows and moments in the memory of the device; "host": in that of the host;
             else a directory, for tables larger than memory: they lie in files that are mapped, and
             `fit` streams them. A directory that holds the rows of such a posterior is opened as it is
@@ -56,6 +55,7 @@ class RelayPosterior(OwnedRows):
             set, so that as many numbers are drawn from it and thrown away, as slowly as rows are filled.
         initial_log_std: where r starts. From -1 rows learn less of their data than from -2: better to
             fill in rows of which little is observed, worse for others.
+        learn_std: false holds r where it starts: no gradient reaches it, in training and in `infer`.
 
     Attributes:
         num_data: rows held here.
@@ -104,6 +104,7 @@ class RelayPosterior(OwnedRows):
         shard: range | None = None,
         generator: torch.Generator | None = None,
         initial_log_std: float = -2.0,
+        learn_std: bool = True,
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
@@ -125,7 +126,7 @@ class RelayPosterior(OwnedRows):
         )
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
-        self._make_rows(open_tables(storage, device), generator, initial_log_std)
+        self._make_rows(open_tables(storage, device), generator, initial_log_std, learn_std)
 
     @property
     def latent_dim(self) -> int:
@@ -190,7 +191,7 @@ class RelayPosterior(OwnedRows):
         with as_they_are():
             rows, place = self._lent(index)
             sample = relay_sample(
-                rows,
+                rows if self.learn_std else held(rows, self.layout.log_std_slice),
                 self.relays,
                 place,
                 seed,
@@ -239,7 +240,7 @@ class RelayPosterior(OwnedRows):
             )
             if learn:
                 relays.grad = grad_relays
-            return grad_rows
+            return self._learned(grad_rows)
 
         return Drawn(z[0], kl, pullback)
 
@@ -280,8 +281,7 @@ class RelayPosterior(OwnedRows):
 
     def std(self, index: Tensor | None = None) -> Tensor:
         """Posterior standard deviations [B, T] of rows `index`, or of all rows."""
-        limit = reference.LOG_STD_LIMIT
-        log_std = self._read(index, self.layout.log_std_slice)
+        log_std, limit = self._read(index, self.layout.log_std_slice), reference.LOG_STD_LIMIT
         return log_std.clamp(-limit, limit).exp()
 
     def distribution(self, index: Tensor | None = None) -> Independent:
@@ -326,7 +326,7 @@ class RelayPosterior(OwnedRows):
         )
         if self.staged:  # there as here
             posterior.tables = HostTables()
-        posterior.initial_log_std = self.initial_log_std
+        posterior._start_at(self.initial_log_std, self.learn_std)
         posterior._draw_rows(generator)
         return posterior
 

@@ -58,16 +58,29 @@ class OwnedRows(Posterior):
     row_numbers: Tensor | None = None
     # of the class: posteriors that were pickled before it was an argument have none of their own
     initial_log_std: float = -2.0
+    learn_std: bool = True
     _row_optimizer: _RowOptimizer | None
 
+    def _start_at(self, log_std: float, learn: bool) -> None:
+        """Takes `initial_log_std` and `learn_std`."""
+        limit = reference.LOG_STD_LIMIT
+        log_std = _checks.check_between("initial_log_std", log_std, -limit, limit)
+        # set where they are not as usual: a resume compares the attributes of modules, and checkpoints
+        # of earlier versions know none
+        if log_std != self.initial_log_std:
+            self.initial_log_std = log_std
+        if not _checks.check_bool("learn_std", learn):
+            self.learn_std = False
+
     def _make_rows(
-        self, tables: Tables, generator: torch.Generator | None, initial_log_std: float
+        self,
+        tables: Tables,
+        generator: torch.Generator | None,
+        initial_log_std: float,
+        learn_std: bool,
     ) -> None:
         """Makes the rows in these tables and draws them and the relays, or opens rows that are there."""
-        limit = reference.LOG_STD_LIMIT
-        self.initial_log_std = _checks.check_between(
-            "initial_log_std", initial_log_std, -limit, limit
-        )
+        self._start_at(initial_log_std, learn_std)
         self.tables = tables
         shape, like = (self.num_data, self.layout.width), self.relays
         place = torch.device("cpu") if isinstance(tables, HostTables) else like.device
@@ -174,6 +187,12 @@ class OwnedRows(Posterior):
         """Whether a `DistributedDataParallel` at work sums the rows' gradients, dense ones alone."""
         ddp = nn.parallel.DistributedDataParallel._active_ddp_module
         return ddp is not None and any(p is self.rows for p in ddp._module_parameters)
+
+    def _learned(self, grad: Tensor) -> Tensor:
+        """The gradient of packed rows [n, W], zero where they are held; changed in place."""
+        if not self.learn_std:
+            grad[:, self.layout.log_std_slice] = 0.0
+        return grad
 
     def _check_rows(self, index: Tensor) -> None:
         _checks.check_index(index, self.relays.device)
@@ -296,6 +315,22 @@ def draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -
         return
     drawn = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
     values.copy_(drawn.normal_(std=std, generator=generator))
+
+
+def held(rows: Tensor, columns: slice) -> Tensor:
+    """The same rows [N, W], of whose `columns` autograd brings back zeros."""
+    if not (rows.requires_grad and torch.is_grad_enabled()):
+        return rows
+
+    def without(grad: Tensor) -> Tensor:
+        grad = grad.coalesce() if grad.is_sparse else grad.clone()
+        (grad.values() if grad.is_sparse else grad)[:, columns] = 0.0
+        return grad
+
+    # a view whose backward takes sparse gradients as they are
+    same: Tensor = torch.ops.aten.alias(rows)
+    same.register_hook(without)
+    return same
 
 
 def check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:

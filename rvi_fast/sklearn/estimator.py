@@ -119,7 +119,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         chosen = {name: options[name] for name in names}
         model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
-            check_scale_factor(model, options["scale_factor"])
+            check_scale_factor(model, options["scale_factor"], options["steps"])
         asked = {name: options[name] for name in ("batch_size", "epochs", "lr")}
         chosen_recipe = recipe(len(x), **asked)
         with full_precision():

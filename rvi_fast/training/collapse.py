@@ -27,7 +27,7 @@ def held_out_error(
     x: Any,
     *,
     mask: Any = None,
-    steps: int = 100,
+    steps: int | None = None,
     lr: float = 0.01,
     seed: int = 0,
 ) -> float:

@@ -130,18 +130,18 @@ def _relative(wrong: Tensor, of_means: _OfMeans, hidden: Tensor) -> float:
     return math.sqrt(float(found / expected)) if float(expected) > 0 else math.nan
 
 
-def check_scale_factor(model: LatentModel, factor: float | str) -> None:
-    """Raises what `infer` says about its argument."""
+def check_scale_factor(model: LatentModel, factor: float | str, steps: int) -> None:
+    """Raises what `infer` says about its argument; without steps there is nothing that it changes."""
     if isinstance(factor, str) and factor != "held-out":
         raise ValueError(f"scale_factor: expected a number or 'held-out', got {factor!r}")
     if not isinstance(factor, str):
         _checks.check_positive_float("scale_factor", factor)
     if factor == 1:
         return
-    if model.amortized:
+    if not steps:
         raise ValueError(
             f"scale_factor: expected 1 for a model with an encoder, which computes posteriors "
-            f"without a likelihood, got {factor!r}"
+            f"without a likelihood where there are no steps, got {factor!r}"
         )
     try:
         model.law.widened(2.0)

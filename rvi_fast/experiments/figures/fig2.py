@@ -13,6 +13,6 @@ def runs(scale: Scale) -> list[Experiment]:
         scale.experiment(data=data, model=model, missing=missing, seed=seed)
         for data in scale.images
         for missing in scale.curve_missing
-        for model in MODELS
+        for model in (*MODELS, "vad-authors")
         for seed in range(scale.seeds)
     ]

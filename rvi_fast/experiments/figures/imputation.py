@@ -11,8 +11,7 @@ import numpy as np
 
 from ... import data
 from ...data.pixels import fractions, is_pixels
-from ...training import infer
-from ..experiment import INFER_LR, Experiment, parts, trained
+from ..experiment import Experiment, found, parts, trained
 from ..figure import figure
 from ..scales import Scale
 from ..work import Work
@@ -67,17 +66,8 @@ def work(
             holed.append(np.where(part.mask, fractions(part.x, np.float32), np.float32("nan")))
         filled = _OTHERS[experiment.method](holed[0], train=holed[1])
     else:
-        name, _, factor = _OURS[experiment.method]
         model, _ = yield from trained(experiment, train, directory)
-        posterior = infer(
-            model,
-            test.x,
-            mask=test.mask,
-            steps=experiment.infer_steps,
-            lr=experiment.infer_lr or INFER_LR[name],
-            scale_factor=factor,
-            seed=experiment.seed,
-        )
+        posterior = found(experiment, model, test, scale_factor=_OURS[experiment.method][2])
         filled = model.reconstruct(posterior=posterior).cpu().numpy()
     if is_pixels(test.x):  # every method is told that these are pixels
         filled = np.clip(filled, 0.0, 1.0)

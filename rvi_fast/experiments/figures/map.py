@@ -10,6 +10,7 @@ import numpy as np
 from ..experiment import Experiment
 from ..figure import Results, figure
 from ..pictures import save_map
+from ..recipes import RECIPES
 from ..scales import Scale
 from . import interpolation
 
@@ -20,7 +21,7 @@ def _maps(stem: Path, results: Results, directories: Sequence[Path]) -> None:
     for (experiment, _), directory in zip(results, directories, strict=True):
         if not experiment.seed:
             of_set = maps.setdefault(experiment.data, {})
-            of_set[experiment.model.upper()] = np.load(directory / "map.npy")
+            of_set[RECIPES[experiment.model].label] = np.load(directory / "map.npy")
     for data, panels in maps.items():
         save_map(stem.with_name(f"{stem.name}-{data}.png"), panels)
 

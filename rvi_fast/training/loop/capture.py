@@ -13,6 +13,7 @@ from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from ...optim.shared_adam import SharedAdam
+from ...posteriors.base import as_posterior
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
@@ -20,6 +21,7 @@ from ..places.base import Place
 from ..settings import Settings
 from .compilation import compile_kernels
 from .fused_step import fused_step
+from .refined_step import RefinedStep
 from .step import BoundStep, DirectStep, LinearChain, draws, make_step
 
 
@@ -84,7 +86,8 @@ def bound_step(
         drawing: what the model's modules draw from.
         settings: whether to capture.
     """
-    step = make_step(place.stepped, place.rows, shared, drawing)
+    make = RefinedStep if as_posterior(model.posterior).refine_steps else make_step
+    step = make(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
     batch_size = min(settings.batch_size, ranks.num_data)
     inputs.reserve(batch_size)

@@ -17,6 +17,7 @@ from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.prepare import Inputs
 from ..places.base import Place
+from .refined_step import refined
 from .step import draws
 
 # rows reconstructed at once
@@ -46,6 +47,7 @@ def observed_elastic(
     posterior = as_posterior(model.posterior)
     within = drawing if draws(model, training=False) else contextlib.nullcontext()
     device = next(model.posterior.parameters()).device
+    seed = torch.zeros(1, dtype=torch.int64, device=device)
     total, count = 0.0, 0
     for index in _chunks(model.num_data, device):
         x, mask = inputs.batch(index)
@@ -54,6 +56,8 @@ def observed_elastic(
         if scored:
             with within:
                 own, rows = posterior.rows_of(index, x, mask)
+                if posterior.refine_steps:
+                    own = refined(model, own, index, (x, mask), seed)
             with within:
                 found = model.scored(x, mask, rows, posterior=own)
             total += elastic(*found, mask) * scored

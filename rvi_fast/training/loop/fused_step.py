@@ -95,6 +95,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and decoder.learn
         and not decoder.skip
         and like.requires_grad
+        and posterior.learn_std
         and like.dtype == torch.float32
         # rows on the device, which draw the noise of their own numbers
         and not posterior.staged

@@ -91,7 +91,7 @@ def decoder_step(
         and all(parameter.requires_grad == learn for parameter in parameters)
         and not _hooked(likelihood, *decoder.modules())
         and _apart(*(layer for layer in layers if isinstance(layer, nn.Linear)), likelihood)
-        and not torch.is_autocast_enabled(model.posterior.relays.device.type)
+        and not torch.is_autocast_enabled(parameters[0].device.type)
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         return LinearChain(linear, likelihood, learn, skip=skip)
@@ -227,13 +227,19 @@ class AutogradStep:
         full_size: int,
     ) -> Objective:
         with self.drawing, self.model.own_units():
-            objective = self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
+            objective = self.objective(index, x, mask, seed, kl_weight)
             self.rows.zero_grad()
             self.shared.zero_grad()
             (objective.loss * (len(index) / full_size)).backward()
         self.rows.step()
         self.shared.step()
         return Objective(*(value.detach() for value in objective))
+
+    def objective(
+        self, index: Tensor, x: Tensor, mask: Tensor | None, seed: Tensor, kl_weight: Tensor
+    ) -> Objective:
+        """What is differentiated."""
+        return self.model(index, x, mask, kl_weight=kl_weight, seed=seed)
 
 
 class DirectStep:
