@@ -113,42 +113,65 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self._check(law, x, missing)
         self._empty = missing.all(axis=0)
         self._constants = _constants(x, missing)
+        self._pixels = x.dtype == np.uint8
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
-        rows = self._rows(x, missing)
+        return x, missing, self._learn(self._rows(x, missing), law, seed)
+
+    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+        """Trains a model on what `_rows` gives; returns the posteriors of the rows."""
+        model = self._model_of(rows.shape, law, seed)
+        batch_size, steps_per_epoch = self._batches(len(rows))
+        epochs = self._options()["epochs"]
+        if epochs is None:
+            epochs = max(_VISITS, -(-_STEPS // steps_per_epoch))
+        posterior = self._trained(model, rows, seed, epochs=epochs, batch_size=batch_size)
+        with full_precision():
+            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
+        warn_of_collapse(self.held_out_error_, self._options()["lr"], epochs * steps_per_epoch)
+        return posterior
+
+    def _model_of(
+        self, shape: tuple[int, ...], law: Likelihood, seed: int, **others: Any
+    ) -> LatentModel:
+        """A model of rows [N, D] with its first values."""
+        options = self._options()
         names = ("latent_dim", "hidden", "groups", "top", "initial_log_std")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        chosen = {name: options[name] for name in names}
-        model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
+        chosen = {name: options[name] for name in names} | others
+        model = rvi(*shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
             check_scale_factor(model, options["scale_factor"])
-        batch_size, epochs = options["batch_size"], options["epochs"]
+        return model
+
+    def _batches(self, num_rows: int) -> tuple[int, int]:
+        """Rows in a step, and steps in an epoch."""
+        batch_size = self._options()["batch_size"]
         if batch_size is None:
             # a table of a few hundred rows still has some steps in an epoch
-            batch_size = min(_BATCH, max(16, len(x) // 4))
-        in_an_epoch = -(-len(x) // _checks.check_positive_int("batch_size", batch_size))
-        if epochs is None:
-            epochs = max(_VISITS, -(-_STEPS // in_an_epoch))
+            batch_size = min(_BATCH, max(16, num_rows // 4))
+        return batch_size, -(-num_rows // _checks.check_positive_int("batch_size", batch_size))
+
+    def _trained(
+        self, model: LatentModel, rows: np.ndarray, seed: int, **settings: Any
+    ) -> RelayPosterior:
+        """Trains a model, which is then `model_`; returns the posteriors of the rows."""
+        names = ("lr", "kl_weight", "decoder_weight_decay")
+        options = {name: self._options()[name] for name in names} | settings
         with full_precision():
             self.history_ = fit(
                 model,
                 rows,
                 standardize=False,
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=options["lr"],
-                kl_weight=options["kl_weight"],
-                decoder_weight_decay=options["decoder_weight_decay"],
                 seed=seed,
                 device=self.device,
                 eval_every=0,
                 progress=bool(self.verbose),
+                **options,
             )
             posterior = model.posterior
-            self.model_ = _without_rows(model.eval())
-            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, options["lr"], epochs * in_an_epoch)
-        return x, missing, posterior
+            self.model_ = without_rows(model.eval())
+        return posterior
 
     def _options(self) -> dict[str, Any]:
         """The parameters; searches draw NumPy's numbers, these are Python's."""
@@ -303,14 +326,20 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
             kind: "mean" or "mode"; None for what each law takes for the better estimate.
         """
+        values = self._units().to_data(self._estimates(means, rows, kind))
+        return np.where(np.isnan(self._constants), values, self._constants)
+
+    def _estimates(
+        self, means: torch.Tensor, rows: np.ndarray | None, kind: str | None
+    ) -> np.ndarray:
+        """As `_decode`, in the units of the model."""
         shown = None if rows is None else torch.from_numpy(rows).to(means.device)
         parts = []
         with torch.no_grad(), full_precision():
             for own in torch.arange(len(means), device=means.device).split(_DECODED):
                 law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
                 parts.append(law.estimate(self.model_.decode(means[own]), kind))
-        values = self._units().to_data(torch.cat(parts).cpu().numpy())
-        return np.where(np.isnan(self._constants), values, self._constants)
+        return torch.cat(parts).cpu().numpy()
 
 
 @contextmanager
@@ -336,7 +365,7 @@ def _constants(x: np.ndarray, missing: np.ndarray) -> np.ndarray:
     return constants
 
 
-def _without_rows(model: LatentModel) -> LatentModel:
+def without_rows(model: LatentModel) -> LatentModel:
     """The model over one row, the mean of its rows: where those of new data start."""
     posterior = model.posterior
     model.posterior = posterior.over(posterior.mean_row()[None])

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import OneToOneFeatureMixin
 from sklearn.impute import MissingIndicator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .estimator import RelayEstimator
+from .. import _checks
+from ..likelihoods import Likelihood
+from ..models import LatentModel, LinearGaussian, ppca
+from ..posteriors.relay import RelayPosterior
+from ..training.held_out import FACTORS
+from ..training.impute import impute
+from .entries import HeldOutEntries
+from .estimator import RelayEstimator, full_precision
+from .forest import ColumnForest
+from .members import MEMBERS, Blend
+from .stopping import HeldOutStopping
 from .tables import holed
+
+# steps and visits of each row that the relay model is given at most
+_STEPS, _VISITS = 600, 10
+# draws of which intervals are quantiles
+_DRAWS = 200
 
 
 class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
@@ -156,6 +174,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         """Trains a model on the rows of X; see `RelayEmbedder.fit`."""
         if self.estimate not in (None, "mean", "mode"):
             raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {self.estimate!r}")
+        self.blend_ = None
         x, missing, _ = self._fit(X)
         self._low, self._high = self._bounds()
         self._kept = ~self._empty | bool(self.keep_empty_features)
@@ -189,12 +208,59 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         rows = self._rows(x, missing)
         incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
         if len(incomplete):
-            means = self._means(rows[incomplete])
-            values = self._decode(means, rows[incomplete], self.estimate)
-            values = values.clip(self._low, self._high)
+            values = self._values(rows[incomplete]).clip(self._low, self._high)
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
+
+    def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds between which each missing entry of X lies with the probability `coverage`.
+
+        Their widths come from the entries that `fit` held out: a bound is a quantile of the errors there,
+        in units of the standard deviation that the linear member predicts for an entry given what its row
+        shows. Without members beside the relay model they are quantiles of 200 draws, see `sample`.
+
+        Args:
+            X: array, masked array or DataFrame [N, D], N as you like.
+            coverage: between 0 and 1.
+
+        Returns:
+            Lower and upper bounds [N, D] in X's units; both are the entry itself where it is observed.
+        """
+        if not 0 < _checks.check_positive_float("coverage", coverage) < 1:
+            raise ValueError(f"coverage: expected a number between 0 and 1, got {coverage!r}")
+
+        def bounds(rows: np.ndarray) -> np.ndarray:
+            if self.blend_ is None:
+                shares = [0.5 - coverage / 2, 0.5 + coverage / 2]
+                return np.quantile(self._draws(rows, _DRAWS, 0), shares, axis=0)
+            blended = self._blended(rows)
+            found = np.stack(self.blend_.interval(rows, blended, coverage))
+            return self._in_data(found)
+
+        low, high = self._filled(X, bounds)
+        return low, high
+
+    def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> np.ndarray:
+        """Draws tables in which the missing entries of X are drawn from their predictive distribution.
+
+        For multiple imputation: what an analysis of the tables finds differs by what is not known of the
+        missing entries. Each entry is distributed around what `transform` fills in as held-out entries
+        were in `fit`, and the entries of a row depend on each other as the linear member says. Without
+        members beside the relay model they are draws from that: latents from their posterior, entries
+        from the likelihood around them, under `scale_factor_` both.
+
+        Args:
+            X: array, masked array or DataFrame [N, D], N as you like.
+            n_draws: S.
+            random_state: of the draws; None draws others at each call.
+
+        Returns:
+            [S, N, D] in X's units, observed entries as they are.
+        """
+        n_draws = _checks.check_positive_int("n_draws", n_draws)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        return self._filled(X, lambda rows: self._draws(rows, n_draws, seed))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
@@ -202,6 +268,129 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         if self.indicator_ is None:
             return names[self._kept]
         return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
+
+    def _filled(self, X: Any, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """X [S, N, D] with several values for each missing entry, from rows in the model's units."""
+        check_is_fitted(self)
+        x, missing = self._table(X, reset=False)
+        self._check(self.model_.law, x, missing)
+        incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
+        shown = holed(x, missing)
+        found = values(self._rows(x, missing)[incomplete]).clip(self._low, self._high)
+        filled = np.repeat(shown[None], len(found), axis=0)
+        filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
+        return filled if self._kept.all() else filled[..., self._kept]
+
+    def _values(self, rows: np.ndarray) -> np.ndarray:
+        """What is filled in, [N, D] in X's units, for rows in the model's."""
+        if self.blend_ is None:
+            return self._decode(self._means(rows), rows, self.estimate)
+        return self._in_data(self._blended(rows))
+
+    def _in_data(self, values: np.ndarray) -> np.ndarray:
+        """[..., D] in the units of the model -> X's."""
+        values = self._units().to_data(values)
+        return np.where(np.isnan(self._constants), values, self._constants)
+
+    def _blended(self, rows: np.ndarray) -> np.ndarray:
+        return self.blend_.complete(rows, self._relayed(rows, self.scale_factor_))
+
+    def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
+        """What the relay model says of rows [N, D], in its units."""
+        with full_precision():
+            return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
+
+    def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
+        """Draws [S, N, D] in X's units."""
+        if self.blend_ is not None:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = self.blend_.draws(rows, self._blended(rows), num_draws, generator)
+            return self._in_data(drawn)
+        with full_precision():
+            posterior = self._infer(rows, self.scale_factor_)
+            drawn = impute(
+                self.model_, torch.from_numpy(rows), posterior=posterior, num_draws=num_draws, seed=seed
+            )
+        return self._in_data(drawn.cpu().numpy())
+
+    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+        """Trains the members, on all but the held-out entries first and then on all."""
+        names = self._members_of(law, rows)
+        entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
+        if entries is None:
+            return super()._learn(rows, law, seed)
+        shown = entries.without(rows)
+        blend = self._blend_of(shown, names, seed)
+        stopping = self._stopped(blend.linear, shown, law, seed, entries)
+        judged = shown[entries.rows]
+        relayed = self._with_factor(entries, judged)
+        blend.weigh_latents(entries, judged, relayed)
+        if blend.forest is not None:
+            blend.grow(shown, self._relayed(shown, self.scale_factor_))
+        error = blend.weigh(entries, judged, relayed, _means_of(shown))
+        self.held_out_error_ = error
+        self.held_out_errors_ = blend.errors
+        whole = self._blend_of(rows, names, seed)
+        model = self._started(whole.linear, rows, law, seed)
+        batch_size, _ = self._batches(len(rows))
+        posterior = self._trained(model, rows, seed, epochs=stopping.epochs, batch_size=batch_size)
+        whole.base, whole.weights = blend.base, blend.weights
+        whole.residuals, whole.errors = blend.residuals, blend.errors
+        if whole.forest is not None:
+            whole.grow(rows, self._relayed(rows, self.scale_factor_))
+        self.blend_ = whole
+        return posterior
+
+    def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
+        """The members that this table can have."""
+        if not all(law.standardizable) or self._pixels:
+            return ("relay",)
+        return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
+
+    def _blend_of(self, rows: np.ndarray, names: Sequence[str], seed: int) -> Blend:
+        linear = ppca(rows.shape[1]).fit(rows, seed=seed)
+        return Blend(linear, ColumnForest(seed) if "forest" in names else None)
+
+    def _started(
+        self, linear: LinearGaussian, rows: np.ndarray, law: Likelihood, seed: int
+    ) -> LatentModel:
+        """The relay model as training finds it."""
+        return self._model_of(rows.shape, law, seed)
+
+    def _stopped(
+        self,
+        linear: LinearGaussian,
+        shown: np.ndarray,
+        law: Likelihood,
+        seed: int,
+        entries: HeldOutEntries,
+    ) -> HeldOutStopping:
+        """Trains the relay model until held-out entries are found no better; `model_` is the best."""
+        batch_size, steps_per_epoch = self._batches(len(shown))
+        given = self._options()["epochs"]
+        epochs = max(_VISITS, -(-_STEPS // steps_per_epoch)) if given is None else given
+        stopping = HeldOutStopping(entries, epochs)
+        model = self._started(linear, shown, law, seed)
+        callbacks = [stopping] if given is None else []
+        options = {"epochs": epochs, "batch_size": batch_size, "callbacks": callbacks}
+        self._trained(model, shown, seed, **options)
+        if given is None:
+            self.model_ = stopping.model.eval()
+        else:
+            stopping.epochs = given
+        return stopping
+
+    def _with_factor(self, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
+        """What the relay model says of rows under the best factor, which is then `scale_factor_`."""
+        given, best = self._options()["scale_factor"], math.inf
+        for factor in FACTORS if isinstance(given, str) else (float(given),):
+            relayed = self._relayed(judged, factor)
+            error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
+            # they are tried in rising order, and what one loses the next does not win back
+            if error >= best:
+                break
+            best, found, self.scale_factor_ = error, relayed, factor
+        return found
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """min_value and max_value, [D] float64 each."""
@@ -225,3 +414,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
                 f"feature {column}"
             )
         return low, high
+
+
+def _means_of(rows: np.ndarray) -> np.ndarray:
+    """Means [D] of what columns show, 0 of those that show nothing."""
+    seen = ~np.isnan(rows)
+    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)
