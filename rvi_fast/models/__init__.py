@@ -2,5 +2,17 @@
 
 from .builders import BUILDERS, build, rvi, vad, vae
 from .latent import LatentModel, Objective, alone
+from .linear_gaussian import LinearGaussian, ppca
 
-__all__ = ["BUILDERS", "LatentModel", "Objective", "alone", "build", "rvi", "vad", "vae"]
+__all__ = [
+    "BUILDERS",
+    "LatentModel",
+    "LinearGaussian",
+    "Objective",
+    "alone",
+    "build",
+    "ppca",
+    "rvi",
+    "vad",
+    "vae",
+]
