@@ -442,6 +442,10 @@ SETTINGS = {
         {"builder": models.vad},
         {"optimizer": "lazy", "posterior_lr": 0.1, "decoder_weight_decay": 0.5},
     ),
+    "closed-form": (
+        {"likelihood": ["gaussian"] * 3 + ["student_t"] * 3},
+        {"scale_update": "closed-form", "scale_annealing": (2.0, 0.5)},
+    ),
     "row": ({"dropout": 0.3}, {"optimizer": "row", "kl_weight": lambda epoch: min(1, epoch / 9)}),
 }
 EPOCHS = 30
@@ -549,6 +553,8 @@ OTHERS = {
     "optimizer": {"optimizer": "row"},
     "kl_weight": {"kl_weight": 0.5},
     "decoder_weight_decay": {"decoder_weight_decay": 0.5},
+    "scale_update": {"scale_update": "closed-form"},
+    "scale_annealing": {"scale_annealing": (2.0, 0.5)},
     "data": {"x": FULL},
     "decoder.0.weight": {"model": {"hidden": (9,)}},
     "layout|_extra_state": {"model": {"form": "mixture"}},

@@ -26,7 +26,7 @@ def test_fit_takes_every_setting_with_its_default():
 def test_options_of_the_command_line_have_the_defaults_of_fit():
     arguments = vars(make_parser().parse_args(["train", "--data", "x", "--run-dir", "y"]))
     shared = arguments.keys() & DEFAULTS.keys() - {"run_dir", "device", "resume"}
-    assert len(shared) == 9
+    assert len(shared) == 11
     assert {name: arguments[name] for name in shared} == {name: DEFAULTS[name] for name in shared}
 
 
@@ -48,6 +48,9 @@ def test_an_experiment_is_trained_as_fit_trains_by_itself():
         ("decoder_weight_decay", -1, ValueError),
         # more than the whole of a weight would be taken off
         ("decoder_weight_decay", 1000.0, ValueError),
+        ("scale_update", "newton", ValueError),
+        ("scale_annealing", 2.0, ValueError),
+        ("scale_annealing", "21", ValueError),
         ("eval_every", -1, ValueError),
         ("block_rows", 0, ValueError),
         ("standardize", 1, TypeError),

@@ -10,7 +10,7 @@ from .._devices import kinds_of_devices
 from ..data import DATASETS, SUFFIXES
 from ..data.formats.registry import listed, readable
 from ..optim import MODES
-from ..training.settings import Settings
+from ..training.settings import SCALE_UPDATES, Settings
 
 WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
@@ -82,8 +82,9 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
 def add_setting(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
     """An option that is an argument of `fit`: type, default and help are those of `Settings`."""
     kind, default, text = Settings.option(name)
-    if name == "optimizer":
-        options["choices"] = MODES
+    choices = {"optimizer": MODES, "scale_update": SCALE_UPDATES}
+    if name in choices:
+        options["choices"] = choices[name]
     shown = "that of --lr" if default is None else default if kind is str else f"{default:g}"
     parser.add_argument(
         f"--{name.replace('_', '-')}",

@@ -65,9 +65,17 @@ def _add_train(commands: Any) -> None:
     )
     for name in (
         *("epochs", "batch_size", "lr", "posterior_lr", "kl_weight", "decoder_weight_decay"),
-        "optimizer",
+        *("scale_update", "optimizer"),
     ):
         add_setting(train, name)
+    train.add_argument(
+        "--scale-annealing",
+        type=float,
+        nargs=2,
+        metavar=("FACTOR", "SHARE"),
+        help="begin as if the likelihood's scale were FACTOR times as large, which falls to 1 over "
+        "SHARE of the epochs (default: it does not)",
+    )
     train.add_argument(
         "--moments",
         choices=("float32", "bfloat16"),

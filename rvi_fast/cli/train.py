@@ -64,6 +64,8 @@ def train_model(arguments: argparse.Namespace) -> int:
         moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
         kl_weight=arguments.kl_weight,
         decoder_weight_decay=arguments.decoder_weight_decay,
+        scale_update=arguments.scale_update,
+        scale_annealing=arguments.scale_annealing,
         seed=arguments.seed,
         device=device,
         progress=not arguments.quiet,

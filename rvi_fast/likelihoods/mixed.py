@@ -43,6 +43,7 @@ class Mixed(Likelihood, law="mixed"):
 
     Attributes:
         parts: the laws, one for each kind and one for each instance, in the order of first use.
+        columns_of_parts: the columns of each of `parts`.
         columns: what each column was given, for JSON; None for a law without a name.
 
     Example:
@@ -68,21 +69,21 @@ class Mixed(Likelihood, law="mixed"):
         parts = [_part(kind, [columns[c] for c in own]) for kind, own in grouped.items()]
         self.parts = nn.ModuleList(parts)
         # columns of each part, and outputs of each part, by their places in x and outputs
-        self._columns = list(grouped.values())
+        self.columns_of_parts = list(grouped.values())
         widths = [0] * len(columns)
-        for part, own in zip(parts, self._columns, strict=True):
+        for part, own in zip(parts, self.columns_of_parts, strict=True):
             one = (part.num_outputs or len(own)) // len(own)
             each = getattr(part, "num_classes", None) or [one] * len(own)
             for column, width in zip(own, each, strict=True):
                 widths[column] = width
         ends = list(itertools.accumulate(widths))
         self._width = ends[-1]
-        for number, own in enumerate(self._columns):
+        for number, own in enumerate(self.columns_of_parts):
             places = [range(ends[c] - widths[c], ends[c]) for c in own]
             outputs = [place for each in places for place in each]
             self.register_buffer(f"_x{number}", torch.tensor(own), persistent=False)
             self.register_buffer(f"_outputs{number}", torch.tensor(outputs), persistent=False)
-        order = [column for own in self._columns for column in own]
+        order = [column for own in self.columns_of_parts for column in own]
         back = sorted(range(len(order)), key=order.__getitem__)
         self.register_buffer("_back", torch.tensor(back), persistent=False)
         self.columns = [_written(spec) for spec in columns]
@@ -240,7 +241,7 @@ class Mixed(Likelihood, law="mixed"):
         columns: Sequence[int | str] | None = None,
     ) -> None:
         """Refuses data that a column's law cannot give, see `Likelihood.check`."""
-        for part, own in zip(self._laws(), self._columns, strict=True):
+        for part, own in zip(self._laws(), self.columns_of_parts, strict=True):
             seen = None if mask is None else mask[:, own]
             names = own if columns is None else [columns[column] for column in own]
             part.check(x[:, own], seen, rows=rows, columns=names)
@@ -274,7 +275,7 @@ class Mixed(Likelihood, law="mixed"):
 
     def _by_column(self, parts: list[list[bool]]) -> list[bool]:
         found = [False] * self.num_features
-        for own, values in zip(self._columns, parts, strict=True):
+        for own, values in zip(self.columns_of_parts, parts, strict=True):
             for column, value in zip(own, values, strict=True):
                 found[column] = value
         return found

@@ -12,6 +12,7 @@ from .. import _checks
 from .._devices import beside, capturing
 from ..ops import ops
 from ..reference.fused_step import SHARED_BLOCK
+from .residual_scale import ResidualScale
 
 # elements: parameters begin where vectors, Triton's wide loads and `finish_step` like them to
 _ALIGNMENT = SHARED_BLOCK
@@ -20,13 +21,22 @@ _ALIGNMENT = SHARED_BLOCK
 def shared_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Adam for {"params": ..., "lr": ...} of each learning rate: `SharedAdam` where it can.
 
-    A group may have a "weight_decay" too, which is decoupled.
+    A group may have a "weight_decay" too, which is decoupled; or a "residual_scale" beside logarithms of
+    scales, which are then driven by that `ResidualScale`.
+
+    Raises:
+        ValueError: there is a "residual_scale" beside parameters of several dtypes or devices.
     """
     groups = [group for group in groups if group["params"]]
     parameters = [parameter for group in groups for parameter in group["params"]]
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
     if len(kinds) == 1 and parameters[0].dtype in (torch.float32, torch.float64):
         return SharedAdam(groups)
+    if any("residual_scale" in group for group in groups):
+        raise ValueError(
+            "scale_update: expected 'adam' where relays, decoder and scale are not all float32 or all "
+            "float64 on one device, got 'closed-form'"
+        )
     capturable = all(device.type == "cuda" for _, device in kinds)
     if any(group.get("weight_decay") for group in groups):
         return torch.optim.AdamW(groups, weight_decay=0.0, fused=True, capturable=capturable)
@@ -42,6 +52,7 @@ class SharedAdam(torch.optim.Optimizer):
     Args:
         groups: {"params": ..., "lr": ...} for each learning rate; and a "weight_decay" where it is not
             0: decoupled, as in `torch.optim.AdamW`, a step takes lr weight_decay of each number off it.
+            One with a "residual_scale", a `ResidualScale`, is left to that.
         betas, eps: as in torch.
 
     Attributes:
@@ -63,6 +74,9 @@ class SharedAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        groups = [dict(group) for group in groups]
+        # of each group
+        self.scales: list[ResidualScale | None] = [g.pop("residual_scale", None) for g in groups]
         super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": 0.0})
         like = self.param_groups[0]["params"][0].detach()
         counts = [sum(_padded(group["params"])) for group in self.param_groups]
@@ -108,7 +122,10 @@ class SharedAdam(torch.optim.Optimizer):
         captured = capturing(self.lr)
         if not captured:  # a graph would keep the learning rate of its capture
             self.set_lr()
-        for group, part in zip(self.param_groups, self._parts, strict=True):
+        for group, part, scale in zip(self.param_groups, self._parts, self.scales, strict=True):
+            if scale is not None:
+                scale.step(*part.each(), part.step)
+                continue
             ops.adam_step(
                 part.values,
                 part.exp_avg,
@@ -202,6 +219,10 @@ class _Part:
     def states(self) -> dict[Tensor, dict[str, Tensor]]:
         moments = zip(self.parameters, self._exp_avgs, self._exp_avg_sqs, strict=True)
         return {p: {"step": self.step, "exp_avg": m, "exp_avg_sq": v} for p, m, v in moments}
+
+    def each(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Each parameter and its gradient, without what lies between them."""
+        return self._values, self._grads
 
     def collect(self) -> None:
         """Copies the parameters' gradients to where the op reads them."""

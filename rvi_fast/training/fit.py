@@ -57,6 +57,8 @@ def fit(
     optimizer: str = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
     decoder_weight_decay: float = Settings.decoder_weight_decay,
+    scale_update: str = Settings.scale_update,
+    scale_annealing: Sequence[float] | None = Settings.scale_annealing,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
     progress: bool = Settings.progress,
@@ -124,6 +126,16 @@ def fit(
         decoder_weight_decay: decoupled decay c of the decoder's weight matrices W, the parameters of
             `model.decoder` with two dimensions or more: each step of Adam also takes lr c W off them,
             as `torch.optim.AdamW` does. Biases, scale, relays and rows have none. Less than 1 / lr.
+        scale_update: what moves the scale of a Gaussian likelihood. "adam" (the paper's) moves its
+            logarithm by up to `lr` a step, so that it takes as many steps to arrive as it is far away;
+            till then rows count for less than they will. "closed-form" sets it to the root mean square
+            of the residuals of recent batches, see `optim.residual_scale`. Of one scale or one for each
+            feature, also in Gaussian columns of `Mixed`; other laws keep Adam.
+        scale_annealing: (factor, share): training begins as if the scale were `factor` times as large,
+            and the factor falls geometrically to 1 over that share of the epochs, an epoch at a time. It
+            is done by the weight of the KL divergence, times the factor squared, which is the same to
+            rows and decoder of a Gaussian; so it works for every law. A resume compares the epoch in
+            which it ends. None: there is none.
         seed: of order and noise.
         device: where to train; where the model is if not given.
         progress: show a progress bar.
@@ -172,6 +184,8 @@ def fit(
         optimizer=optimizer,
         kl_weight=kl_weight,
         decoder_weight_decay=decoder_weight_decay,
+        scale_update=scale_update,
+        scale_annealing=scale_annealing,
         seed=seed,
         device=device,
         progress=progress,

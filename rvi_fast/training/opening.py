@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._devices import wait_for
 from ..drawing import Drawing
+from ..likelihoods.base import observed_of
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
@@ -88,7 +89,9 @@ def opened(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
         stack.enter_context(_unchanged(model))
-        run = Run(model, inputs, ranks, settings, data)
+        closed = settings.scale_update == "closed-form"
+        observed = _observed(source, ranks, model.num_features) if closed else None
+        run = Run(model, inputs, ranks, settings, data, observed)
         stack.callback(run.detach)
         if run.archive.found is None:
             _start_outputs(model, source, ranks, unbegun)
@@ -251,6 +254,15 @@ def _start_outputs(
     before = bias.clone()
     unbegun.callback(lambda: bias.data.copy_(before))
     bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
+
+
+def _observed(source: Opened, ranks: Alone, num_features: int) -> torch.Tensor:
+    """The share of the rows of all processes in which each column is observed, float64 [D]."""
+    own = torch.zeros(num_features, dtype=torch.float64)
+    for rows in chunks(len(source)):
+        own += observed_of(*source.read(rows)).sum(0).cpu()
+        source.release(int(rows[0]), int(rows[-1]) + 1)
+    return sum(ranks.gather(own), torch.zeros_like(own)) / ranks.num_data
 
 
 def _stored_scale(run_dir: Path) -> dict[str, Any] | None:

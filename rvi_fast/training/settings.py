@@ -15,6 +15,8 @@ from ..optim import MODES
 
 KLWeight = float | Callable[[int], float]
 _Check = Callable[[str, Any], Any]
+# what moves the scale of a likelihood
+SCALE_UPDATES = ("adam", "closed-form")
 
 
 def _unless_none(check: _Check) -> _Check:
@@ -25,6 +27,21 @@ def _check_mode(name: str, value: Any) -> str:
     if value not in MODES:
         raise ValueError(f"{name}: expected one of {', '.join(MODES)}, got {value!r}")
     return str(value)
+
+
+def _check_scale_update(name: str, value: Any) -> str:
+    if value not in SCALE_UPDATES:
+        raise ValueError(f"{name}: expected one of {', '.join(SCALE_UPDATES)}, got {value!r}")
+    return str(value)
+
+
+def _check_annealing(name: str, value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name}: expected a factor and a share of the epochs, got {value!r}")
+    factor = _checks.check_positive_float(f"{name}[0]", value[0])
+    return factor, _checks.check_between(f"{name}[1]", value[1], 0.0, 1.0)
 
 
 def _check_kl_weight(name: str, value: Any) -> KLWeight:
@@ -41,6 +58,8 @@ _CHECKS: dict[str, _Check] = {
     "optimizer": _check_mode,
     "kl_weight": _check_kl_weight,
     "decoder_weight_decay": _checks.check_non_negative,
+    "scale_update": _check_scale_update,
+    "scale_annealing": _check_annealing,
     "eval_every": _checks.check_count,
     "checkpoint_every": _checks.check_non_negative,
     "posterior_lr": _unless_none(_checks.check_positive_float),
@@ -62,7 +81,7 @@ _KEPT = (
 )
 # what a resume compares as well, and their values in checkpoints that do not say so: those hold what
 # is not as usual
-_ADDED = {"decoder_weight_decay": 0.0}
+_ADDED = {"decoder_weight_decay": 0.0, "scale_update": "adam", "scale_annealing": None}
 # what the command line says of those that are its options
 _TEXTS = {
     "epochs": "passes over the data",
@@ -71,6 +90,8 @@ _TEXTS = {
     "posterior_lr": "learning rate of the posteriors and relays",
     "kl_weight": "factor of the KL divergence",
     "decoder_weight_decay": "share of the decoder's weights that is taken off at a step, over --lr",
+    "scale_update": "what moves the scale of a Gaussian likelihood: adam, as in the paper, or "
+    "closed-form, the root mean square of recent residuals",
     "optimizer": "what happens to rows outside the batch: dense equals torch's Adam on all rows, lazy "
     "leaves them alone, row corrects by each row's own visits",
     "checkpoint_every": "time between checkpoints, which follow an epoch; 0: after each",
@@ -103,6 +124,8 @@ class Settings:
     optimizer: str = "dense"
     kl_weight: KLWeight = 1.0
     decoder_weight_decay: float = 0.0
+    scale_update: str = "adam"
+    scale_annealing: Sequence[float] | None = None
     seed: int = 0
     device: torch.device | str | None = None
     progress: bool = True
@@ -137,8 +160,14 @@ class Settings:
         return None if self.run_dir is None else Path(self.run_dir)
 
     def kl_weight_in(self, epoch: int) -> float:
-        """The factor of the KL divergence in an epoch, counted from 0."""
-        return self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
+        """The factor of the KL divergence in an epoch, counted from 0, annealed."""
+        weight = self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight
+        if self.scale_annealing is None:
+            return weight
+        # of a Gaussian whose scale is f s, over that of s: the squares of residuals count 1 / f^2
+        factor, share = self.scale_annealing
+        left = max(0.0, 1.0 - epoch / (share * self.epochs)) if share else 0.0
+        return weight * factor ** (2.0 * left)
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint holds of them, as JSON knows it: what a resume must have in common."""
@@ -148,6 +177,10 @@ class Settings:
             values["kl_weight"] = "function"
         values["moment_dtype"] = name_of(self.moment_dtype)
         added = {name: getattr(self, name) for name in _ADDED}
+        if self.scale_annealing is not None:
+            factor, share = self.scale_annealing
+            # the epoch in which it ends, which must not move when more are asked for
+            added["scale_annealing"] = [factor, share * self.epochs]
         return values | {n: value for n, value in added.items() if value != _ADDED[n]}
 
     def called(self) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and rows.before_write is None
         and rows.mode == "dense"
         and shared.reduce is None
+        # `finish_step` has Adam alone
+        and not any(shared.scales)
         and all(given == options[0] for given in options)
         and decoder.likelihood.law in LAWS
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)

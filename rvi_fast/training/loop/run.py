@@ -40,6 +40,7 @@ class Run:
         ranks: those who train the rows.
         settings: what `places.settled` has returned.
         data: fingerprint of the data of all processes.
+        observed: share of all rows in which each column is observed [D], where settings ask for it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Run:
         ranks: Alone,
         settings: Settings,
         data: Fingerprint,
+        observed: torch.Tensor | None = None,
     ) -> None:
         self.model, self.inputs, self.ranks, self.settings = model, inputs, ranks, settings
         self.device = next(model.posterior.parameters()).device
@@ -60,17 +62,19 @@ class Run:
         # the optimisers let go of the model in it, those made last first
         self._optimizers = contextlib.ExitStack()
         try:
-            self._set_up()
+            self._set_up(observed)
         except BaseException:
             self.detach()
             raise
 
-    def _set_up(self) -> None:
+    def _set_up(self, observed: torch.Tensor | None) -> None:
         """Makes the optimisers, and the step they take."""
         model, settings = self.model, self.settings
         self._optimizers.callback(self.place.close)
         self.place.open(self.archive.found is not None)
-        self.shared = self._optimizers.enter_context(shared_optimizer(model, settings))
+        batch = min(settings.batch_size, self.ranks.num_data)
+        shared = shared_optimizer(model, settings, observed, batch)
+        self.shared = self._optimizers.enter_context(shared)
         self.ranks.attach(self.shared)
         self.drawing = Drawing(settings.seed)
         self.step = bound_step(

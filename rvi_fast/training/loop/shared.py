@@ -7,16 +7,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...likelihoods.residuals import residual_scales
 from ...models import LatentModel
+from ...optim.residual_scale import ResidualScale
 from ...optim.shared_adam import SharedAdam, shared_adam
 from ...posteriors.base import as_posterior
 from ..settings import Settings
 
 
 @contextmanager
-def shared_optimizer(model: LatentModel, settings: Settings) -> Iterator[torch.optim.Optimizer]:
-    """Within it Adam drives relays or encoder, decoder and scale; afterwards they are free of it."""
+def shared_optimizer(
+    model: LatentModel, settings: Settings, observed: Tensor | None = None, batch: int = 1
+) -> Iterator[torch.optim.Optimizer]:
+    """Within it Adam drives relays or encoder, decoder and scale; afterwards they are free of it.
+
+    Args:
+        model: whose parameters they are.
+        settings: of the run.
+        observed: share of the rows in which each column is observed [D], where scales are to come from
+            residuals.
+        batch: rows of a batch.
+    """
     others = [
         parameter
         for name, parameter in model.named_parameters()
@@ -27,6 +40,9 @@ def shared_optimizer(model: LatentModel, settings: Settings) -> Iterator[torch.o
         matrices = {id(weight) for weight in model.decoder.parameters() if weight.dim() >= 2}
         decayed = [parameter for parameter in others if id(parameter) in matrices]
         others = [parameter for parameter in others if id(parameter) not in matrices]
+    scales = [] if observed is None else residual_scales(model.law, observed)
+    from_residuals = {id(scale) for scale, _ in scales}
+    others = [parameter for parameter in others if id(parameter) not in from_residuals]
     groups: list[dict[str, Any]] = [
         {
             "params": as_posterior(model.posterior).shared_parameters(),
@@ -35,6 +51,10 @@ def shared_optimizer(model: LatentModel, settings: Settings) -> Iterator[torch.o
         {"params": decayed, "lr": settings.lr, "weight_decay": decay},
         {"params": others, "lr": settings.lr},
     ]
+    if scales:
+        rule = ResidualScale([count for _, count in scales], batch)
+        found = [scale for scale, _ in scales]
+        groups.append({"params": found, "lr": 0.0, "residual_scale": rule})
     optimizer = shared_adam(groups)
     try:
         yield optimizer
