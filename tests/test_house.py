@@ -61,7 +61,7 @@ ROOMS = {
     "distributed": "inputs runs",
     "places": "inputs runs settings",
     "loop": "places distributed inputs runs settings",
-    "memory": "places inputs settings",
+    "memory": "loop places inputs settings",
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",

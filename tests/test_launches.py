@@ -189,3 +189,16 @@ def test_beside_its_six_launches_an_epoch_copies_row_numbers_once_in_64_steps(mo
     beside = [name for name in names if name not in LAUNCHES]
     assert len(names) - len(beside) == 6 * 2 * STEPS
     assert beside == ["cat"] * 3
+
+
+@pytest.mark.parametrize("batch", [B, 4096])
+def test_the_estimate_of_memory_has_room_for_the_pieces_of_the_gradient(batch):
+    step = FusedStep(
+        make_step(*standard()), data("numbers"), batch, launches_on(torch.device("cuda"))
+    )
+    on_a_gpu, elsewhere = (
+        rvi_fast.estimate_memory(N, D, batch_size=batch, device=device).step
+        for device in ("cuda", "cpu")
+    )
+    # parameters begin at multiples of 32
+    assert 0.99 * step._grads.nbytes < on_a_gpu - elsewhere <= step._grads.nbytes

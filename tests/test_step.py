@@ -29,6 +29,12 @@ DECODERS = {
     "three": lambda: nn.Sequential(
         nn.Linear(T, 9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.ReLU(), nn.Linear(5, D)
     ),
+    "skip": lambda: nn.Sequential(
+        rvi_fast.models.Skip(
+            nn.Sequential(nn.Linear(T, 9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.ReLU())
+        ),
+        nn.Linear(5 + T, D),
+    ),
     "tanh": lambda: nn.Sequential(nn.Linear(T, 9), OwnActivation(), nn.Linear(9, D, bias=False)),
 }
 
@@ -94,7 +100,7 @@ def test_direct_step_equals_autograd(decoder, groups, scale, mode, data):
         torch.testing.assert_close(direct[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize("decoder", ["linear", "three"])
+@pytest.mark.parametrize("decoder", ["linear", "three", "skip"])
 @pytest.mark.parametrize("data", ["nan", "pixels"])
 def test_zeros_and_ones_are_learned_as_autograd_learns_them(decoder, data):
     results, yes = [], X > 0

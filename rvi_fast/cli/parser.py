@@ -140,9 +140,22 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--hidden",
         type=int,
         nargs="*",
-        default=[64, 64],
         metavar="WIDTH",
-        help="widths of the decoder's hidden layers (default: 64 64)",
+        help="widths of the decoder's hidden layers (default: 64 64), or channels of a convolutional "
+        "one, from the smallest image on (default: 32 16)",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=["dense", "conv"],
+        help="what makes images of latents: dense layers, or transposed convolutions (default: dense)",
+    )
+    parser.add_argument(
+        "--image-shape",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="height and width, or channels, height and width of the images of --decoder conv "
+        "(default: square)",
     )
     parser.add_argument(
         "--initial-scale",

@@ -24,6 +24,8 @@ _OPTIONS = {
     "groups": ("rvi",),
     "top": ("rvi",),
     "form": ("rvi",),
+    "decoder": ("rvi", "vad"),
+    "image_shape": ("rvi", "vad"),
     "initial_log_std": ("rvi", "vad"),
     "mask_input": ("vae",),
 }

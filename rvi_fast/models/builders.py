@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,16 +10,16 @@ import torch
 from torch import nn
 
 from .. import _checks
-from ..drawing import drawing_from
 from ..files import StrPath
 from ..likelihoods.base import Likelihood
 from ..likelihoods.foreign import as_likelihood
 from ..likelihoods.named import described, make
 from ..likelihoods.parameters import set_scale
-from ..memory.room import check_memory
 from ..posteriors.encoder import EncoderPosterior
 from ..posteriors.relay import RelayPosterior
+from .decoder import last_bias
 from .latent import LatentModel
+from .networks import Network, dense
 
 
 def rvi(
@@ -28,10 +27,13 @@ def rvi(
     num_features: int,
     *,
     latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] | None = None,
     groups: Sequence[int] = (25, 50, 100),
     top: float | int | Sequence[float | int] = 0.5,
     form: str = "linear",
+    decoder: str = "dense",
+    image_shape: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
     initial_scale: float = 1.0,
@@ -45,10 +47,15 @@ def rvi(
         num_data: N.
         num_features: D.
         latent_dim: T.
-        hidden: widths of the decoder's hidden layers.
+        hidden: widths of the decoder's hidden layers, (64, 64) if not given; channels of a convolutional
+            one, from the smallest image on, (32, 16) if not given.
         groups: relay vectors in each group.
         top: coefficients kept in each group: a share, a count, or one of either per group.
         form: "linear", "cluster" or "mixture", see `RelayPosterior`.
+        decoder: "dense", or "conv" for images, see `models.ConvDecoder`.
+        image_shape: (height, width) or (channels, height, width) for "conv"; a square if not given.
+        skip: the last layer of a dense decoder sees the latents too, beside what the hidden layers give,
+            so that it holds a linear model, see `Skip` and `training.start_linear`.
         likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
             "negative_binomial", ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
@@ -65,12 +72,13 @@ def rvi(
         ValueError, TypeError: an argument is out of its range, or the likelihood has no scale that
             could start at `initial_scale`.
     """
+    network = Network.of(decoder, hidden, image_shape, num_features, skip)
     config = {
         "builder": "rvi",
         "num_data": num_data,
         "num_features": num_features,
         "latent_dim": latent_dim,
-        "hidden": list(hidden),
+        **network.config(),
         "groups": list(groups),
         "top": list(top) if isinstance(top, Sequence) else top,
         "form": form,
@@ -87,7 +95,7 @@ def rvi(
         generator=generator,
         initial_log_std=initial_log_std,
     )
-    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
+    return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
 
 def vad(
@@ -95,7 +103,10 @@ def vad(
     num_features: int,
     *,
     latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] | None = None,
+    decoder: str = "dense",
+    image_shape: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_log_std: float = RelayPosterior.initial_log_std,
     initial_scale: float = 1.0,
@@ -104,12 +115,13 @@ def vad(
     generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-decoder: `rvi` without groups, each datapoint's posterior stands alone."""
+    network = Network.of(decoder, hidden, image_shape, num_features, skip)
     config = {
         "builder": "vad",
         "num_data": num_data,
         "num_features": num_features,
         "latent_dim": latent_dim,
-        "hidden": list(hidden),
+        **network.config(),
         **_stored(storage, initial_log_std),
     }
     posterior = RelayPosterior(
@@ -121,7 +133,7 @@ def vad(
         generator=generator,
         initial_log_std=initial_log_std,
     )
-    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
+    return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
 
 def vae(
@@ -129,7 +141,8 @@ def vae(
     num_features: int,
     *,
     latent_dim: int = 64,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] | None = None,
+    skip: bool = False,
     likelihood: Any = "gaussian",
     initial_scale: float = 1.0,
     mask_input: bool = False,
@@ -141,26 +154,29 @@ def vae(
         num_data: N, rows of the training data.
         num_features: D.
         latent_dim: T.
-        hidden: widths of the decoder's hidden layers; the encoder has them in reverse.
+        hidden: widths of the decoder's hidden layers, (64, 64) if not given; the encoder has them in
+            reverse.
         likelihood: the law of the data, see `rvi`. The encoder sees x as it is.
+        skip: see `rvi`.
         initial_scale: where the scale of the likelihood starts, see `rvi`.
         mask_input: the encoder sees the mask as well, as D more inputs.
         generator: what all first values are drawn from, see `rvi`.
     """
+    network = Network.of("dense", hidden, None, num_features, skip)
     config = {
         "builder": "vae",
         "num_data": num_data,
         "num_features": num_features,
         "latent_dim": latent_dim,
-        "hidden": list(hidden),
+        **network.config(),
         "mask_input": mask_input,
     }
     for name, size in (("num_features", num_features), ("latent_dim", latent_dim)):
         _checks.check_positive_int(name, size)
     inputs = num_features * (2 if mask_input else 1)
-    encoder = _layers(inputs, hidden[::-1], 2 * latent_dim, generator)
+    encoder = dense(inputs, network.hidden[::-1], 2 * latent_dim, generator)
     posterior = EncoderPosterior(encoder, num_data, num_features, latent_dim, mask_input=mask_input)
-    return _model(posterior, num_features, hidden, likelihood, initial_scale, config, generator)
+    return _model(posterior, num_features, network, likelihood, initial_scale, config, generator)
 
 
 BUILDERS: dict[str, Callable[..., LatentModel]] = {"rvi": rvi, "vad": vad, "vae": vae}
@@ -186,7 +202,7 @@ def _stored(storage: StrPath, initial_log_std: float) -> dict[str, Any]:
 def _model(
     posterior: RelayPosterior | EncoderPosterior,
     num_features: int,
-    hidden: Sequence[int],
+    network: Network,
     likelihood: Any,
     initial_scale: float,
     config: dict[str, Any],
@@ -199,10 +215,10 @@ def _model(
         config["initial_scale"] = initial_scale
     # what takes another number of outputs than it has features, and does not say so, is found below
     outputs = as_likelihood(law).num_outputs or num_features
-    decoder = _layers(posterior.latent_dim, hidden, outputs, generator)
+    decoder = network.make(posterior.latent_dim, outputs, generator)
     if not isinstance(posterior, EncoderPosterior):
         # beside a decoder that knows all columns an encoder learns nothing for a long while
-        _start_at_zero(decoder[-1].bias, as_likelihood(law))  # type: ignore[arg-type]
+        _start_at_zero(last_bias(decoder), as_likelihood(law))
     config = {name: _checks.plain(value) for name, value in config.items()}
     said = described(law)
     if said != {"law": "gaussian"}:  # that of all models of 0.1.0 and 0.2.0
@@ -212,25 +228,8 @@ def _model(
 
 
 @torch.no_grad()
-def _start_at_zero(bias: nn.Parameter, law: Likelihood) -> None:
+def _start_at_zero(bias: nn.Parameter | None, law: Likelihood) -> None:
     """Leaves to `fit` where outputs start whose law knows that from data: it asks for zeros."""
+    assert bias is not None
     known = ~torch.isnan(law.initial_outputs(bias.new_zeros(2, len(bias))))
     bias.masked_fill_(known, 0.0)
-
-
-def _layers(
-    inputs: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        _checks.check_positive_int("hidden", width)
-    widths = [inputs, *map(int, hidden), outputs]
-    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
-    size = weights * torch.get_default_dtype().itemsize
-    advice = "lower latent_dim, hidden or num_features"
-    check_memory(torch.get_default_device(), "network", size, advice)
-    with drawing_from(generator):
-        for width in widths[1:-1]:
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            inputs = width
-        return nn.Sequential(*layers, nn.Linear(inputs, outputs))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
+
+from .convolutional import ConvDecoder
+from .skip import Skip
 
 # layers whose output is as wide as their input
 _ELEMENTWISE = (
@@ -47,6 +52,11 @@ def width_after(module: nn.Module, width: int | None) -> int | None:
         if width not in (None, module.in_features):
             raise ValueError(f"decoder: expected a layer of {width} inputs, got {module}")
         return int(module.out_features)  # type: ignore[arg-type]
+    if plain(module, Skip):
+        inner = width_after(module.inner, width)  # type: ignore[arg-type]
+        return None if width is None or inner is None else inner + width
+    if plain(module, ConvDecoder):
+        return math.prod(module.image_shape)  # type: ignore[arg-type]
     return width if any(plain(module, kind) for kind in _ELEMENTWISE) else None
 
 
@@ -57,3 +67,11 @@ def split_last(decoder: nn.Module) -> tuple[list[nn.Module], nn.Linear | None]:
     if isinstance(last, nn.Linear) and plain(last, nn.Linear) and plain(decoder, nn.Sequential):
         return layers[:-1], last
     return [], None
+
+
+def last_bias(decoder: nn.Module) -> nn.Parameter | None:
+    """The bias [K] that a decoder adds at the end, where its layers say so and it has one."""
+    if plain(decoder, ConvDecoder):
+        return decoder.bias  # type: ignore[return-value]
+    last = split_last(decoder)[1]
+    return None if last is None else last.bias

@@ -21,7 +21,7 @@ from ..posteriors.base import as_posterior
 from ..posteriors.encoder import EncoderPosterior
 from ..posteriors.relay import RelayPosterior
 from ..scaler import Scaler
-from .decoder import plain, split_last, width_after
+from .decoder import last_bias, plain, split_last, width_after
 
 # where the decoder's last layer and the likelihood are one op: autograd calls its two halves apart, at
 # the price of a matrix product more, which on the CPU is more than the means cost
@@ -215,9 +215,8 @@ class LatentModel(nn.Module):
 
     @property
     def last_bias(self) -> nn.Parameter | None:
-        """The bias [K] of the decoder's last layer, where that is a plain linear one and has one."""
-        last = split_last(self.decoder)[1]
-        return None if last is None else last.bias
+        """The bias [K] that the decoder adds at the end, where its layers say so and it has one."""
+        return last_bias(self.decoder)
 
     @torch.no_grad()
     def check_decoder(self) -> None:

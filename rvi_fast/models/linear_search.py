@@ -17,8 +17,8 @@ from .linear_rows import Data
 _RIDGE, _FLOOR = 1.0, 0.01
 # of a covariance: the shares of it that are the identity, the largest first
 _SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-# of the observed entries, which are held out; how many of them tables have together, where five do
-_HELD_OUT, _ENOUGH, _TABLES = 0.1, 1000, 5
+# of the observed entries, which are held out; how many of them tables have together, where ten do
+_HELD_OUT, _ENOUGH, _TABLES = 0.1, 1000, 10
 # entries that candidates see, in how many rows
 _ENTRIES, _FEWEST, _MOST = 1 << 18, 1024, 8192
 # candidates that are worse than the best, one after the other, and end a search
@@ -29,7 +29,7 @@ _STEPS, _RISE = 30, 1e-4
 _SAMPLE, _LAST_STEPS = 20_000, 3
 # a covariance is tried for so many features at most; products N D^3 that one step of it may take while
 # candidates are compared, while the chosen one converges, and in the end
-_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 31, 1 << 33, 1 << 37
+_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 30, 1 << 33, 1 << 37
 
 Model = TypeVar("Model", Factors, Joint)
 Step = Callable[[Any, Data], tuple[Any, Tensor]]

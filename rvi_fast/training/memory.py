@@ -15,6 +15,7 @@ from ..layout import RowLayout
 from ..likelihoods.foreign import as_likelihood
 from ..likelihoods.named import make
 from .inputs import feed
+from .loop.fused_step import MAX_WIDTH, launches_on, most_pieces
 from .places.order import blocks_resident, default_block_rows, row_bytes
 from .settings import Settings
 
@@ -34,7 +35,7 @@ class MemoryEstimate:
         moments: two of their size, or of half of it, and a step count for each row.
         data: x, and its copy in the units of the model, which pixels do without.
         shared: relays, decoder and scale, each with gradient and moments.
-        step: what steps and evaluations make and free, and the order of an epoch.
+        step: what steps and evaluations make, gradients in pieces on a GPU, and the order of an epoch.
         resident: of tables and moments in files, what is in memory at a time; 0 elsewhere. What the
             system keeps of files in memory beyond that it gives up when asked.
         journal: on disk, for a run directory with tables in files.
@@ -126,7 +127,8 @@ def estimate_memory(
     widths = [latent_dim, *hidden, outputs]
     decoder = sum((a + 1) * b for a, b in pairwise(widths))
     learned = sum(parameter.numel() for parameter in law.parameters())
-    shared = 4 * size * (layout.num_relays * latent_dim + decoder + learned)
+    parameters = layout.num_relays * latent_dim + decoder + learned
+    shared = 4 * size * parameters
 
     if (in_files or staged) and block_rows is None:
         block_rows = default_block_rows(row)
@@ -141,6 +143,12 @@ def estimate_memory(
     batch = batch_size * (made + num_features * data_dtype.itemsize * ahead + of_outputs)
     evaluation = min(num_data, _EVALUATED) * outputs * size * _EVALUATION_TENSORS
     step = 8 * held + max(batch, evaluation)
+    launches = launches_on(torch.device(device))
+    if launches is not None and law.fused and max(widths[:-1]) <= MAX_WIDTH:
+        # the pieces that six launches leave of the gradient
+        last = torch.empty((outputs, widths[-2]), device="meta")
+        pieces = most_pieces(launches, batch_size, last, getattr(law, "log_scale", None), None)
+        step += pieces * parameters * size
 
     lying = resident if in_files else tables + moments
     # each slot has its row number too, and each table a buffer for a block

@@ -51,6 +51,24 @@ def launches_on(device: torch.device) -> Any:
     return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM)) else None
 
 
+def most_pieces(
+    launches: Any, batch_size: int, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
+) -> int:
+    """Pieces of the gradient that launches write for batches of so many rows at most.
+
+    Args:
+        launches: has the functions of `reference.fused_step`.
+        batch_size: rows of the largest batch.
+        weight: of the decoder's last layer [K, H]; it and the others may be on the device "meta".
+        log_scale: of the likelihood, None where the law has none.
+        mask: of the data, None where NaN says what is missing.
+    """
+    # a smaller batch may have more
+    pieces = max(map(launches.pieces_for, range(1, batch_size + 1)))
+    hidden = torch.empty((batch_size, weight.shape[1]), device="meta")
+    return max(pieces, launches.pieces_of_features(hidden, weight, log_scale, mask))
+
+
 def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
     """Whether the six launches do what `step` does: the one place that decides it.
 
@@ -74,6 +92,7 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         and max(widths) <= MAX_WIDTH
         and len(hidden) <= MAX_HIDDEN
         and decoder.learn
+        and not decoder.skip
         and like.requires_grad
         and like.dtype == torch.float32
         # rows on the device, which draw the noise of their own numbers
@@ -148,20 +167,11 @@ class FusedStep(BoundStep):
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        pieces = self._room(batch_size)
+        weight = self._last[0]
+        pieces = most_pieces(launches, batch_size, weight, log_scale, inputs.mask)
         self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
-
-    def _room(self, batch_size: int) -> int:
-        """Pieces of the gradient that launches write for batches of so many rows at most."""
-        # a smaller batch may have more
-        pieces = max(map(self._launches.pieces_for, range(1, batch_size + 1)))
-        width = [self.posterior.latent_dim, *(layer.out_features for layer in self._hidden)][-1]
-        hidden = torch.empty((batch_size, width), device="meta")
-        weight, _, log_scale = self._last
-        wanted = self._launches.pieces_of_features(hidden, weight, log_scale, self.inputs.mask)
-        return max(pieces, wanted)
 
     def ahead(self, visits: Iterable[Visit]) -> Iterator[Visit]:
         """The same visits, whose row numbers are on the device before they are asked for."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...drawing import Drawing, may_draw
 from ...likelihoods.base import LAWS, Likelihood
-from ...models import LatentModel, Objective
+from ...models import LatentModel, Objective, Skip
 from ...optim import RowAdam
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
@@ -37,7 +37,7 @@ DecoderStep = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Te
 
 def draws(model: nn.Module, *, training: bool) -> bool:
     """Whether anything in a model could draw random numbers beside the noise of its posterior."""
-    own = (LatentModel, RelayPosterior, EncoderPosterior, Scaler, *LAWS.values())
+    own = (LatentModel, Skip, RelayPosterior, EncoderPosterior, Scaler, *LAWS.values())
     return may_draw(model, training=training, quiet=own)
 
 
@@ -80,7 +80,7 @@ def decoder_step(
 ) -> DecoderStep:
     """What lies between the two halves of a `DirectStep`; without `learn` nothing but z changes."""
     decoder, likelihood = model.decoder, model.likelihood
-    layers = list(decoder) if type(decoder) is nn.Sequential else [decoder]
+    layers, skip = _chain(decoder)
     # Linear (ReLU Linear)*
     kinds = [nn.Linear, *[nn.ReLU, nn.Linear] * (len(layers) // 2)]
     parameters = [*decoder.parameters(), *likelihood.parameters()]
@@ -89,13 +89,22 @@ def decoder_step(
         and isinstance(likelihood, Likelihood)
         and likelihood.fused
         and all(parameter.requires_grad == learn for parameter in parameters)
-        and not _hooked(decoder, likelihood, *layers)
+        and not _hooked(likelihood, *decoder.modules())
         and _apart(*(layer for layer in layers if isinstance(layer, nn.Linear)), likelihood)
         and not torch.is_autocast_enabled(model.posterior.relays.device.type)
     ):
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        return LinearChain(linear, likelihood, learn)
+        return LinearChain(linear, likelihood, learn, skip=skip)
     return DecoderByAutograd(model, drawing, learn)
+
+
+def _chain(decoder: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The layers of a decoder, and whether a `Skip` leads around all but the last."""
+    layers = list(decoder) if type(decoder) is nn.Sequential else [decoder]
+    around = layers[0] if len(layers) == 2 else None
+    if isinstance(around, Skip) and type(around.inner) is nn.Sequential:
+        return [*around.inner, layers[1]], type(around) is Skip
+    return layers, False
 
 
 def _hooked(*modules: nn.Module) -> bool:
@@ -266,11 +275,25 @@ class DecoderByAutograd:
 
 
 class LinearChain:
-    """Linear layers with ReLU between them, and a likelihood that is fused with the last one."""
+    """Linear layers with ReLU between them, and a likelihood that is fused with the last one.
 
-    def __init__(self, layers: Sequence[nn.Linear], likelihood: Likelihood, learn: bool) -> None:
+    Args:
+        layers: at least one.
+        likelihood: takes what the last one gives.
+        learn: whether layers and likelihood get gradients.
+        skip: the last layer sees z behind what the one before it gives.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Linear],
+        likelihood: Likelihood,
+        learn: bool,
+        *,
+        skip: bool = False,
+    ) -> None:
         self.hidden, self.last = layers[:-1], layers[-1]
-        self.likelihood, self.learn = likelihood, learn
+        self.likelihood, self.learn, self.skip = likelihood, learn, skip
 
     def __call__(
         self, z: Tensor, x: Tensor, mask: Tensor | None, grad_log_prob: Tensor
@@ -278,10 +301,12 @@ class LinearChain:
         inputs = [z]
         for layer in self.hidden:
             inputs.append(torch.nn.functional.linear(inputs[-1], layer.weight, layer.bias).relu_())
+        seen = torch.cat((inputs[-1], z), 1) if self.skip else inputs[-1]
         log_prob, grad = self.likelihood.step_of_linear(
-            grad_log_prob, inputs[-1][None], self.last, x, mask, self.learn
+            grad_log_prob, seen[None], self.last, x, mask, self.learn
         )
-        grad = grad[0]
+        width = inputs[-1].shape[1]
+        grad, direct = grad[0][:, :width], grad[0][:, width:]
         for layer, before, after in zip(
             self.hidden[::-1], inputs[-2::-1], inputs[:0:-1], strict=True
         ):
@@ -291,4 +316,4 @@ class LinearChain:
                 if layer.bias is not None:
                     layer.bias.grad = grad.sum(0)
             grad = grad @ layer.weight
-        return log_prob, grad
+        return log_prob, grad + direct if self.skip else grad
