@@ -74,8 +74,6 @@ def crossed(
     return blended
 
 
-def blended_entries(
-    weights: np.ndarray, predictions: np.ndarray, column: np.ndarray
-) -> np.ndarray:
+def blended_entries(weights: np.ndarray, predictions: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Entries [n] in columns `column` from weights [M, D] and predictions [M, n]."""
     return (weights[:, column] * predictions).sum(0)

@@ -7,7 +7,9 @@ import numpy as np
 # entries of a column that weigh as much as the residuals of the whole table
 _SHRINK = 30.0
 # shares of the distribution of residuals that are kept
-_LEVELS = np.concatenate([[0.001, 0.0025, 0.005], np.arange(0.01, 0.995, 0.01), [0.995, 0.9975, 0.999]])
+_LEVELS = np.concatenate(
+    [[0.001, 0.0025, 0.005], np.arange(0.01, 0.995, 0.01), [0.995, 0.9975, 0.999]]
+)
 
 
 class Residuals:
@@ -32,9 +34,7 @@ class Residuals:
         spreads = np.ones(num_columns)
         for d in range(num_columns):
             own = residuals[column == d]
-            spreads[d] = np.sqrt(
-                (np.sum(own**2) + _SHRINK * square) / (len(own) + _SHRINK)
-            ) or 1.0
+            spreads[d] = np.sqrt((np.sum(own**2) + _SHRINK * square) / (len(own) + _SHRINK)) or 1.0
         pooled = _quantiles(residuals / spreads[column])
         self.quantiles = spreads[:, None] * pooled
         for d in range(num_columns):

@@ -17,8 +17,8 @@ _FEWEST = 20
 class HeldOutEntries(NamedTuple):
     """Observed entries of a table that are kept from whatever is trained, to judge it.
 
-    A tenth of the observed entries, and of tables with less than 2,000 of them as many as make 200, up to
-    a fifth. Of each column that share is drawn, at least one entry where the column has three, and no
+    A tenth of the observed entries, and of tables with less than 2,000 of them as many as make 200, up
+    to a fifth. Of each column that share is drawn, at least one entry where the column has three, and no
     row loses all that it shows. They lie in up to 4,096 rows.
 
     Attributes:

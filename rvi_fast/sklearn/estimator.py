@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -178,6 +179,12 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         parameters = self.get_params(deep=False).items()
         plain = (np.generic, np.ndarray)
         return {k: v.tolist() if isinstance(v, plain) else v for k, v in parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # pickles of earlier versions lack the parameters that have come since
+        given = inspect.signature(type(self).__init__).parameters.values()
+        defaults = {own.name: own.default for own in given if own.name != "self"}
+        super().__setstate__({**defaults, **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

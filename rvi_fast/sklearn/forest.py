@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.tree import ExtraTreeRegressor
 
 # trees of a column in a pass, and passes: the second sees what the first has filled in
 _TREES, _PASSES = 20, 2
@@ -21,8 +21,8 @@ _WIDE = 12
 class ColumnForest:
     """Extremely randomised trees that predict each column from a completed row, in two passes.
 
-    As missForest does, with the rows completed by a latent model to begin with: in a pass all columns are
-    predicted from the table as it was before, and what was missing is replaced by that for the next.
+    As missForest does, with the rows completed by a latent model to begin with: in a pass all columns
+    are predicted from the table as it was before, and what was missing is replaced by that for the next.
     Trees learn from up to 4,096 rows. They are not grown deeper than three rows in a leaf; their memory
     grows with the rows that they learn from.
 
@@ -35,7 +35,7 @@ class ColumnForest:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.passes: list[dict[int, ExtraTreesRegressor]] = []
+        self.passes: list[dict[int, list[Any]]] = []
 
     @staticmethod
     def suits(num_rows: int, num_columns: int) -> bool:
@@ -61,12 +61,8 @@ class ColumnForest:
                 # nothing is to be found where all are alike
                 if len(values) < 2 or values.min() == values.max():
                     continue
-                trees[column] = ExtraTreesRegressor(
-                    _TREES,
-                    min_samples_leaf=_LEAF,
-                    max_features=1.0 if filled.shape[1] <= _WIDE else 0.5,
-                    random_state=(self.seed + number) % 2**32,
-                ).fit(np.delete(filled[own], column, 1), values)
+                seeds = np.random.default_rng((self.seed, number, column))
+                trees[column] = _grown(np.delete(filled[own], column, 1), values, seeds)
             self.passes.append(trees)
             if number + 1 < _PASSES:
                 filled = self._pass(trees, filled, ~observed)
@@ -84,12 +80,21 @@ class ColumnForest:
         return filled
 
     @staticmethod
-    def _pass(
-        trees: dict[int, ExtraTreesRegressor], filled: np.ndarray, missing: np.ndarray
-    ) -> np.ndarray:
+    def _pass(trees: dict[int, list[Any]], filled: np.ndarray, missing: np.ndarray) -> np.ndarray:
         found = filled.copy()
-        for column, regressor in trees.items():
-            own = missing[:, column]
-            if own.any():
-                found[own, column] = regressor.predict(np.delete(filled[own], column, 1))
+        for column, own in trees.items():
+            holes = missing[:, column]
+            if holes.any():
+                given = np.delete(filled[holes], column, 1)
+                found[holes, column] = sum(tree.predict(given)[:, 0] for tree in own) / len(own)
         return found
+
+
+def _grown(x: np.ndarray, y: np.ndarray, generator: np.random.Generator) -> list[Any]:
+    """Trees from float32 rows x [n, D - 1] to y [n]."""
+    share = 1.0 if x.shape[1] < _WIDE else 0.5
+    seeds = generator.integers(2**31 - 1, size=_TREES).tolist()
+    options = {"min_samples_leaf": _LEAF, "max_features": share}
+    grown = (ExtraTreeRegressor(random_state=seed, **options) for seed in seeds)
+    # what predicts is kept alone: a regressor around each tree would take as long as the tree
+    return [tree.fit(x, y.astype(np.float64), check_input=False).tree_ for tree in grown]

@@ -18,6 +18,7 @@ from .. import _checks
 from ..likelihoods import Likelihood
 from ..models import LatentModel, LinearGaussian, ppca
 from ..posteriors.relay import RelayPosterior
+from ..training.collapse import warn_of_collapse
 from ..training.held_out import FACTORS
 from ..training.impute import impute
 from .entries import HeldOutEntries
@@ -113,6 +114,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         ((100, 3), True)
     """
 
+    # pickles of versions without it have the relay model alone
+    blend_: Blend | None = None
+
     def __init__(
         self,
         *,
@@ -133,6 +137,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         standardize: bool = True,
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
+        members: Any = "auto",
         estimate: str | None = None,
         min_value: Any = -np.inf,
         max_value: Any = np.inf,
@@ -164,6 +169,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             device=device,
             verbose=verbose,
         )
+        self.members = members
         self.estimate = estimate
         self.min_value = min_value
         self.max_value = max_value
@@ -174,7 +180,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         """Trains a model on the rows of X; see `RelayEmbedder.fit`."""
         if self.estimate not in (None, "mean", "mode"):
             raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {self.estimate!r}")
-        self.blend_ = None
+        self._check_members()
         x, missing, _ = self._fit(X)
         self._low, self._high = self._bounds()
         self._kept = ~self._empty | bool(self.keep_empty_features)
@@ -216,9 +222,10 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
     def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Bounds between which each missing entry of X lies with the probability `coverage`.
 
-        Their widths come from the entries that `fit` held out: a bound is a quantile of the errors there,
-        in units of the standard deviation that the linear member predicts for an entry given what its row
-        shows. Without members beside the relay model they are quantiles of 200 draws, see `sample`.
+        Their widths come from the entries that `fit` held out: a bound is a quantile of the errors
+        there, in units of the standard deviation that the linear member predicts for an entry given what
+        its row shows. Without members beside the relay model they are quantiles of 200 draws, see
+        `sample`.
 
         Args:
             X: array, masked array or DataFrame [N, D], N as you like.
@@ -230,12 +237,14 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         if not 0 < _checks.check_positive_float("coverage", coverage) < 1:
             raise ValueError(f"coverage: expected a number between 0 and 1, got {coverage!r}")
 
+        blend = self.blend_
+
         def bounds(rows: np.ndarray) -> np.ndarray:
-            if self.blend_ is None:
+            if blend is None:
                 shares = [0.5 - coverage / 2, 0.5 + coverage / 2]
                 return np.quantile(self._draws(rows, _DRAWS, 0), shares, axis=0)
-            blended = self._blended(rows)
-            found = np.stack(self.blend_.interval(rows, blended, coverage))
+            blended = self._blended(rows, blend)
+            found = np.stack(blend.interval(rows, blended, coverage))
             return self._in_data(found)
 
         low, high = self._filled(X, bounds)
@@ -285,15 +294,15 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         """What is filled in, [N, D] in X's units, for rows in the model's."""
         if self.blend_ is None:
             return self._decode(self._means(rows), rows, self.estimate)
-        return self._in_data(self._blended(rows))
+        return self._in_data(self._blended(rows, self.blend_))
 
     def _in_data(self, values: np.ndarray) -> np.ndarray:
         """[..., D] in the units of the model -> X's."""
         values = self._units().to_data(values)
         return np.where(np.isnan(self._constants), values, self._constants)
 
-    def _blended(self, rows: np.ndarray) -> np.ndarray:
-        return self.blend_.complete(rows, self._relayed(rows, self.scale_factor_))
+    def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
+        return blend.complete(rows, self._relayed(rows, self.scale_factor_))
 
     def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
         """What the relay model says of rows [N, D], in its units."""
@@ -302,19 +311,19 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
 
     def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
         """Draws [S, N, D] in X's units."""
-        if self.blend_ is not None:
+        if (blend := self.blend_) is not None:
             generator = torch.Generator().manual_seed(seed)
-            drawn = self.blend_.draws(rows, self._blended(rows), num_draws, generator)
+            drawn = blend.draws(rows, self._blended(rows, blend), num_draws, generator)
             return self._in_data(drawn)
         with full_precision():
             posterior = self._infer(rows, self.scale_factor_)
-            drawn = impute(
-                self.model_, torch.from_numpy(rows), posterior=posterior, num_draws=num_draws, seed=seed
-            )
-        return self._in_data(drawn.cpu().numpy())
+            shown = torch.from_numpy(rows)
+            found = impute(self.model_, shown, posterior=posterior, num_draws=num_draws, seed=seed)
+        return self._in_data(found.cpu().numpy())
 
     def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
         """Trains the members, on all but the held-out entries first and then on all."""
+        self.blend_ = None
         names = self._members_of(law, rows)
         entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
         if entries is None:
@@ -328,8 +337,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         if blend.forest is not None:
             blend.grow(shown, self._relayed(shown, self.scale_factor_))
         error = blend.weigh(entries, judged, relayed, _means_of(shown))
-        self.held_out_error_ = error
-        self.held_out_errors_ = blend.errors
+        self.held_out_error_, self.held_out_errors_ = error, blend.errors
+        steps = stopping.epochs * self._batches(len(rows))[1]
+        warn_of_collapse(error, self._options()["lr"], steps)
         whole = self._blend_of(rows, names, seed)
         model = self._started(whole.linear, rows, law, seed)
         batch_size, _ = self._batches(len(rows))
@@ -341,8 +351,21 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         self.blend_ = whole
         return posterior
 
+    def _check_members(self) -> None:
+        sets = [MEMBERS[1:2], MEMBERS[:2], MEMBERS]
+        given = self.members
+        if given == "auto" or (not isinstance(given, str) and sorted(given) in map(sorted, sets)):
+            return
+        raise ValueError(
+            "members: expected 'auto', ('relay',), ('linear', 'relay') or "
+            f"('linear', 'relay', 'forest'), got {given!r}"
+        )
+
     def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
-        """The members that this table can have."""
+        """The members that are asked for and that this table can have."""
+        wanted = self.members
+        if wanted != "auto":
+            return tuple(name for name in MEMBERS if name in wanted)
         if not all(law.standardizable) or self._pixels:
             return ("relay",)
         return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
@@ -375,7 +398,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         options = {"epochs": epochs, "batch_size": batch_size, "callbacks": callbacks}
         self._trained(model, shown, seed, **options)
         if given is None:
-            self.model_ = stopping.model.eval()
+            self.model_ = stopping.model
         else:
             stopping.epochs = given
         return stopping

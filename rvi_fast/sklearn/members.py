@@ -9,6 +9,7 @@ import torch
 from scipy.special import ndtr
 
 from ..models import LinearGaussian
+from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
 from .calibration import Residuals
 from .entries import HeldOutEntries
@@ -52,9 +53,7 @@ class Blend:
             filled, missing = self._completed(rows, self._linear(rows), relayed)
             self.forest.fit(filled, ~missing)
 
-    def weigh_latents(
-        self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray
-    ) -> None:
+    def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
 
         Args:
@@ -92,7 +91,8 @@ class Blend:
             for name, error in zip([*self.names, "blend"], own, strict=True)
         }
         expected = np.mean(of_means**2)
-        return float(np.sqrt(np.mean(wrong**2) / expected)) if expected > 0 else np.nan
+        judged = len(wrong) >= JUDGED and expected > 0
+        return float(np.sqrt(np.mean(wrong**2) / expected)) if judged else np.nan
 
     def complete(self, rows: np.ndarray, relayed: np.ndarray) -> np.ndarray:
         """The blend's predictions [N, D] for rows, NaN for missing, from those of the relay model."""

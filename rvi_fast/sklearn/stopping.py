@@ -34,7 +34,8 @@ class HeldOutStopping:
     def __init__(self, entries: HeldOutEntries, epochs: int) -> None:
         self.entries = entries
         self.every = max(1, epochs // _LOOKS)
-        self.epochs, self.error, self.model = 0, math.inf, None
+        self.epochs, self.error = 0, math.inf
+        self.model: LatentModel
         self._since = 0
 
     def __call__(self, model: LatentModel, history: Any) -> bool:
@@ -53,5 +54,5 @@ class HeldOutStopping:
             # rows stay where they are: what they share is copied
             other = copy.copy(model)
             other.__dict__["_modules"] = dict(model._modules)
-            self.model = copy.deepcopy(without_rows(other))
+            self.model = copy.deepcopy(without_rows(other)).eval()
         return self._since >= _PATIENCE
