@@ -65,6 +65,7 @@ ROOMS = {
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "start_linear": "opening",
     "workers": "loop",
     "many": "opening workers",
     "fit_many": "fit many",
@@ -72,7 +73,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory",
+    "__init__": "fit_many load impute collapse memory start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -169,7 +169,7 @@ class LinearGaussian(nn.Module):
         Returns:
             Means [N, D] and standard deviations [N, D], float64.
         """
-        model, mean, std = self._factors(), [], []
+        model, mean, std = self.factors(), [], []
         for _, _, posterior in self._blocks(x, mask):
             mean.append(posterior.mean @ model.weight.T + model.bias)
             spread = (model.weight @ posterior.covariance * model.weight).sum(2)
@@ -202,7 +202,7 @@ class LinearGaussian(nn.Module):
         dtype = values.dtype if values.is_floating_point() else torch.float64
         shape = (draws, *values.shape) if draws else values.shape
         filled = torch.empty(shape, dtype=dtype, device=values.device)
-        model = self._factors()
+        model = self.factors()
         for part, rows, posterior in self._blocks(values, known):
             z = posterior.mean
             if draws:
@@ -216,7 +216,7 @@ class LinearGaussian(nn.Module):
             filled[..., part, :] = torch.where(rows.known > 0, own, entries.to(dtype))
         return filled
 
-    def _factors(self) -> Factors:
+    def factors(self) -> Factors:
         """The distribution in float64, with a noise for each feature."""
         bias, weight, log_scale = (
             tensor.to(torch.float64) for tensor in (self.bias, self.weight, self.log_scale)
@@ -226,7 +226,7 @@ class LinearGaussian(nn.Module):
     def _blocks(self, x: Any, mask: Any) -> Iterator[tuple[slice, Rows, Posterior]]:
         """Some rows at a time: which, what they show, and the posterior."""
         values, known = self._checked(x, mask)
-        model, plain = self._factors(), torch.zeros_like(self.bias, dtype=torch.float64)
+        model, plain = self.factors(), torch.zeros_like(self.bias, dtype=torch.float64)
         data, entries = Data(values, known, plain, plain + 1.0), self.latent_dim**2
         entries = max(entries, self.num_features)
         for part, rows in zip(parts(len(values), entries), data.blocks(entries), strict=True):

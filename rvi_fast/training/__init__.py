@@ -16,6 +16,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .start_linear import start_linear
 
 __all__ = [
     "Checkpoint",
@@ -36,4 +37,5 @@ __all__ = [
     "infer",
     "load",
     "load_checkpoint",
+    "start_linear",
 ]

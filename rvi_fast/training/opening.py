@@ -82,7 +82,7 @@ def opened(
         unbegun = stack.enter_context(contextlib.ExitStack())
         unbegun.callback(setattr, model, "scaler", model.scaler)
         if settings.standardize:
-            _set_scale(model, source, ranks, settings)
+            set_scale(model, source, ranks, settings)
         made = SharedInputs() if shared is None else shared
         inputs = made.of(model, source, (x, mask), checked=settings.standardize)
         _hold_directories(model, ranks, settings, stack)
@@ -207,7 +207,7 @@ def _check_standardize(model: LatentModel, standardize: bool, *, pixels: bool) -
         )
 
 
-def _set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
+def set_scale(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> None:
     """Gives the model a scale: that of the checkpoint to go on from, its own, or that of the data."""
     resumed = settings.directory if settings.resume else None
     stored = None if resumed is None else ranks.first(lambda: _stored_scale(resumed))
