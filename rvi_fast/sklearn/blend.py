@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import nnls
 
-# as many held-out entries of a column weigh as much as what the whole table says
-_SHRINK = 100.0
+# as many held-out entries of a column weigh as much as what the whole table says, and as many of a
+# table as that its first member be taken alone
+_SHRINK, _DOUBT = 200.0, 6.0
 # parts of the entries; the weights of the others judge each
 _PARTS = 5
 # the sum of the weights is 1 to this precision
@@ -18,8 +19,9 @@ def blend_weights(
 ) -> np.ndarray:
     """Weights of the members for each column, which minimise the squared error on held-out entries.
 
-    Non-negative, with the sum 1. Those of the table as a whole come first, and those of a column are
-    drawn to them as 100 entries would on which the table's weights had been right.
+    Non-negative, with the sum 1. Those of the table as a whole come first, drawn to the first member as
+    by 6 entries more on which it is right and the others are off by their usual error. Those of a column
+    are drawn to the table's as by 200 entries.
 
     Args:
         predictions: of the members [M, n], in units in which columns are comparable.
@@ -36,27 +38,29 @@ def blend_weights(
         [[1.0], [0.0]]
     """
     errors = (predictions - truth).T
-    whole = _simplex(errors.T @ errors, None, 0.0)
+    products = errors.T @ errors
+    # what an entry weighs
+    unit = np.trace(products) / max(products.shape[0] * len(errors), 1)
+    first = np.eye(len(predictions))[0]
+    whole = _simplex(products, first, _DOUBT * unit)
     weights = np.tile(whole[:, None], (1, num_columns))
-    pooled = errors.T @ errors / max(len(errors), 1)
     for d in range(num_columns):
         own = errors[column == d]
         if len(own):
-            weights[:, d] = _simplex(own.T @ own, whole, _SHRINK * np.trace(pooled) / len(pooled))
+            weights[:, d] = _simplex(own.T @ own, whole, _SHRINK * unit)
     return weights
 
 
-def _simplex(products: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndarray:
+def _simplex(products: np.ndarray, centre: np.ndarray, strength: float) -> np.ndarray:
     """Weights on the simplex that minimise w' products w + strength |w - centre|^2."""
     size = len(products)
-    centre = np.full(size, 1.0 / size) if centre is None else centre
     scale = max(np.trace(products) / size, np.finfo(float).tiny)
-    # a little towards the centre, so that members that agree share
-    strength = strength / scale + 1e-6
     values, vectors = np.linalg.eigh(products / scale)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
-    sides = np.vstack([root, np.sqrt(strength) * np.eye(size), np.full((1, size), _SUM)])
-    target = np.concatenate([np.zeros(size), np.sqrt(strength) * centre, [_SUM]])
+    # never quite without a centre: members without an error are all as good
+    pull = np.sqrt(strength / scale + 1e-9)
+    sides = np.vstack([root, pull * np.eye(size), np.full((1, size), _SUM)])
+    target = np.concatenate([np.zeros(size), pull * centre, [_SUM]])
     found = nnls(sides, target)[0]
     return found / found.sum()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -15,26 +14,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .. import _checks
-from ..likelihoods import Likelihood
-from ..models import LatentModel, LinearGaussian, ppca
-from ..posteriors.relay import RelayPosterior
-from ..training.collapse import warn_of_collapse
-from ..training.held_out import FACTORS
 from ..training.impute import impute
-from .entries import HeldOutEntries
-from .estimator import RelayEstimator, full_precision
-from .forest import ColumnForest
-from .members import MEMBERS, Blend
-from .stopping import HeldOutStopping
+from .blended import BlendedEstimator
+from .estimator import full_precision
+from .members import Blend
 from .tables import holed
 
-# steps and visits of each row that the relay model is given at most
-_STEPS, _VISITS = 600, 10
 # draws of which intervals are quantiles
 _DRAWS = 200
 
 
-class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
+class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
     """Fills in missing entries with a relay model's reconstruction.
 
     `transform` finds the posterior of each row that misses something, with everything that the rows
@@ -113,9 +103,6 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         >>> filled.shape, bool(abs(filled[::5, 1] - np.linspace(-2, 2, 100)[::5]).max() < 0.5)
         ((100, 3), True)
     """
-
-    # pickles of versions without it have the relay model alone
-    blend_: Blend | None = None
 
     def __init__(
         self,
@@ -304,11 +291,6 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
     def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
         return blend.complete(rows, self._relayed(rows, self.scale_factor_))
 
-    def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
-        """What the relay model says of rows [N, D], in its units."""
-        with full_precision():
-            return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
-
     def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
         """Draws [S, N, D] in X's units."""
         if (blend := self.blend_) is not None:
@@ -320,100 +302,6 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             shown = torch.from_numpy(rows)
             found = impute(self.model_, shown, posterior=posterior, num_draws=num_draws, seed=seed)
         return self._in_data(found.cpu().numpy())
-
-    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
-        """Trains the members, on all but the held-out entries first and then on all."""
-        self.blend_ = None
-        names = self._members_of(law, rows)
-        entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
-        if entries is None:
-            return super()._learn(rows, law, seed)
-        shown = entries.without(rows)
-        blend = self._blend_of(shown, names, seed)
-        stopping = self._stopped(blend.linear, shown, law, seed, entries)
-        judged = shown[entries.rows]
-        relayed = self._with_factor(entries, judged)
-        blend.weigh_latents(entries, judged, relayed)
-        if blend.forest is not None:
-            blend.grow(shown, self._relayed(shown, self.scale_factor_))
-        error = blend.weigh(entries, judged, relayed, _means_of(shown))
-        self.held_out_error_, self.held_out_errors_ = error, blend.errors
-        steps = stopping.epochs * self._batches(len(rows))[1]
-        warn_of_collapse(error, self._options()["lr"], steps)
-        whole = self._blend_of(rows, names, seed)
-        model = self._started(whole.linear, rows, law, seed)
-        batch_size, _ = self._batches(len(rows))
-        posterior = self._trained(model, rows, seed, epochs=stopping.epochs, batch_size=batch_size)
-        whole.base, whole.weights = blend.base, blend.weights
-        whole.residuals, whole.errors = blend.residuals, blend.errors
-        if whole.forest is not None:
-            whole.grow(rows, self._relayed(rows, self.scale_factor_))
-        self.blend_ = whole
-        return posterior
-
-    def _check_members(self) -> None:
-        sets = [MEMBERS[1:2], MEMBERS[:2], MEMBERS]
-        given = self.members
-        if given == "auto" or (not isinstance(given, str) and sorted(given) in map(sorted, sets)):
-            return
-        raise ValueError(
-            "members: expected 'auto', ('relay',), ('linear', 'relay') or "
-            f"('linear', 'relay', 'forest'), got {given!r}"
-        )
-
-    def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
-        """The members that are asked for and that this table can have."""
-        wanted = self.members
-        if wanted != "auto":
-            return tuple(name for name in MEMBERS if name in wanted)
-        if not all(law.standardizable) or self._pixels:
-            return ("relay",)
-        return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
-
-    def _blend_of(self, rows: np.ndarray, names: Sequence[str], seed: int) -> Blend:
-        linear = ppca(rows.shape[1]).fit(rows, seed=seed)
-        return Blend(linear, ColumnForest(seed) if "forest" in names else None)
-
-    def _started(
-        self, linear: LinearGaussian, rows: np.ndarray, law: Likelihood, seed: int
-    ) -> LatentModel:
-        """The relay model as training finds it."""
-        return self._model_of(rows.shape, law, seed)
-
-    def _stopped(
-        self,
-        linear: LinearGaussian,
-        shown: np.ndarray,
-        law: Likelihood,
-        seed: int,
-        entries: HeldOutEntries,
-    ) -> HeldOutStopping:
-        """Trains the relay model until held-out entries are found no better; `model_` is the best."""
-        batch_size, steps_per_epoch = self._batches(len(shown))
-        given = self._options()["epochs"]
-        epochs = max(_VISITS, -(-_STEPS // steps_per_epoch)) if given is None else given
-        stopping = HeldOutStopping(entries, epochs)
-        model = self._started(linear, shown, law, seed)
-        callbacks = [stopping] if given is None else []
-        options = {"epochs": epochs, "batch_size": batch_size, "callbacks": callbacks}
-        self._trained(model, shown, seed, **options)
-        if given is None:
-            self.model_ = stopping.model
-        else:
-            stopping.epochs = given
-        return stopping
-
-    def _with_factor(self, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
-        """What the relay model says of rows under the best factor, which is then `scale_factor_`."""
-        given, best = self._options()["scale_factor"], math.inf
-        for factor in FACTORS if isinstance(given, str) else (float(given),):
-            relayed = self._relayed(judged, factor)
-            error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
-            # they are tried in rising order, and what one loses the next does not win back
-            if error >= best:
-                break
-            best, found, self.scale_factor_ = error, relayed, factor
-        return found
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """min_value and max_value, [D] float64 each."""
@@ -437,9 +325,3 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
                 f"feature {column}"
             )
         return low, high
-
-
-def _means_of(rows: np.ndarray) -> np.ndarray:
-    """Means [D] of what columns show, 0 of those that show nothing."""
-    seen = ~np.isnan(rows)
-    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)

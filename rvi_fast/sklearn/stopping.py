@@ -13,8 +13,8 @@ from ..models import LatentModel
 from .entries import HeldOutEntries
 from .estimator import without_rows
 
-# looks at the entries in a training that is not stopped, and how many of them without a gain end it
-_LOOKS, _PATIENCE = 24, 6
+# so many looks without a gain end a training
+_PATIENCE = 6
 
 
 class HeldOutStopping:
@@ -24,16 +24,16 @@ class HeldOutStopping:
 
     Args:
         entries: observed entries of the table that `fit` is given without them.
-        epochs: how many `fit` is asked for.
+        every: epochs between looks.
 
     Attributes:
         epochs: of the best look, 0 before the first.
+        error: mean squared error then.
         model: as it was then, over one row.
     """
 
-    def __init__(self, entries: HeldOutEntries, epochs: int) -> None:
-        self.entries = entries
-        self.every = max(1, epochs // _LOOKS)
+    def __init__(self, entries: HeldOutEntries, every: int) -> None:
+        self.entries, self.every = entries, every
         self.epochs, self.error = 0, math.inf
         self.model: LatentModel
         self._since = 0

@@ -1,0 +1,156 @@
+"""An estimator with members beside its relay model: how they are trained, on which entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..likelihoods import Likelihood
+from ..models import LatentModel, LinearGaussian, ppca
+from ..posteriors.relay import RelayPosterior
+from ..training.collapse import warn_of_collapse
+from ..training.held_out import FACTORS
+from ..training.start_linear import start_linear
+from .entries import HeldOutEntries
+from .estimator import RelayEstimator, full_precision
+from .forest import ColumnForest
+from .members import MEMBERS, Blend
+from .stopping import HeldOutStopping
+
+# steps and visits of each row that the relay model is given at most
+_STEPS, _VISITS = 600, 10
+# looks at held-out entries in a training that is not stopped
+_LOOKS = 24
+
+
+class BlendedEstimator(RelayEstimator):
+    """Table in, members trained and weighted: a linear-Gaussian model, the relay model, and trees."""
+
+    members: Any
+    # pickles of versions without it have the relay model alone
+    blend_: Blend | None = None
+
+    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+        """Trains the members, on all but the held-out entries first and then on all."""
+        self.blend_ = None
+        names = self._members_of(law, rows)
+        entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
+        if entries is None:
+            return super()._learn(rows, law, seed)
+        shown = entries.without(rows)
+        blend = self._blend_of(shown, names, seed)
+        from_linear, epochs = self._stopped(blend.linear, shown, law, seed, entries)
+        judged = shown[entries.rows]
+        relayed = self._with_factor(entries, judged)
+        blend.weigh_latents(entries, judged, relayed)
+        if blend.forest is not None:
+            blend.grow(shown, self._relayed(shown, self.scale_factor_))
+        error = blend.weigh(entries, judged, relayed, _means_of(shown))
+        self.held_out_error_, self.held_out_errors_ = error, blend.errors
+        batch_size, steps_per_epoch = self._batches(len(rows))
+        warn_of_collapse(error, self._options()["lr"], epochs * steps_per_epoch)
+        whole = self._blend_of(rows, names, seed)
+        start = whole.linear if from_linear and len(self._starts(whole.linear, law)) > 1 else None
+        model = self._started(start, rows, law, seed)
+        posterior = self._trained(model, rows, seed, epochs=epochs, batch_size=batch_size)
+        whole.base, whole.weights = blend.base, blend.weights
+        whole.residuals, whole.errors = blend.residuals, blend.errors
+        if whole.forest is not None:
+            whole.grow(rows, self._relayed(rows, self.scale_factor_))
+        self.blend_ = whole
+        return posterior
+
+    def _check_members(self) -> None:
+        sets = [MEMBERS[1:2], MEMBERS[:2], MEMBERS]
+        given = self.members
+        if given == "auto" or (not isinstance(given, str) and sorted(given) in map(sorted, sets)):
+            return
+        raise ValueError(
+            "members: expected 'auto', ('relay',), ('linear', 'relay') or "
+            f"('linear', 'relay', 'forest'), got {given!r}"
+        )
+
+    def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
+        """The members that are asked for and that this table can have."""
+        wanted = self.members
+        if wanted != "auto":
+            return tuple(name for name in MEMBERS if name in wanted)
+        if not all(law.standardizable) or self._pixels:
+            return ("relay",)
+        return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
+
+    def _blend_of(self, rows: np.ndarray, names: Sequence[str], seed: int) -> Blend:
+        linear = ppca(rows.shape[1]).fit(rows, seed=seed)
+        return Blend(linear, ColumnForest(seed) if "forest" in names else None)
+
+    def _starts(self, linear: LinearGaussian, law: Likelihood) -> tuple[LinearGaussian | None, ...]:
+        """Where the relay model may start: at values of its own, and at the linear model's solution."""
+        room = linear.latent_dim <= self._options()["latent_dim"]
+        learned = isinstance(getattr(law, "log_scale", None), torch.Tensor)
+        return (None, linear) if room and learned else (None,)
+
+    def _started(
+        self, linear: LinearGaussian | None, rows: np.ndarray, law: Likelihood, seed: int
+    ) -> LatentModel:
+        """The relay model as training finds it."""
+        if linear is None:
+            return self._model_of(rows.shape, law, seed)
+        skip = bool(self._options()["hidden"])
+        model = self._model_of(rows.shape, law, seed, skip=skip)
+        start_linear(model, linear, rows, standardize=False)
+        return model
+
+    def _stopped(
+        self,
+        linear: LinearGaussian,
+        shown: np.ndarray,
+        law: Likelihood,
+        seed: int,
+        entries: HeldOutEntries,
+    ) -> tuple[bool, int]:
+        """Trains the relay model from each start until held-out entries are found no better.
+
+        `model_` is then the best. Returns whether it has started at the linear model's solution, and how
+        many epochs it was trained for.
+        """
+        batch_size, steps_per_epoch = self._batches(len(shown))
+        given = self._options()["epochs"]
+        epochs = max(_VISITS, -(-_STEPS // steps_per_epoch)) if given is None else given
+        found = []
+        for start in self._starts(linear, law):
+            every = epochs if given is not None else max(1, epochs // _LOOKS)
+            stopping = HeldOutStopping(entries, every)
+            model = self._started(start, shown, law, seed)
+            settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+            self._trained(model, shown, seed, callbacks=[stopping], **settings)
+            found.append((stopping, start is not None))
+        best, from_linear = min(found, key=lambda pair: pair[0].error)
+        self.model_ = best.model
+        return from_linear, best.epochs
+
+    def _with_factor(self, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
+        """What the relay model says of rows under the best factor, which is then `scale_factor_`."""
+        given, best = self._options()["scale_factor"], math.inf
+        for factor in FACTORS if isinstance(given, str) else (float(given),):
+            relayed = self._relayed(judged, factor)
+            error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
+            # they are tried in rising order, and what one loses the next does not win back
+            if error >= best:
+                break
+            best, found, self.scale_factor_ = error, relayed, factor
+        return found
+
+    def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
+        """What the relay model says of rows [N, D], in its units."""
+        with full_precision():
+            return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
+
+
+def _means_of(rows: np.ndarray) -> np.ndarray:
+    """Means [D] of what columns show, 0 of those that show nothing."""
+    seen = ~np.isnan(rows)
+    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)
