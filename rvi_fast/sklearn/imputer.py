@@ -1,4 +1,4 @@
-"""Missing entries, filled in with a model's reconstruction."""
+"""Missing entries, filled in with what a relay model and its members say."""
 
 from __future__ import annotations
 
@@ -25,11 +25,29 @@ _DRAWS = 200
 
 
 class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
-    """Fills in missing entries with a relay model's reconstruction.
+    """Fills in missing entries with a relay model, a linear-Gaussian model and trees, weighted.
+
+    `fit` first holds out a tenth of the observed entries (of small tables up to a fifth) from everything
+    that is trained. Then it trains, on what is left, the members:
+
+        linear: a linear-Gaussian model, see `rvi_fast.models.LinearGaussian`;
+        relay: the relay model, from values of its own and from the linear model's solution (where
+            `latent_dim` has room for it); each training ends when the held-out entries are found no
+            better, and the better one stays;
+        forest: trees that predict each column from the row as the first two complete it, for what a
+            smooth function of few latents misses. Of tables for which they would take long there are
+            none (more than 2,000,000 = rows, at most 4,096, x columns^2).
+
+    The held-out entries tell how each column's estimates are weighted (at least 0, with the sum 1),
+    which `scale_factor` suits, how wide intervals are, and the error. Then all members are trained
+    again, on all entries. Up to the noise of few entries the result is therefore not worse than that of
+    the linear model. Laws other than those of location and scale (yes/no, classes, counts, and tables
+    that have some), pixels, and tables of less than about 100 observed entries have the relay model
+    alone, and `members=("relay",)` asks for that.
 
     `transform` finds the posterior of each row that misses something, with everything that the rows
-    share as `fit` left it, and decodes its mean. Observed entries come back unchanged, and what a row
-    gets does not depend on the rows beside it. `fit_transform(X)` is `fit(X).transform(X)`.
+    share as `fit` left it. Observed entries come back unchanged, and what a row gets does not depend on
+    the rows beside it. `fit_transform(X)` is `fit(X).transform(X)`.
 
     A feature that was never observed in `fit` is dropped, with a warning, as scikit-learn's imputers
     do, or kept and filled with 0 (`keep_empty_features`). A feature of which `fit` has seen one value
@@ -44,7 +62,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         hidden: widths of the decoder's hidden layers.
         groups: relay vectors in each group, see `rvi_fast.RelayPosterior`.
         top: coefficients kept in each group: a share, a count, or one of either per group.
-        epochs: visits of each row in `fit`. None: at least 50, and so many that 2,000 steps are made.
+        epochs: visits of each row in a training of the relay model. None: as many as held-out entries
+            ask for, up to 600 steps and at least 10 visits; of the relay model alone at least 50, and so
+            many that 2,000 steps are made.
         batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256.
         lr: learning rate of `fit`.
         kl_weight: factor of the KL divergence in `fit`, or a function from the epoch to it.
@@ -53,9 +73,10 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         steps: Adam steps for each row in `transform`.
         infer_lr: learning rate of `transform`.
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
-            left it. "held-out": `fit` hides a tenth of the entries of up to 1,024 training rows and
-            takes the factor with which they are best found again; the decoder has learned from them,
-            so that where much is missing a larger number can be better. 1 for laws without a scale.
+            left it. "held-out": the factor with which the held-out entries are best found. Of the relay
+            model alone, which has no entries that are held out of training, a tenth of the entries of up
+            to 1,024 training rows is hidden from inference; the decoder has learned from them, so that
+            where much is missing a larger number can be better. 1 for laws without a scale.
         standardize: train on (x - mean) / std of each feature's observed entries; False leaves the
             numbers as they are.
         column_transform: what bends each feature before it is standardised: "none", "log" (positive
@@ -67,6 +88,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             "negative_binomial" (counts), ("categorical", k) (codes 0 to k - 1); a list with one of these
             for each feature; or a `rvi_fast.likelihoods.Likelihood`, which is copied. X may hold nothing
             else, in `fit` and in `transform`.
+        members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
+            ("linear", "relay", "forest").
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.
@@ -81,16 +104,21 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         verbose: show progress bars.
 
     Attributes:
-        model_: the trained `rvi_fast.models.LatentModel`, in standardised units.
-        history_: `rvi_fast.History` of the training.
+        model_: the trained relay model, a `rvi_fast.models.LatentModel`, in standardised units.
             It holds one row, the mean of the training rows, from which `transform` starts.
+        blend_: the members and their weights; None where the relay model stands alone. Trees take memory
+            in proportion to the rows that they have learned from.
+        history_: `rvi_fast.History` of the relay model's last training.
         column_transform_: `rvi_fast.data.ColumnTransform`, which bends X's columns.
         standardizer_: `rvi_fast.data.Standardizer`, from bent columns to the model's units.
         scale_factor_: the factor that `transform` uses.
-        held_out_error_: error over a tenth of the entries of up to 1,024 training rows, hidden from
-            inference, relative to that of column means, as `rvi_fast.training.held_out_error` gives it
-            in the model's units. Where it is not below 1 `fit` warns, with a
+        held_out_error_: root mean square error over the held-out entries in the model's units, relative
+            to that of column means, with weights that have not seen the entry; NaN for less than 100 of
+            them. Of the relay model alone as `rvi_fast.training.held_out_error` gives it for a tenth of
+            the entries of up to 1,024 training rows. Where it is not below 1 `fit` warns, with a
             `rvi_fast.training.CollapseWarning`.
+        held_out_errors_: the same for each column [D], a dict with the names of the members and "blend";
+            NaN for columns of which nothing was held out. Only where there is a `blend_`.
         indicator_: the fitted `MissingIndicator`, or None.
         n_features_in_: D.
         feature_names_in_: names of the features, where X was a DataFrame.
