@@ -31,9 +31,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
     that is trained. Then it trains, on what is left, the members:
 
         linear: a linear-Gaussian model, see `rvi_fast.models.LinearGaussian`;
-        relay: the relay model, from values of its own and from the linear model's solution (where
-            `latent_dim` has room for it); each training ends when the held-out entries are found no
-            better, and the better one stays;
+        relay: the relay model, from values of its own and, where that is not far better than the linear
+            model and `latent_dim` has room for it, from the linear model's solution; each training ends
+            when the held-out entries are found no better, and the better one stays;
         forest: trees that predict each column from the row as the first two complete it, for what a
             smooth function of few latents misses. Of tables for which they would take long there are
             none (more than 2,000,000 = rows, at most 4,096, x columns^2).

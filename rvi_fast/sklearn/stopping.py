@@ -14,7 +14,7 @@ from .entries import HeldOutEntries
 from .estimator import without_rows
 
 # so many looks without a gain end a training
-_PATIENCE = 6
+_PATIENCE = 5
 
 
 class HeldOutStopping:
