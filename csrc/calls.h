@@ -71,9 +71,6 @@ struct RelaySampleBwd : RelaySample {
   void* grad_relays;          // [K, T] or null
 };
 
-// Of an entry of x, given an output of the decoder; see laws.h.
-enum class Law { gaussian, bernoulli };
-
 enum class DataType { float32, float64, float16, bfloat16, uint8 };
 
 enum class ScaleKind { scalar, feature, entry };
@@ -87,7 +84,7 @@ struct LogLikelihood {
   std::int64_t num_samples;   // S
   std::int64_t batch;         // B
   std::int64_t num_features;  // D
-  Law law;
+  int law;                    // its place in `Laws`, see laws.h
   DataType x_type;
   ScaleKind scale_kind;
   MaskKind mask_kind;

@@ -57,6 +57,17 @@ bool runs_here(const Path& path) {
 
 const Kernels& kernels() { return *running->kernels; }
 
+int law_of(std::string_view name) {
+  const char* const* laws = kernels().laws;
+  for (int law = 0; laws[law]; ++law) {
+    if (name == laws[law]) return law;
+  }
+  std::string expected;
+  for (int law = 0; laws[law]; ++law) expected += (law ? ", " : "") + std::string(laws[law]);
+  throw std::invalid_argument("law: expected one of " + expected + ", got '" + std::string(name) +
+                              "'");
+}
+
 std::string cpu_path() { return running->name; }
 
 std::vector<std::string> cpu_paths() {

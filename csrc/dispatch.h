@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "calls.h"
@@ -12,6 +13,7 @@ namespace rvi {
 
 // The kernels of one path: of each, those for float and double, or those of `RowTypes`.
 struct Kernels {
+  const char* const* laws;  // names, by their number in a call; null behind the last
   void (*relay_sample_fwd[2])(const RelaySampleFwd&, int threads);
   void (*relay_sample_bwd[2])(const RelaySampleBwd&, int threads);
   void (*log_likelihood[2])(const LogLikelihood&, int threads);
@@ -26,7 +28,10 @@ struct Kernels {
 // Those of the path that runs.
 const Kernels& kernels();
 
-// Its name: "avx512", "avx2", ...
+// The number of a law in a call; throws std::invalid_argument where none has the name.
+int law_of(std::string_view name);
+
+// The name of the path that runs: "avx512", "avx2", ...
 std::string cpu_path();
 
 // The names of all paths that this machine can run, the best first.

@@ -1,6 +1,10 @@
 // Laws of one entry: what it adds to the log-likelihood of its row, and the derivatives.
 //
-// The walks of log_likelihood.h and linear_log_likelihood.h know a law by these names alone:
+// `Laws`, at the end, lists them. Each is a class with
+//   NAME          what Python calls it
+//   SCALED        whether it has a scale
+//   Of<F, FROM>   its terms, for float or double and where its scale comes from
+// The walks of log_likelihood.h and linear_log_likelihood.h know the terms by these names alone:
 //   Element       float or double
 //   SCALES        where its scale comes from
 //   Entries       what it keeps of a vector of x and of the output, and `observed`: all ones or 0
@@ -16,6 +20,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 
 #include "calls.h"
 #include "entries.h"
@@ -31,16 +36,16 @@ enum class Scales {
   array,   // one for each feature or entry: vectors of 1/s and log s
 };
 
-constexpr double HALF_LOG_TWO_PI = 0.91893853320467274178;
-
-// The output is the mean: log p = -u^2 / 2 - log s - log(2 pi) / 2 with u = (x - mean) / s.
-template <class F, Scales FROM>
-struct Gaussian {
+// The output is the centre: log p = -RATE |u|^(1 / RATE) - log s - CONSTANT, u = (x - output) / s.
+// LAW gives RATE, CONSTANT, `power(u)`, which is |u|^(1 / RATE), and `slope(u)`, the derivative of
+// RATE power(u), so that the derivative by log s is power(u) - 1.
+template <class LAW, class F, Scales FROM>
+struct ExponentialPower {
   using Element = F;
   static constexpr Scales SCALES = FROM;
 
   struct Entries {
-    Vec<F> residual;  // x - mean, 0 where not observed
+    Vec<F> residual;  // x - output, 0 where not observed
     IntVec<F> observed;
   };
 
@@ -50,7 +55,7 @@ struct Gaussian {
   }
 
   struct Sums {
-    Vec<F> squares;    // u^2
+    Vec<F> powers;     // power(u)
     Vec<F> constants;  // log s, where it is not one number
     IntVec<F> count;   // entries observed
   };
@@ -62,12 +67,12 @@ struct Gaussian {
       // an infinite or missing 1/s times nothing is still nothing
       scaled = entries.observed ? scaled : Vec<F>{};
     }
-    sums.squares += scaled * scaled;
+    sums.powers += LAW::template power<F>(scaled);
     sums.count -= entries.observed;
   }
 
-  // what an entry adds beside its square where the scale is one number
-  static F constant(F scale) { return (F)(std::log(scale) + HALF_LOG_TWO_PI); }
+  // what an entry adds beside its power where the scale is one number
+  static F constant(F scale) { return (F)(std::log(scale) + LAW::CONSTANT); }
 
   RVI_INLINE static F log_prob(const Sums (&sums)[2], F constant_of_number) {
     const F observed = sum<F>(__builtin_convertvector(sums[0].count + sums[1].count, Vec<F>));
@@ -75,20 +80,21 @@ struct Gaussian {
     if constexpr (SCALES == Scales::number) {
       constant = observed * constant_of_number;
     } else {
-      constant = sum<F>(sums[0].constants + sums[1].constants) + observed * (F)HALF_LOG_TWO_PI;
+      constant = sum<F>(sums[0].constants + sums[1].constants) + observed * (F)LAW::CONSTANT;
     }
-    return observed > 0 ? -(F(0.5) * sum<F>(sums[0].squares + sums[1].squares) + constant) : F(0);
+    return observed > 0 ? -(F(LAW::RATE) * sum<F>(sums[0].powers + sums[1].powers) + constant)
+                        : F(0);
   }
 
   struct Terms {
     Vec<F> scaled;  // u
     Vec<F> factor;  // g / s, with g the gradient of the row's log-likelihood
-    Vec<F> scale;   // u^2 - 1, the derivative by log s
+    Vec<F> scale;   // the derivative by log s
   };
 
   RVI_INLINE static Terms terms(const Entries& entries, F g, Vec<F> inverse) {
     const Vec<F> scaled = entries.residual * inverse;
-    return {scaled, g * inverse, scaled * scaled - F(1)};
+    return {scaled, g * inverse, LAW::template power<F>(scaled) - F(1)};
   }
 
   // 0 where not observed, whatever the scale
@@ -98,16 +104,18 @@ struct Gaussian {
       scaled = entries.observed ? scaled : Vec<F>{};
       factor = entries.observed ? factor : Vec<F>{};
     }
-    const Vec<F> scale = scaled * scaled - F(1);
+    const Vec<F> scale = LAW::template power<F>(scaled) - F(1);
     return {scaled, factor, entries.observed ? scale : Vec<F>{}};
   }
 
-  RVI_INLINE static Vec<F> gradient(const Terms& at) { return at.scaled * at.factor; }
+  RVI_INLINE static Vec<F> gradient(const Terms& at) {
+    return LAW::template slope<F>(at.scaled) * at.factor;
+  }
 
   RVI_INLINE static Vec<F> scale_gradient(const Terms& at) { return at.scale * at.factor; }
 
   struct TileSums {
-    Vec<F> scale;      // u^2 - 1
+    Vec<F> scale;      // power(u) - 1
     Vec<F> logarithm;  // log s, where it is not one number
     IntVec<F> count;   // entries observed
   };
@@ -126,14 +134,55 @@ struct Gaussian {
     const F terms = sum<F>(sums.scale);
     const F logarithms =
         SCALES == Scales::number ? observed * logarithm_of_number : sum<F>(sums.logarithm);
-    const F constant = logarithms + observed * (F)(0.5 + HALF_LOG_TWO_PI);
-    return observed > 0 ? -(F(0.5) * terms + constant) : F(0);
+    const F constant = logarithms + observed * (F)(LAW::RATE + LAW::CONSTANT);
+    return observed > 0 ? -(F(LAW::RATE) * terms + constant) : F(0);
+  }
+};
+
+// The output is the mean: log p = -u^2 / 2 - log s - log(2 pi) / 2.
+struct Gaussian {
+  static constexpr const char* NAME = "gaussian";
+  static constexpr bool SCALED = true;
+  template <class F, Scales FROM>
+  using Of = ExponentialPower<Gaussian, F, FROM>;
+
+  static constexpr double RATE = 0.5, CONSTANT = 0.91893853320467274178;
+
+  template <class F>
+  RVI_INLINE static Vec<F> power(Vec<F> u) {
+    return u * u;
+  }
+
+  template <class F>
+  RVI_INLINE static Vec<F> slope(Vec<F> u) {
+    return u;
+  }
+};
+
+// The output is the median: log p = -|u| - log s - log 2. At the kink of |u| the slope is 0.
+struct Laplace {
+  static constexpr const char* NAME = "laplace";
+  static constexpr bool SCALED = true;
+  template <class F, Scales FROM>
+  using Of = ExponentialPower<Laplace, F, FROM>;
+
+  static constexpr double RATE = 1.0, CONSTANT = 0.69314718055994530942;
+
+  template <class F>
+  RVI_INLINE static Vec<F> power(Vec<F> u) {
+    return u < F(0) ? -u : u;
+  }
+
+  template <class F>
+  RVI_INLINE static Vec<F> slope(Vec<F> u) {
+    const Vec<F> above = u > F(0) ? broadcast(F(1)) : u;
+    return u < F(0) ? broadcast(F(-1)) : above;
   }
 };
 
 // The output is the logit: log p = x o - log(1 + exp(o)). It has no scale.
 template <class F>
-struct Bernoulli {
+struct LogitTerms {
   using Element = F;
   static constexpr Scales SCALES = Scales::none;
 
@@ -186,17 +235,40 @@ struct Bernoulli {
   RVI_INLINE static F log_prob(const TileSums& sums, F) { return sum<F>(sums.log_prob); }
 };
 
-// body(law) with the law of a call of float or double.
-template <class F, class Body>
-void for_law(const LogLikelihood& call, const Body& body) {
-  switch (call.law) {
-    case Law::gaussian:
-      return call.scale_kind == ScaleKind::scalar ? body(Gaussian<F, Scales::number>())
-                                                  : body(Gaussian<F, Scales::array>());
-    case Law::bernoulli:
-      return body(Bernoulli<F>());
+struct Bernoulli {
+  static constexpr const char* NAME = "bernoulli";
+  static constexpr bool SCALED = false;
+  template <class F, Scales>
+  using Of = LogitTerms<F>;
+};
+
+// The place of a law in the list is its number in a call.
+template <class... LAWS>
+struct List {
+  static constexpr std::size_t COUNT = sizeof...(LAWS);
+  static constexpr const char* NAMES[COUNT + 1] = {LAWS::NAME..., nullptr};
+
+  // body(law) with the terms of the law of a call, of float or double
+  template <class F, class Body>
+  static void visit(const LogLikelihood& call, const Body& body) {
+    int number = 0;
+    (..., (call.law == number++ ? visit_one<LAWS, F>(call, body) : (void)0));
   }
-}
+
+ private:
+  template <class LAW, class F, class Body>
+  static void visit_one(const LogLikelihood& call, const Body& body) {
+    if constexpr (!LAW::SCALED) {
+      body(typename LAW::template Of<F, Scales::none>());
+    } else if (call.scale_kind == ScaleKind::scalar) {
+      body(typename LAW::template Of<F, Scales::number>());
+    } else {
+      body(typename LAW::template Of<F, Scales::array>());
+    }
+  }
+};
+
+using Laws = List<Gaussian, Bernoulli, Laplace>;
 
 }  // namespace RVI_PATH
 }  // namespace rvi

@@ -312,7 +312,7 @@ void linear_log_likelihood_of(const LinearLogLikelihood& linear, int threads) {
 template <class F>
 void linear_log_likelihood(const LinearLogLikelihood& linear, int threads) {
   const LogLikelihood& call = linear.likelihood;
-  for_law<F>(call, [&](auto law) {
+  Laws::visit<F>(call, [&](auto law) {
     for_entries<F>(call.x_type, call.mask_kind, [&](auto x, auto mask) {
       linear_log_likelihood_of<decltype(law), decltype(x), decltype(mask)::value>(linear, threads);
     });

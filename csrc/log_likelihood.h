@@ -217,7 +217,7 @@ void log_likelihood_bwd(const LogLikelihood& call, int threads) {
 
 template <class F>
 void log_likelihood(const LogLikelihood& call, int threads) {
-  for_law<F>(call, [&](auto law) {
+  Laws::visit<F>(call, [&](auto law) {
     for_entries<F>(call.x_type, call.mask_kind, [&](auto x, auto mask) {
       using LAW = decltype(law);
       using X = decltype(x);

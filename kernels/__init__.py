@@ -3,7 +3,7 @@
 An implementation of the ops: the functions of `rvi_fast.reference`, same names and signatures.
 """
 
-from ._common import row_error
+from ._common import compiling, row_error
 from .adam_step import adam_step
 from .backward_to_rows import backward_to_rows, pieces_for
 from .catch_up_and_select import catch_up_and_select
@@ -20,6 +20,7 @@ __all__ = [
     "adam_step",
     "backward_to_rows",
     "catch_up_and_select",
+    "compiling",
     "finish_step",
     "likelihood_features",
     "likelihood_rows",

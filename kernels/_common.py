@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .._devices import rehearsal, rehearsing
 
 # rows of the batch in one program: the least that a tensor core takes, and all that leaves enough
 # registers for the split operands of the products
@@ -31,6 +37,24 @@ def row_error(device: torch.device) -> Tensor:
     replay would set it back to 0.
     """
     return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
+    """What launches a kernel, or compiles it alone, see `compiling`."""
+    return functools.partial(kernel.warmup, grid=grid) if rehearsing() else kernel[grid]
+
+
+@contextmanager
+def compiling() -> Iterator[list[Future[Any]]]:
+    """Within it launches of this thread are compiled side by side and none runs; it ends with the last.
+
+    Gives what is being compiled, of which kernels that lie in Triton's cache are ready at once.
+
+    Raises:
+        triton.CompilationError, and what else their launch would raise.
+    """
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool) as mode, rehearsal():
+        yield mode.raw_futures
 
 
 def input_precision() -> str:
@@ -198,7 +222,7 @@ def _sum_pieces_kernel(
 def sum_pieces(pieces: Tensor, total: Tensor) -> None:
     """Writes the sum of pieces [P, ...] to `total`, always in the same order."""
     size = total.numel()
-    _sum_pieces_kernel[(triton.cdiv(size, REDUCED_ELEMENTS),)](
+    launch(_sum_pieces_kernel, (triton.cdiv(size, REDUCED_ELEMENTS),))(
         pieces,
         total,
         num_pieces=len(pieces),

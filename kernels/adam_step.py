@@ -34,6 +34,7 @@ from torch import Tensor
 
 from .._op_checks import checked
 from ._adam import bias_corrections, count_program, logarithm, stepped
+from ._common import launch
 
 # elements of a tile of the gradient's parts: 8 for each of 128 threads
 TILE, MAX_BLOCK_N = 1024, 16
@@ -108,7 +109,7 @@ def adam_step(
     num_parts, size = grads.shape
     block_n = min(MAX_BLOCK_N, triton.next_power_of_2(max(1, num_parts)))
     # a program also where there is nothing to update: the step counts
-    _adam_step_kernel[(max(1, triton.cdiv(size, TILE // block_n)),)](
+    launch(_adam_step_kernel, (max(1, triton.cdiv(size, TILE // block_n)),))(
         params_ptr=params,
         exp_avg_ptr=exp_avg,
         exp_avg_sq_ptr=exp_avg_sq,

@@ -53,7 +53,7 @@ from torch import Tensor
 from .._op_checks import layout_of
 from ..layout import ALIGNMENT, RowLayout
 from ._adam import logarithm
-from ._common import BLOCK_B, block_of, input_precision, row_error
+from ._common import BLOCK_B, block_of, input_precision, launch, row_error
 from .layers_bwd import sum_layer, sum_of_pieces, through_layer
 from .pieces import PROGRAMS
 from .relay_sample import constants_of
@@ -313,7 +313,7 @@ def backward_to_rows(
     shares = min(SHARES, PROGRAMS // num_pieces)
     widths = tuple(weight.shape[0] for weight in weights)
     constants = _constants_of(layout, widths, tuple(places), input_precision())
-    _backward_to_rows_kernel[(num_pieces, shares)](
+    launch(_backward_to_rows_kernel, (num_pieces, shares))(
         grad_hidden=grad_hidden,
         activations=(*hidden[::-1], z),
         weights=tuple(weights[::-1]),

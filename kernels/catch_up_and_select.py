@@ -40,7 +40,7 @@ from torch import Tensor
 from .._op_checks import layout_of
 from ..layout import BITS_PER_WORD, RowLayout
 from ._adam import logarithm
-from ._common import magnitude_key, row_error
+from ._common import launch, magnitude_key, row_error
 from .row_adam import (
     catch_up,
     load_moment,
@@ -337,7 +337,7 @@ def catch_up_and_select(
     """`reference.fused_step.catch_up_and_select`."""
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), "linear")
     bits = rows.new_empty((index.shape[0], layout.num_words), dtype=torch.int32)
-    _catch_up_and_select_kernel[(index.shape[0],)](
+    launch(_catch_up_and_select_kernel, (index.shape[0],))(
         rows_ptr=rows,
         exp_avg_ptr=moment_table(exp_avg),
         exp_avg_sq_ptr=moment_table(exp_avg_sq),

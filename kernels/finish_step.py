@@ -36,6 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._adam import bias_corrections, count_program, logarithm, stepped
+from ._common import launch
 from .adam_step import MAX_BLOCK_N, TILE
 from .pieces import SHARED_BLOCK
 from .row_adam import count_step, window_of
@@ -235,7 +236,7 @@ def finish_step(
     block_n = min(MAX_BLOCK_N, triton.next_power_of_2(num_parts))
     # a program also where there is nothing to update: the step counts
     programs = max(1, triton.cdiv(size, TILE // block_n))
-    _finish_step_kernel[(OTHERS.value + programs,)](
+    launch(_finish_step_kernel, (OTHERS.value + programs,))(
         params_ptr=params,
         exp_avg_ptr=exp_avg,
         exp_avg_sq_ptr=exp_avg_sq,

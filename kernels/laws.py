@@ -1,10 +1,13 @@
 """What the laws of an entry compute, for the walks of `log_likelihood` and `linear_log_likelihood`.
 
 Math:
-    gaussian    entry -1/2 u^2 - log s - 1/2 log 2 pi,   u = (x - o) / s;   score u,   factor g / s;
-                grad_s = factor (u^2 - 1)
-    bernoulli   entry x o - log(1 + exp(o)), o the logit;   score x - 1 / (1 + exp(-o)),   factor g
-    The gradient by the output o is score times factor, for every law.
+    gaussian    entry -1/2 u^2 - log s - 1/2 log 2 pi,   residual u = (x - o) / s;   slope u;
+                factor g / s;   scale_term u^2 - 1
+    bernoulli   entry x o - log(1 + exp(o)), o the logit;   residual and slope x - 1 / (1 + exp(-o));
+                factor g
+    laplace     entry -|u| - log s - log 2, residual u as above;   slope sign u, 0 at the kink;
+                factor g / s;   scale_term |u| - 1
+    The gradient by the output o is slope times factor, that by s is scale_term times factor.
 
 Shapes:
     Tiles of values x, outputs o and scales s in float32, which broadcast to one another; `grad` is g,
@@ -18,11 +21,12 @@ import triton
 import triton.language as tl
 
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
+LOG_TWO = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def score(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
-    """The derivative by the output, but for `factor`; INVERTED where `scale` is 1 / s."""
+def residual(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
+    """What all else is computed from; INVERTED where `scale` is 1 / s."""
     if LAW == "bernoulli":
         return values - tl.sigmoid(output)
     elif INVERTED:
@@ -32,8 +36,17 @@ def score(values, output, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 
 
 @triton.jit
+def slope(apart, LAW: tl.constexpr):
+    """The derivative by the output given the residual, but for `factor`."""
+    if LAW == "laplace":
+        return tl.where(apart < 0.0, -1.0, tl.where(apart > 0.0, 1.0, apart))
+    else:
+        return apart
+
+
+@triton.jit
 def factor(grad, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
-    """What the score is multiplied with."""
+    """What slope and scale_term are multiplied with."""
     if LAW == "bernoulli":
         return grad
     elif INVERTED:
@@ -43,18 +56,24 @@ def factor(grad, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 
 
 @triton.jit
-def entry(values, output, scale, scored, LAW: tl.constexpr):
-    """What an entry adds to the log-likelihood, given its score."""
+def entry(values, output, scale, apart, LAW: tl.constexpr):
+    """What an entry adds to the log-likelihood, given its residual."""
     if LAW == "bernoulli":
         # the larger exponent is taken out, so that none overflows
         softplus = tl.maximum(output, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(output)))
         return values * output - softplus
+    elif LAW == "laplace":
+        return -tl.abs(apart) - (tl.log(scale) + LOG_TWO)
     else:
-        return -0.5 * scored * scored - (tl.log(scale) + HALF_LOG_TWO_PI)
+        tl.static_assert(LAW == "gaussian")
+        return -0.5 * apart * apart - (tl.log(scale) + HALF_LOG_TWO_PI)
 
 
 @triton.jit
-def scale_term(scored, LAW: tl.constexpr):
-    """The derivative by the scale, but for `factor`."""
-    tl.static_assert(LAW == "gaussian")
-    return scored * scored - 1.0
+def scale_term(apart, LAW: tl.constexpr):
+    """The derivative by the scale given the residual, but for `factor`."""
+    if LAW == "laplace":
+        return tl.abs(apart) - 1.0
+    else:
+        tl.static_assert(LAW == "gaussian")
+        return apart * apart - 1.0

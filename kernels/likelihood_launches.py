@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from . import likelihood_walks as walks
-from ._common import input_precision, row_error
+from ._common import input_precision, launch, row_error
 from .data import kind_of_mask, kind_of_scale, marks_of
 from .pieces import share
 from .weights import FEATURES_TILES, ROWS_TILES, tile_of
@@ -80,7 +80,7 @@ def over_features(grad: Tensor | float | None, inputs: Inputs) -> tuple[Tensor, 
     log_prob = hidden.new_empty((pieces, num_samples, batch), dtype=torch.float32)
     shape = (pieces, *hidden.shape) if grad is not None else (1, 0)
     grad_hidden = hidden.new_empty(shape, dtype=torch.float32)
-    walks._linear_log_likelihood_rows_kernel[(blocks, pieces, num_samples)](
+    launch(walks._linear_log_likelihood_rows_kernel, (blocks, pieces, num_samples))(
         # what is not read is any tensor
         **_gradient(log_prob if grad is None else grad),
         **inputs.tensors,
@@ -139,7 +139,7 @@ def over_rows(
     """
     hidden, weight = inputs.tensors["hidden_ptr"], inputs.tensors["weight_ptr"]
     grad_weight, grad_bias, grad_scale = outputs
-    walks._linear_log_likelihood_features_kernel[(walk.programs, walk.pieces)](
+    launch(walks._linear_log_likelihood_features_kernel, (walk.programs, walk.pieces))(
         **_gradient(grad),
         **inputs.tensors,
         grad_weight_ptr=grad_weight,

@@ -122,11 +122,12 @@ def _linear_log_likelihood_rows_kernel(
             BLOCK_K,
         )
         output += load_bias(bias_ptr, column, num_features, HAS_BIAS)[None, :]
-        scored = tl.where(observed, laws.score(values, output, scale, LAW, False), 0.0)
-        entry = laws.entry(values, output, scale, scored, LAW)
+        apart = tl.where(observed, laws.residual(values, output, scale, LAW, False), 0.0)
+        entry = laws.entry(values, output, scale, apart, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
         if NEED_HIDDEN:
-            grad_output = tl.where(observed, laws.factor(scored * grad, scale, LAW, False), 0.0)
+            grad_output = laws.factor(laws.slope(apart, LAW) * grad, scale, LAW, False)
+            grad_output = tl.where(observed, grad_output, 0.0)
             weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
             grad_hidden += tl.dot(grad_output, weight, input_precision=PRECISION)
     position += piece * outputs
@@ -255,17 +256,17 @@ def _linear_log_likelihood_features_kernel(
                 PRECISION,
                 BLOCK_K,
             )
-            scored = tl.where(observed, laws.score(values, output, scale, LAW, False), 0.0)
+            apart = tl.where(observed, laws.residual(values, output, scale, LAW, False), 0.0)
             factor = laws.factor(grad[None, :], scale, LAW, False)
             factor = tl.where(observed, factor, 0.0)
             if NEED_LINEAR:
-                grad_output = scored * factor
+                grad_output = laws.slope(apart, LAW) * factor
                 if grad_weight_ptr is not None:
                     hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
                     grad_weight += tl.dot(grad_output, hidden, input_precision=PRECISION)
                 grad_bias += tl.sum(grad_output, axis=1)
             if NEED_SCALE:
-                terms = laws.scale_term(scored, LAW) * factor
+                terms = laws.scale_term(apart, LAW) * factor
                 if LOG_SCALE:
                     terms *= scale
                 if SCALE == "entry":

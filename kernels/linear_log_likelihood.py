@@ -2,7 +2,7 @@
 
 Math:
     forward     o_b = W h_b + bias,   log p(x_b) = sum_{d observed} entry(x_bd, o_bd, s), see `laws`
-    backward    E = score factor where observed, else 0:
+    backward    E = slope factor where observed, else 0:
                 grad_h = E W,   grad_W = E^T h,   grad_bias = sum_b E_b,   grad_s = sum factor scale_term
     `x` and what is observed are constants.
 

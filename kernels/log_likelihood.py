@@ -2,7 +2,7 @@
 
 Math:
     forward     log p(x_b) = sum_{d observed} entry(x_bd, o_bd, s)
-    backward    grad_o = score factor,   grad_s = sum factor scale_term over observed entries
+    backward    grad_o = slope factor,   grad_s = sum factor scale_term over observed entries
     `x` and what is observed are constants.
 
 Shapes:
@@ -12,7 +12,7 @@ Shapes:
     d % 32 of word d // 32. log_prob [S, B] float32.
 
 Saved:
-    The inputs alone: the score is cheaper to compute again than to read back.
+    The inputs alone: the residual is cheaper to compute again than to read back.
 
 Traffic:
     Bytes of x, output, mask and scale, each read once per direction (in the forward pass x, mask and an
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from .._op_checks import checked
 from . import laws
-from ._common import sum_pieces
+from ._common import launch, sum_pieces
 from .data import kind_of_mask, kind_of_scale, load_observed, load_scale, load_values, marks_of
 
 # row chunks of the backward pass, each with its own partial sums: enough programs for the largest
@@ -77,8 +77,8 @@ def _log_likelihood_fwd_kernel(
         scale = load_scale(scale_ptr, offsets, columns, inside, num_features, SCALE)
         outputs = output_ptr + sample_row[:, None] * num_features + columns
         output = tl.load(outputs, mask=observed, other=0).to(tl.float32)
-        scored = laws.score(values, output, scale, LAW, False)
-        entry = laws.entry(values, output, scale, scored, LAW)
+        apart = laws.residual(values, output, scale, LAW, False)
+        entry = laws.entry(values, output, scale, apart, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
     tl.store(log_prob_ptr + sample_row, total, mask=row < batch)
 
@@ -127,13 +127,13 @@ def _log_likelihood_bwd_kernel(
             offsets = sample_rows * num_features + columns
             grad = tl.load(grad_log_prob_ptr + sample_rows, mask=rows < batch, other=0)
             output = tl.load(output_ptr + offsets, mask=observed, other=0).to(tl.float32)
-            scored = laws.score(values, output, inverse, LAW, True)
+            apart = laws.residual(values, output, inverse, LAW, True)
             factor = laws.factor(grad.to(tl.float32), inverse, LAW, True)
             if NEED_OUTPUT:
-                grad_output = tl.where(observed, factor * scored, 0.0)
+                grad_output = tl.where(observed, factor * laws.slope(apart, LAW), 0.0)
                 tl.store(grad_output_ptr + offsets, grad_output, mask=inside)
             if NEED_SCALE:
-                total += tl.where(observed, factor * laws.scale_term(scored, LAW), 0.0)
+                total += tl.where(observed, factor * laws.scale_term(apart, LAW), 0.0)
             sample_rows += batch
         if NEED_SCALE and SCALE == "entry":
             tl.store(grad_scale_ptr + rows * num_features + columns, total, mask=inside)
@@ -164,7 +164,7 @@ def log_likelihood_fwd(
         return log_prob
     scale_kind = kind_of_scale(scale)
     block_b, block_d = _tile(num_features)
-    _log_likelihood_fwd_kernel[(triton.cdiv(batch, block_b), num_samples)](
+    launch(_log_likelihood_fwd_kernel, (triton.cdiv(batch, block_b), num_samples))(
         x_ptr=x.contiguous(),
         output_ptr=output.contiguous(),
         scale_ptr=None if scale is None else scale.contiguous(),
@@ -217,7 +217,7 @@ def log_likelihood_bwd(
         )
         sums = output.new_empty(shape, dtype=torch.float32)
     if num_chunks * column_blocks > 0:
-        _log_likelihood_bwd_kernel[(num_chunks, column_blocks)](
+        launch(_log_likelihood_bwd_kernel, (num_chunks, column_blocks))(
             grad_log_prob_ptr=grad_log_prob.contiguous(),
             x_ptr=x.contiguous(),
             output_ptr=output.contiguous(),

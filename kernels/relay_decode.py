@@ -41,7 +41,15 @@ from torch import Tensor
 
 from .._op_checks import layout_of
 from ..layout import RowLayout
-from ._common import BLOCK_B, block_of, input_precision, load_row_numbers, normal_noise, row_error
+from ._common import (
+    BLOCK_B,
+    block_of,
+    input_precision,
+    launch,
+    load_row_numbers,
+    normal_noise,
+    row_error,
+)
 from .relay_sample import constants_of, divergence, load_log_std, posterior_mean
 
 # warps by the widest block of z and what the layers give
@@ -190,7 +198,7 @@ def relay_decode(
     z, mean = (rows.new_empty((batch, layout.latent_dim)) for _ in range(2))
     kl = rows.new_empty(batch)
     hidden = [rows.new_empty((batch, width)) for width in widths]
-    _relay_decode_kernel[(triton.cdiv(batch, BLOCK_B),)](
+    launch(_relay_decode_kernel, (triton.cdiv(batch, BLOCK_B),))(
         rows=rows,
         relays=relays,
         index=index,

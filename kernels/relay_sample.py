@@ -56,6 +56,7 @@ from ._common import (
     BLOCK_B,
     block_of,
     input_precision,
+    launch,
     load_row_numbers,
     magnitude_key,
     mark_largest,
@@ -478,7 +479,7 @@ def relay_sample_fwd(
     if form == "mixture":
         softmax = rows.new_empty((batch, layout.deviation_offset), dtype=float32)
     if batch:
-        _relay_sample_fwd_kernel[(triton.cdiv(batch, BLOCK_B),)](
+        launch(_relay_sample_fwd_kernel, (triton.cdiv(batch, BLOCK_B),))(
             rows=rows.contiguous(),
             relays=relays.contiguous(),
             index=index.contiguous(),

@@ -16,6 +16,7 @@ from .._op_checks import checked, layout_of
 from ._common import (
     BLOCK_B,
     input_precision,
+    launch,
     load_row_numbers,
     row_error,
     sum_pieces,
@@ -276,7 +277,7 @@ def relay_sample_bwd(
         "batch": batch,
     }
     constants = constants_of(layout, input_precision())
-    _relay_sample_bwd_kernel[(triton.cdiv(batch, BLOCK_B),)](
+    launch(_relay_sample_bwd_kernel, (triton.cdiv(batch, BLOCK_B),))(
         grad_z=grad_z.contiguous(),
         grad_kl=grad_kl.contiguous(),
         rows=rows,
@@ -301,7 +302,7 @@ def relay_sample_bwd(
         if num_pieces > 1:
             pieces = relays.new_empty((num_pieces, *relays.shape), dtype=float32)
         grid = (triton.cdiv(layout.deviation_offset, constants["BLOCK_K"]), num_pieces)
-        _relay_sample_bwd_relays_kernel[grid](
+        launch(_relay_sample_bwd_relays_kernel, grid)(
             rows=rows,
             index=index,
             bits=bits,

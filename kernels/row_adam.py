@@ -49,7 +49,7 @@ from torch import Tensor
 
 from .._op_checks import checked
 from ._adam import flushed, logarithm, one_minus_exp
-from ._common import INFINITY_KEY, row_error
+from ._common import INFINITY_KEY, launch, row_error
 
 # reference.WINDOW_TOLERANCE
 WINDOW_TOLERANCE = 1e-9
@@ -463,7 +463,7 @@ def row_adam_catch_up(
     if index.shape[0] == 0:
         return None
     num_data, width = rows.shape
-    _row_adam_catch_up_kernel[(index.shape[0],)](
+    launch(_row_adam_catch_up_kernel, (index.shape[0],))(
         rows_ptr=rows,
         exp_avg_ptr=moment_table(exp_avg),
         exp_avg_sq_ptr=moment_table(exp_avg_sq),
@@ -509,7 +509,7 @@ def row_adam_step(
     log_beta1, log_beta2 = logarithm(beta1), logarithm(beta2)
     lr = lr.to(torch.float64)
     if index.shape[0] > 0:
-        _row_adam_step_kernel[(index.shape[0],)](
+        launch(_row_adam_step_kernel, (index.shape[0],))(
             rows_ptr=rows,
             exp_avg_ptr=moment_table(exp_avg),
             exp_avg_sq_ptr=moment_table(exp_avg_sq),
@@ -540,7 +540,7 @@ def row_adam_step(
             enable_fp_fusion=True,
         )
     window = window_of(beta1, beta2) if semantics == "dense" else 1
-    _row_adam_clock_kernel[(1,)](
+    launch(_row_adam_clock_kernel, (1,))(
         clock_ptr=clock,
         history_ptr=history,
         lr_ptr=lr,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 SIGNATURES: str
+LAWS: tuple[str, ...]
 
 def cpu_path() -> str: ...
 def cpu_paths() -> list[str]: ...
@@ -77,10 +78,6 @@ def philox(
     count: int,
 ) -> None: ...
 
-class Law:
-    gaussian: ClassVar[Law]
-    bernoulli: ClassVar[Law]
-
 class DataType:
     float32: ClassVar[DataType]
     float64: ClassVar[DataType]
@@ -104,7 +101,7 @@ def log_likelihood_fwd(
     num_samples: int,
     batch: int,
     num_features: int,
-    law: Law,
+    law: str,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
@@ -120,7 +117,7 @@ def log_likelihood_bwd(
     num_samples: int,
     batch: int,
     num_features: int,
-    law: Law,
+    law: str,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
@@ -138,7 +135,7 @@ def linear_log_likelihood_fwd(
     num_samples: int,
     batch: int,
     num_features: int,
-    law: Law,
+    law: str,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,
@@ -157,7 +154,7 @@ def linear_log_likelihood_bwd(
     num_samples: int,
     batch: int,
     num_features: int,
-    law: Law,
+    law: str,
     x_type: DataType,
     scale_kind: ScaleKind,
     mask_kind: MaskKind,

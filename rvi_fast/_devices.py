@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -77,5 +79,27 @@ def wait_for(device: torch.device) -> None:
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether what is launched on a tensor now goes into a CUDA graph, which keeps what it is given."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    """Whether what is launched on a tensor now does not run, but goes into a CUDA graph or nowhere."""
+    return rehearsing() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+_REHEARSING: ContextVar[bool] = ContextVar("rvi_fast rehearsing", default=False)
+
+
+def rehearsing() -> bool:
+    """Whether this thread asks for kernels without wanting them to run."""
+    return _REHEARSING.get()
+
+
+class Unrehearsed(RuntimeError):
+    """An op that no kernel serves: it would run."""
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Within it kernels that this thread launches do not run, and other ops raise `Unrehearsed`."""
+    before = _REHEARSING.set(True)
+    try:
+        yield
+    finally:
+        _REHEARSING.reset(before)

@@ -4,6 +4,7 @@ The device computes with the CPU's own functions, so that what the reference ret
 bits of the reference on the CPU.
 """
 
+import json
 import sys
 import tempfile
 import types
@@ -15,6 +16,9 @@ from common import run_cases
 
 import rvi_fast
 from rvi_fast import _devices, fit, impute, infer, models, ops, reference, testing
+from rvi_fast.experiments.experiment import Experiment, work
+from rvi_fast.experiments.sweep import directory_of, sweep
+from rvi_fast.training import fit_many
 
 N, D = 37, 5
 # where float64 is missing these lie on the CPU
@@ -189,6 +193,49 @@ def scaled_data():
     torch.testing.assert_close(impute(model, data()).cpu(), impute(expected, data()))
 
 
+def several_models_side_by_side():
+    options = {"epochs": 3, "batch_size": 8, "lr": 0.01, "progress": False}
+    alone, together = ([made(builder, "fake") for builder in BUILDERS] for _ in range(2))
+    calls = [{"model": model, "seed": seed} for seed, model in enumerate(together)]
+    histories = fit_many(calls, x=data(), **options)
+    for seed, (model, other) in enumerate(zip(alone, together, strict=True)):
+        assert fit(model, data(), seed=seed, **options) == histories[seed]
+        for name, value in model.state_dict().items():
+            assert torch.equal(other.state_dict()[name].cpu(), value.cpu()), name
+
+
+def swept(configuration, directory):
+    """A run in a process of its own, which has to be told of the device too."""
+    if "fake" not in _devices.DEVICES:
+        prepare(*sys.argv[1:])
+    asked = work(configuration, directory)
+    arguments = next(asked)
+    history = yield arguments
+    assert {value.device.type for value in arguments["model"].parameters()} == {"fake"}
+    try:
+        asked.send(history)
+    except StopIteration as end:
+        return end.value
+
+
+def a_sweep():
+    common = {"rows": 60, "test_rows": 20, "epochs": 3, "batch_size": 16, "hidden": (6,)}
+    common |= {"latent_dim": 3, "groups": (3, 4), "infer_steps": 4, "classifier_epochs": 1}
+    runs = [Experiment(**common, latents=True, seed=seed) for seed in range(3)]
+    with tempfile.TemporaryDirectory() as folder:
+        expected = sweep(runs, work, Path(folder) / "cpu", progress=False)
+        out = Path(folder) / "fake"
+        results = sweep(runs, swept, out, jobs=3, device="fake", progress=False)
+        for run, result, wanted in zip(runs, results, expected, strict=True):
+            for name in ("elastic", "loss", "test_missing", "cross_entropy", "off_data"):
+                torch.testing.assert_close(
+                    torch.tensor(result[name]), torch.tensor(wanted[name]), rtol=1e-4, atol=1e-5
+                )
+            kept = json.loads((directory_of(out, run) / "result.json").read_text())["made"]
+            assert (kept["device"], kept["together"]) == ("fake", 3)
+
+
+BUILDERS = (models.rvi, models.vad, models.vae, models.rvi)
 RUNS = {
     "dense": (models.rvi, {"optimizer": "dense"}),
     "lazy": (models.rvi, {"optimizer": "lazy"}),
@@ -206,10 +253,13 @@ CASES = {
     "a loop of one's own": (a_loop_of_ones_own,),
     "derivatives": (derivatives,),
     "scaled data": (scaled_data,),
+    "several models": (several_models_side_by_side,),
+    "a sweep": (a_sweep,),
 }
 
 
-def main(library, float64):
+def prepare(library, float64):
+    """Makes the device known to this process."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", ops.FallbackWarning)
     # it would be given memory that nothing was written to
@@ -217,6 +267,10 @@ def main(library, float64):
     register(library)
     _devices.DEVICES["fake"] = _devices.Device(has_float64=float64 == "1", hosts=True)
     torch.set_num_threads(1)
+
+
+def main(*arguments):
+    prepare(*arguments)
     return run_cases(CASES, lambda case, *arguments: case(*arguments))
 
 

@@ -19,6 +19,7 @@ from rvi_fast.testing import (
     RelaySampleCase,
     RowAdamCase,
 )
+from rvi_fast.testing.log_likelihood import OTHER_LAWS
 
 # the first two cases of these are compiled for the other float32 matmul precisions too
 PRECISIONS = {
@@ -45,14 +46,20 @@ LAUNCHES = {
         LinearLogLikelihoodCase(256, 784, 1, "feature", True, torch.uint8, hidden_dim=64),
         LinearLogLikelihoodCase(256, 300, 3, "entry", hidden_dim=128, bias=False),
         LinearLogLikelihoodCase(256, 273, hidden_dim=256),
-        LinearLogLikelihoodCase(256, 784, scale="none", hidden_dim=64, law="bernoulli"),
+        *(
+            LinearLogLikelihoodCase(256, 784, scale=scale, hidden_dim=64, law=law)
+            for law, (scale, *_) in OTHER_LAWS.items()
+        ),
     ),
     testing.LogLikelihoodContract: (
         LogLikelihoodCase(256, 784),
         LogLikelihoodCase(4096, 784, 1, "feature", True, torch.uint8, packed=True),
         LogLikelihoodCase(1000, 63, 3, "entry", True, torch.bfloat16),
         LogLikelihoodCase(4096, 300, 1, "feature"),
-        LogLikelihoodCase(256, 784, 1, "none", True, torch.uint8, packed=True, law="bernoulli"),
+        *(
+            LogLikelihoodCase(256, 784, 1, scale, True, torch.uint8, packed=True, law=law)
+            for law, (scale, *_) in OTHER_LAWS.items()
+        ),
     ),
     testing.AdamStepContract: (AdamStepCase(71_000), AdamStepCase(71_000, 128)),
     testing.RowAdamContract: (
@@ -75,8 +82,14 @@ LAUNCHES = {
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8),
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.uint8, packed=True),
         LikelihoodRowsCase(512, 256, 300, 128, "scalar", True, torch.float64, frozen=(0,)),
-        LikelihoodRowsCase(512, 256, 784, 64, "none", law="bernoulli"),
-        LikelihoodRowsCase(512, 256, 784, 64, "none", True, torch.uint8, law="bernoulli"),
+        *(
+            case
+            for law, (scale, *_) in OTHER_LAWS.items()
+            for case in (
+                LikelihoodRowsCase(512, 256, 784, 64, scale, law=law),
+                LikelihoodRowsCase(512, 256, 784, 64, scale, True, torch.uint8, law=law),
+            )
+        ),
     ),
     testing.FinishStepContract: (
         FinishStepCase(2219, 8, 2, 256, 25),

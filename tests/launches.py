@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rvi_fast.optim import row_adam, shared_adam
+from rvi_fast.training.inputs import feed
 from rvi_fast.training.loop import capture as capture_module
 from rvi_fast.training.loop import inference_step
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
@@ -70,7 +71,10 @@ class Graph:
         for function, arguments, options, given in self.calls:
             found = function(*arguments, **options)
             for to, values in zip(tree_leaves(given), tree_leaves(found), strict=True):
-                if isinstance(to, torch.Tensor):
+                if isinstance(to, torch.Tensor) and to.is_sparse:
+                    to._indices().copy_(values._indices())
+                    to._values().copy_(values._values())
+                elif isinstance(to, torch.Tensor):
                     to.copy_(values)
 
 
@@ -84,7 +88,9 @@ class Captured(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         returns, kwargs = function._schema.returns, kwargs or {}
         assert function._schema.name != "aten::_local_scalar_dense", "waits for the device"
-        if any(r.alias_info and not r.alias_info.is_write for r in returns):
+        # a sparse tensor holds the indices and values that it is made of
+        sparse = function._schema.name.startswith("aten::_sparse_coo_tensor")
+        if sparse or any(r.alias_info and not r.alias_info.is_write for r in returns):
             return function(*args, **kwargs)  # a view
         given = self.graph.add(function, args, kwargs)
         if returns and returns[0].alias_info:  # what was written to
@@ -131,6 +137,21 @@ class Stream:
     def wait_stream(self, _):
         pass
 
+    wait_event = wait_stream
+
+    def record_event(self):
+        return Event()
+
+
+class Event:
+    """What has been asked of such a stream, which is done."""
+
+    def record(self, _):
+        pass
+
+    def synchronize(self):
+        pass
+
 
 def stand_in_for_cuda(monkeypatch, capture=capture):
     """Graphs and streams of CUDA are those of this file.
@@ -140,11 +161,14 @@ def stand_in_for_cuda(monkeypatch, capture=capture):
         capture: `capture` for what is `capturable`, `capture_functions` for all that torch runs.
     """
     monkeypatch.setattr(Graph, "made", [])
-    for name, own in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
+    cuda = {"Stream": Stream, "current_stream": Stream, "Event": Event, "CUDAGraph": Graph}
+    for name, own in cuda.items():
         monkeypatch.setattr(torch.cuda, name, own)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    monkeypatch.setattr(feed, "lands_on", lambda _: True)
     for module in (capture_module, inference_step):
         monkeypatch.setattr(module, "graphs_on", lambda _: True)
     for module in (row_adam, shared_adam):

@@ -166,9 +166,7 @@ LogLikelihood likelihood_call(const Fields& in) {
                                                 {"bfloat16", DataType::bfloat16},
                                                 {"uint8", DataType::uint8}}
                     .at(in.at("x").dtype);
-  call.law =
-      std::map<std::string, Law>{{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}}.at(
-          in.text("law"));
+  call.law = law_of(in.text("law"));
   const std::size_t dimensions = in.has("scale") ? in.at("scale").shape.size() : 0;
   call.scale_kind = dimensions == 2 ? ScaleKind::entry : ScaleKind::feature;
   if (dimensions == 0 || in.size("scale", 0) == 1) call.scale_kind = ScaleKind::scalar;

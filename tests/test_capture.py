@@ -7,8 +7,10 @@ itself needs a CUDA build of torch, so the step shown is the one that does witho
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from common import Items
 from launches import Graph, capture_functions, stand_in_for_cuda, stand_ins
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -16,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 import rvi_fast
 from rvi_fast import testing
+from rvi_fast.optim import row_adam
 from rvi_fast.optim.shared_adam import shared_adam
-from rvi_fast.training.inputs.feed import Visit
-from rvi_fast.training.inputs.prepare import Inputs
+from rvi_fast.training.inputs.feed import HostInputs, Visit
+from rvi_fast.training.inputs.prepare import Inputs, prepare
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
 from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import DirectStep, LinearChain, make_step
@@ -154,7 +157,8 @@ def test_a_batch_is_warmed_up_and_captured_at_the_same_alignment(monkeypatch):
             return torch.zeros(3)
 
     rows = SimpleNamespace(reserve=lambda _: None, before_replay=lambda: None)
-    run = Run(None, None, torch.device("cpu"), torch.float32)
+    inputs = Inputs(torch.zeros(21, D), None)
+    run = Run(None, inputs, torch.device("cpu"), torch.float32)
     step, order = CapturedStep(run, rows, 3), torch.arange(21)
     for start in (7, 14):  # odd: a view of it is aligned to 8 bytes
         assert order[start : start + 7].data_ptr() % 16 in (0, 8)
@@ -189,6 +193,81 @@ def test_a_captured_run_is_the_same_bit_for_bit(monkeypatch, optimizer, decoder)
     testing.assert_bit_equal(runs[1][1], runs[0][1])
 
 
+def on_the_host(kind, folder):
+    """x and mask as they are given to `fit`, and the same in memory."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(60, D, generator=generator)
+    observed = torch.rand(60, D, generator=generator) < 0.7
+    pixels = (255 * x).to(torch.uint8)
+    holed = torch.where(observed, x, torch.nan)
+
+    def mapped(table):
+        np.save(folder / f"{table.dtype}.npy", table.numpy())
+        return np.load(folder / f"{table.dtype}.npy", mmap_mode="r")
+
+    if kind == "a map":
+        return mapped(holed), None, holed, None
+    if kind == "a map and a mask":
+        return mapped(x), observed, holed, None
+    if kind == "pixels and a mapped mask":
+        return mapped(pixels), mapped(observed), pixels, observed
+    table = pixels if "pixels" in kind else holed
+    return mapped(pixels) if kind == "pixels" else Items(60, table.__getitem__), None, table, None
+
+
+HOST = ["a map", "a map and a mask", "pixels", "pixels and a mapped mask", "a Dataset"]
+HOST += ["a Dataset of pixels"]
+
+
+@pytest.mark.parametrize("kind", HOST)
+@pytest.mark.parametrize("options", [{}, {"optimizer": "lazy"}, {"block_rows": 7}])
+def test_a_captured_run_on_data_of_the_host_is_the_same_bit_for_bit(
+    monkeypatch, tmp_path, kind, options
+):
+    x, mask, held, held_mask = on_the_host(kind, tmp_path)
+    options = {"epochs": 4, "batch_size": 16, "progress": False, **options}
+    expected = make()
+    history = rvi_fast.fit(expected, held, mask=held_mask, **options)
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    model = make()
+    assert rvi_fast.fit(model, x, mask=mask, **options) == history
+    testing.assert_bit_equal(model.state_dict(), expected.state_dict())
+    # batches of 16 in two places, the last one of each epoch of 12 in one of them
+    assert len(Graph.made) == 3
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_what_goes_wrong_in_reading_is_raised_in_its_step(monkeypatch, capture):
+    def item(row):
+        return torch.full((D,), torch.inf if row == 41 and seen else 0.1 * row)
+
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    seen, loaded, load = [], [], HostInputs.load
+    monkeypatch.setattr(
+        HostInputs, "load", lambda self, index: loaded.append(index.tolist()) or load(self, index)
+    )
+    look = [lambda model, history: seen.append(history.epochs)]
+    options = {"epochs": 9, "batch_size": 16, "callbacks": look, "capture": capture}
+    words = r"expected finite numbers .* got inf at row 41, column 0"
+    with pytest.raises(ValueError, match=words):
+        rvi_fast.fit(make(), Items(60, item), progress=False, standardize=False, **options)
+    # in the second epoch, of four batches, and after all that come before it
+    assert seen == [1]
+    assert [41 in index for index in loaded[4:]] == [False] * (len(loaded) - 5) + [True]
+
+
+def test_items_of_another_kind_are_refused_by_their_row(monkeypatch):
+    def item(row):
+        return torch.zeros(D, dtype=torch.uint8 if row < 32 else torch.float32)
+
+    stand_in_for_cuda(monkeypatch, capture_functions)
+    inputs = prepare(make(), Items(60, item))
+    inputs.reserve(2)
+    inputs.load(torch.tensor([31, 0]))
+    with pytest.raises(TypeError, match=r"expected torch.uint8, .* got torch.float32 at row 33"):
+        inputs.load(torch.tensor([33, 32]))
+
+
 @pytest.mark.parametrize("shared_noise", [False, True])
 def test_captured_inference_is_the_same_bit_for_bit(monkeypatch, shared_noise):
     model, x, found = make(), torch.rand(41, D), []
@@ -200,6 +279,83 @@ def test_captured_inference_is_the_same_bit_for_bit(monkeypatch, shared_noise):
     # of each of three batches, one that decodes the mean and one that decodes samples
     assert len(Graph.made) == 3 * 2
     assert torch.equal(*found)
+
+
+class Loop:
+    """A loop of a user's own, as the README has it, whose batches lie at fixed addresses."""
+
+    def __init__(self, mode, likelihood):
+        self.model = rvi_fast.models.rvi(
+            60, D, latent_dim=T, hidden=(16,), groups=(5, 9), likelihood=likelihood,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        self.model.posterior.sparse = True
+        self.rows = rvi_fast.optim.RowAdam(self.model.posterior, lr=0.02, mode=mode)
+        others = [p for name, p in self.model.named_parameters() if name != "posterior.rows"]
+        self.shared = shared_adam([{"params": others, "lr": 0.01}])
+        self.index = torch.zeros(16, dtype=torch.int64)
+        self.seed, self.x = torch.zeros(1, dtype=torch.int64), torch.zeros(16, D)
+
+    def load(self, number):
+        generator = torch.Generator().manual_seed(number)
+        self.index.copy_(torch.randint(60, (16,), generator=generator))
+        self.x.copy_(torch.rand(16, D, generator=generator).round())
+        self.seed.fill_(number)
+
+    def step(self):
+        model = self.model
+        z, kl = model.posterior(self.index, seed=self.seed)
+        loss = (kl - model.likelihood(self.x, model.decoder(z))).mean()
+        self.rows.zero_grad()
+        self.shared.zero_grad()
+        loss.backward()
+        self.rows.step()
+        self.shared.step()
+        return loss.detach()
+
+    def run(self, steps, captured):
+        """Losses; the first step warms up what is set up once."""
+        graph, held, losses = Graph(), None, []
+        for number in range(steps):
+            self.load(number)
+            self.rows.param_groups[0]["lr"] = 0.02 / (1 + number)
+            if number == 0 or not captured:
+                losses.append(self.step())
+                continue
+            if held is None:
+                with capture_functions(graph):
+                    held = self.step()
+            self.rows.before_replay()
+            graph.replay()
+            losses.append(held.clone())
+        return torch.stack(losses)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_a_loop_of_ones_own_that_is_captured_is_the_same_bit_for_bit(monkeypatch, mode, likelihood):
+    stand_in_for_cuda(monkeypatch)
+    loops = [Loop(mode, likelihood) for _ in range(2)]
+    found = [loop.run(9, captured) for loop, captured in zip(loops, (False, True), strict=True)]
+    assert torch.equal(*found)
+    assert [loop.rows.num_steps for loop in loops] == [9, 9]
+    states = [loop.model.state_dict() for loop in loops]
+    testing.assert_bit_equal(*states)
+    moments = [{n: t for n, t in loop.rows.raw_tables().items() if n != "rows"} for loop in loops]
+    testing.assert_bit_equal(*moments)
+
+
+def test_replays_that_outgrow_the_history_bring_all_rows_up_to_date(monkeypatch):
+    stand_in_for_cuda(monkeypatch)
+    whole = Loop("dense", "gaussian")
+    expected = whole.run(12, False)
+    monkeypatch.setattr(row_adam, "_HISTORY", 5)
+    short = Loop("dense", "gaussian")
+    torch.testing.assert_close(short.run(12, True), expected)
+    assert len(short.rows._history) == 5
+    assert short.rows._flushed_at > 0
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(short.model.state_dict()[name], value, msg=name)
 
 
 def test_inference_with_a_decoder_of_ones_own_is_not_captured(monkeypatch):

@@ -93,6 +93,12 @@ def test_processes_train_what_one_trains(tmp_path, size, kind, dtype, tolerance)
     assert_close(got, alone(kind=kind, dtype=dtype), tolerance)
 
 
+def test_processes_take_the_scale_from_the_residuals_of_all_rows(tmp_path):
+    changes = {"dtype": torch.float64, "scale_update": "closed-form", "decoder_weight_decay": 2.0}
+    got = together(worker.run(2, worker.train, tmp_path, **changes))
+    assert_close(got, alone(**changes), 1e-11)
+
+
 def test_outputs_start_at_what_the_rows_of_all_processes_are(tmp_path):
     # without a step of any size the bias is what it was set to
     still = {"epochs": 1, "lr": 1e-12, "posterior_lr": 1e-12}
@@ -204,6 +210,10 @@ def different(rank, size, **changes):
         ({"lr": (1e-3, 2e-3)}, "ValueError: lr: expected 0.001 in all processes, got 0.002 in 1"),
         ({"num_data": (37, 38)}, "ValueError: num_data: expected 37 in all"),
         ({"epochs": (1, 2)}, "ValueError: epochs: expected 1 in all processes, got 2 in 1"),
+        (
+            {"decoder_weight_decay": (0.0, 2.0)},
+            "ValueError: decoder_weight_decay: expected 0.0 in all processes, got 2.0 in 1",
+        ),
         ({"run_dir": (None, "run")}, "ValueError: run_dir given: expected False in all"),
         ({"dtype": (torch.float32, torch.float64)}, "ValueError: x: expected '6 torch.float32'"),
         ({"block_rows": (4, 4)}, "ValueError: block_rows: expected None for a shard, got 4"),

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import inspect
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import rvi_fast
+from rvi_fast._op_checks import log_likelihood
 
 cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
 
@@ -44,7 +46,7 @@ def zeros(function, **changes):
         "is_double": False,
         "beta1": 0.5,
         "x_type": cpp._C.DataType.float32,
-        "law": cpp._C.Law.gaussian,
+        "law": "gaussian",
     }
     made |= {"scale_kind": cpp._C.ScaleKind.feature, "mask_kind": cpp._C.MaskKind.none}
     return {name: made.get(name, 0) for name in inspect.signature(function).parameters} | changes
@@ -64,7 +66,11 @@ def test_everything_bound_is_in_the_signatures_and_has_a_docstring():
         line.removeprefix("class ").partition("(")[0] for line in cpp._C.SIGNATURES.splitlines()
     }
     listed = {name.partition(":")[0] for name in listed}
-    bound = {name for name in dir(cpp._C) if not name.startswith("_") and name != "SIGNATURES"}
+    bound = {
+        name
+        for name in dir(cpp._C)
+        if not name.startswith("_") and name not in ("SIGNATURES", "LAWS")
+    }
     assert bound == listed
     for name in bound:
         assert inspect.getdoc(getattr(cpp._C, name)), name
@@ -94,6 +100,7 @@ def test_order_of_keywords_does_not_matter_and_names_need_not_be_interned():
         ({"x": None}, "^x: expected int, got None$"),
         ({"x": -1}, "^x: expected int, got -1$"),
         ({"batch": 2**63}, "^batch: expected int, got 9223372036854775808$"),
+        ({"law": 0}, "^law: expected str, got 0$"),
         ({"form": 0}, "^log_likelihood_fwd: expected the arguments that .*, got 'form'$"),
     ],
 )
@@ -101,6 +108,18 @@ def test_a_wrong_argument_is_refused_by_name(changes, message):
     function = cpp._C.log_likelihood_fwd
     with pytest.raises(TypeError, match=message):
         function(**zeros(function, **changes))
+
+
+def test_an_unknown_law_is_refused_with_the_names_of_all():
+    names = ", ".join(cpp._C.LAWS)
+    with pytest.raises(ValueError, match=f"^law: expected one of {names}, got 'beta'$"):
+        cpp._C.log_likelihood_fwd(**zeros(cpp._C.log_likelihood_fwd, law="beta"))
+
+
+def test_an_extension_without_a_law_is_refused_at_import(monkeypatch):
+    monkeypatch.setitem(log_likelihood.SCALED, "beta", False)
+    with pytest.raises(ImportError, match=r"expected the laws .*, beta, got .* built again"):
+        importlib.reload(cpp.extension)
 
 
 def test_a_missing_argument_and_one_by_position_are_refused():

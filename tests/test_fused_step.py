@@ -1,8 +1,8 @@
 """A step of six launches does what the step of any model does; the launches are plain torch here."""
 
 import copy
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from launches import Graph, capturable, stand_in_for_cuda
@@ -11,6 +11,7 @@ from torch import nn
 import rvi_fast
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step as six
+from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import fused_step
@@ -41,7 +42,7 @@ def data(law="gaussian", masked=False, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(N, D, dtype=dtype, generator=generator)
     mask = torch.rand(N, D, generator=generator) < 0.6 if masked else None
-    return Inputs(x.round() if law == "bernoulli" else x, mask)
+    return Inputs(x if LAWS[law].scaled else x.round(), mask)
 
 
 def batch(number):
@@ -89,7 +90,7 @@ def assert_same_steps(made, other, inputs, steps=7):
     assert made[1].num_steps == other[1].num_steps == steps
 
 
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_six_launches_are_the_step_of_any_model(law, masked):
     assert_same_steps(make(law), make(law), data(law, masked))
@@ -239,6 +240,71 @@ def test_fit_trains_in_six_launches_as_it_does_without(monkeypatch, block_rows):
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+class Rows:
+    """A source of the host."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return N
+
+    def read(self, rows):
+        return self.inputs.batch(torch.from_numpy(rows))
+
+
+def landed(inputs):
+    """The same data, on the host."""
+    found = HostInputs(Rows(inputs), CPU, inputs.x.dtype)
+    found.reserve(B)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["numbers", "pixels and a mask"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_six_launches_on_data_of_the_host_are_the_same_bit_for_bit(monkeypatch, kind, captured):
+    stand_in_for_cuda(monkeypatch)
+    inputs = data(masked=kind != "numbers", dtype=torch.float32)
+    if kind != "numbers":
+        inputs = Inputs((255 * inputs.x).to(torch.uint8), inputs.mask)
+    found = []
+    for given in (inputs, landed(inputs)):
+        made = make(dtype=torch.float32)
+        step = make_step(*made)
+        assert fits(step, given)
+        run = FusedStep(step, given, B, capturable(six))
+        run = CapturedStep(run, made[1], 100) if captured else run
+        results = []
+        for epoch in range(5):
+            run.seed.fill_(epoch)
+            order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
+            with given.feed(iter([Visit(index, 0) for index in order.split(B)])) as fed:
+                results += [run(index, B).clone() for index, _ in run.ahead(fed)]
+        found.append({"given": torch.stack(results), **left_behind(*made)})
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+    # of each size and place, and nothing in them but the six
+    assert [len(graph.calls) for graph in Graph.made] == [6] * 5 * captured
+
+
+@pytest.mark.parametrize("block_rows", [None, 7])
+def test_fit_on_data_of_the_host_is_that_on_the_same_in_memory(monkeypatch, tmp_path, block_rows):
+    stand_in_for_cuda(monkeypatch)
+    monkeypatch.setattr(fused_step, "launches_on", lambda _: capturable(six))
+    np.save(tmp_path / "x.npy", data(dtype=torch.float32).x.numpy())
+    found = []
+    for mode in (None, "r"):
+        torch.manual_seed(0)
+        model = rvi_fast.models.rvi(N, D, latent_dim=T, hidden=(7, 8), groups=(5, 9))
+        x = np.load(tmp_path / "x.npy", mmap_mode=mode)
+        options = {"epochs": 4, "batch_size": 7, "block_rows": block_rows, "progress": False}
+        found.append((rvi_fast.fit(model, x, **options), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(found[1][1][name], value), name
+    assert all(len(graph.calls) == 6 for graph in Graph.made)
+
+
 def of_pixels(inputs):
     return Inputs((255 * inputs.x).to(torch.uint8), None)
 
@@ -250,7 +316,7 @@ FITTING = {
     "a group of 1024": {"groups": (1024,)},
     "no group": {"groups": ()},
     "clusters": {"form": "cluster"},
-    "zeros and ones": {"likelihood": "bernoulli"},
+    **{f"the {law} law": {"likelihood": law} for law in LAWS if law != "gaussian"},
 }
 NOT_FITTING = {
     "129 latents": {"latent_dim": 129},
@@ -348,8 +414,8 @@ def test_data_that_no_kernel_reads_in_place_are_not():
     assert not fitting(Inputs(inputs.x.mT.contiguous().mT, None))
     assert not fitting(Inputs(inputs.x, inputs.mask.mT.contiguous().mT))
     assert not fitting(data())  # float64
-    source = SimpleNamespace(__len__=lambda: N)
-    assert not fitting(HostInputs(source, CPU, torch.float32))
+    # those of the host, where they do not land in fixed places
+    assert not fitting(HostInputs(Rows(inputs), CPU, torch.float32))
 
 
 def test_rows_in_host_memory_under_a_gpu_are_not(monkeypatch):

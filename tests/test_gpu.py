@@ -1,7 +1,9 @@
 """What only a GPU can show: `pytest -m gpu`, a part of `make gpu`."""
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import rvi_fast
 from rvi_fast import ops, reference, testing
@@ -105,6 +107,74 @@ def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
     )
     assert captured[0] == plain[0]
     testing.assert_bit_equal(captured[1], plain[1])
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+def test_a_loop_of_ones_own_can_be_captured(mode):
+    x, found = digits()[0].to(CUDA) / 255, []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,)).to(CUDA)
+        model.posterior.sparse = True
+        rows = rvi_fast.optim.RowAdam(model.posterior, mode=mode)
+        others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+        shared = torch.optim.Adam(others, capturable=True)
+        index, batch = (
+            torch.zeros(50, dtype=torch.int64, device=CUDA),
+            torch.zeros(50, 64, device=CUDA),
+        )
+        seed = torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+        def step(model=model, rows=rows, shared=shared, index=index, batch=batch, seed=seed):
+            z, kl = model.posterior(index, seed=seed)
+            loss = (kl - model.likelihood(batch, model.decoder(z))).mean()
+            rows.zero_grad()
+            shared.zero_grad()
+            loss.backward()
+            rows.step()
+            shared.step()
+            return loss.detach()
+
+        graph, held, losses = torch.cuda.CUDAGraph(), None, []
+        side = torch.cuda.Stream()
+        for number in range(12):
+            seed.fill_(number)
+            index.copy_(torch.randint(len(x), (50,)))
+            torch.index_select(x, 0, index, out=batch)
+            if number < 2 or not captured:
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    losses.append(step().clone())
+                torch.cuda.current_stream().wait_stream(side)
+                continue
+            if held is None:
+                with torch.cuda.graph(graph):
+                    held = step()
+            rows.before_replay()
+            graph.replay()
+            losses.append(held.clone())
+        found.append({"losses": torch.stack(losses), **model.state_dict()})
+    testing.assert_bit_equal(*found)
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("kind", ["pixels", "numbers", "Dataset"])
+def test_data_of_the_host_train_as_on_the_device(tmp_path, capture, kind):
+    x, mask = digits()
+    held = x if kind == "pixels" else torch.where(mask, x / 255, torch.nan)
+    np.save(tmp_path / "x.npy", held.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    given = TensorDataset(held) if kind == "Dataset" else mapped
+    found = []
+    for table in (given, held):
+        torch.manual_seed(0)
+        model = rvi_fast.models.rvi(len(x), 64, latent_dim=16, groups=(5, 9), hidden=(16,))
+        options = {"epochs": 6, "batch_size": 100, "device": CUDA, "progress": False}
+        own = mask if kind == "pixels" else None
+        history = rvi_fast.fit(model, table, mask=own, capture=capture, **options)
+        found.append((dict(history), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    testing.assert_bit_equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("capture", [True, False])

@@ -56,6 +56,7 @@ BELOW = {
 # what a room of training may import of the others
 ROOMS = {
     "settings": "",
+    "recipes": "",
     "inputs": "",
     "runs": "settings",
     "distributed": "inputs runs",
@@ -73,7 +74,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory start_linear",
+    "__init__": "fit_many load impute collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -15,18 +15,21 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter runs kernels where they are launched", allow_module_level=True)
 
 import kernel_budget
+import numpy as np
 import torch
-from launches import stand_ins
+from launches import stand_in_for_cuda, stand_ins
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 import rvi_fast
 from rvi_fast import kernels
-from rvi_fast.likelihoods import base
+from rvi_fast.likelihoods import fused
 from rvi_fast.optim import row_adam
 from rvi_fast.optim import shared_adam as shared
 from rvi_fast.posteriors import relay
-from rvi_fast.training.inputs.feed import Visit
+from rvi_fast.reference.laws import LAWS
+from rvi_fast.training.inputs import feed
+from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep
@@ -65,6 +68,10 @@ def counted(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def kernels_serve(monkeypatch):
+    serve_without_memory(monkeypatch)
+
+
+def serve_without_memory(monkeypatch):
     """Tensors without memory are served as those of a GPU are."""
 
     def served(name):
@@ -75,9 +82,9 @@ def kernels_serve(monkeypatch):
 
         return call
 
-    names = [name for name in kernels.__all__ if name != "row_error"]
+    names = [name for name in kernels.__all__ if name not in ("row_error", "compiling")]
     ops = SimpleNamespace(**{name: served(name) for name in names})
-    for module in (relay, row_adam, shared, base):
+    for module in (relay, row_adam, shared, fused):
         monkeypatch.setattr(module, "ops", ops)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which no mode has there
     kernels.row_error(META)
@@ -112,7 +119,7 @@ def test_the_step_of_any_model_is_41_launches_and_one_for_a_mask(monkeypatch, ki
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
     made, inputs = standard(law), data(kind)
     step = make_step(*made)
@@ -127,7 +134,7 @@ def test_nothing_is_launched_between_the_six(monkeypatch, kind, law):
 
 
 @pytest.mark.parametrize("kind", ["pixels", "numbers"])
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("batch", [B, 4096])
 def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batch):
     made, inputs = standard(law), data(kind)
@@ -147,6 +154,29 @@ def test_a_step_of_the_standard_kind_is_six_kernels(monkeypatch, kind, law, batc
         "_backward_to_rows_kernel",
         "_finish_step_kernel",
     ]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "numbers"])
+def test_data_that_the_host_reads_take_no_launch_more(monkeypatch, kind):
+    made, held = standard(), data(kind)
+    source = SimpleNamespace(read=lambda rows: held.batch(torch.from_numpy(rows).to(META)))
+    stand_in_for_cuda(monkeypatch)
+    inputs = HostInputs(source, META, torch.float32)
+    monkeypatch.setattr(feed, "convert", lambda x, mask, *_: (x, mask))  # looks at values
+    inputs.reserve(B)
+    step = make_step(*made)
+    assert fits(step, inputs)
+    index, places = torch.empty(B, device=META, dtype=torch.int64), []
+    with counted(monkeypatch) as names:
+        run = FusedStep(step, inputs, B, stand_ins(names))
+        run.launch(index, B)
+        for _ in range(4):
+            inputs._landing.take(source.read(np.arange(B)))
+            names.clear()
+            run.launch(index, B)
+            assert names == [*LAUNCHES]
+            places.append(run.place)
+    assert places == [1, 0, 1, 0]
 
 
 def test_a_smaller_batch_compiles_nothing_new(request, monkeypatch):

@@ -11,8 +11,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from rvi_fast.models import linear_search, ppca
-from rvi_fast.models.linear_em import Factors, Joint, factor_step, joint_step
-from rvi_fast.models.linear_rows import opened
+from rvi_fast.models.linear_em import Factors, Joint, factor_step, gains, joint_step
+from rvi_fast.models.linear_rows import Rows, opened
 
 N, D, R = 400, 6, 2
 
@@ -164,6 +164,31 @@ def test_a_covariance_is_the_same_distribution_as_its_factors():
     missing = rows.known == 0
     predicted = [model.predicted(rows)[missing] for model in (factors, joint)]
     torch.testing.assert_close(*predicted)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2, 0.8])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_gains_are_inverses_of_what_rows_show(missing, repeated):
+    _, x, _ = drawn(24, missing=missing)
+    if repeated:
+        x = torch.where(x[::8].isnan().repeat_interleave(8, 0), torch.nan, drawn(24)[0])
+    root = torch.randn(D, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    model = Joint(root[0], root @ root.T + 0.1 * torch.eye(D, dtype=torch.float64))
+    known = ~x.isnan()
+    found = gains(model, Rows(torch.where(known, x, 0.0), known.double()))
+    total, log_prob = torch.zeros_like(root), 0.0
+    for row, seen, weights in zip(x, known, found.weights, strict=True):
+        if not bool(seen.any()):
+            assert bool((weights == 0).all())
+            continue
+        block = MultivariateNormal(model.bias[seen], model.covariance[seen][:, seen])
+        inverse = torch.zeros_like(root)
+        inverse[seen.nonzero(), seen.nonzero()[:, 0]] = block.precision_matrix
+        total, log_prob = total + inverse, log_prob + block.log_prob(row[seen])
+        expected = inverse @ torch.where(seen, row - model.bias, 0.0)
+        torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(found.gain, total)
+    torch.testing.assert_close(found.log_prob, log_prob)
 
 
 def angle(one, other):

@@ -98,7 +98,7 @@ ATTRIBUTES = {
     "need_rows": [False],
     "need_relays": [False],
     "need_output": [False],
-    "law": ["gaussian", "bernoulli", "gauss", ""],
+    "law": [*reference.laws.LAWS, "gauss", ""],
     "need_scale": [False],
     "need_hidden": [False],
     "need_linear": [False],

@@ -60,6 +60,15 @@ def test_relay_and_deviation_are_the_posterior_mean_in_every_form(form):
     torch.testing.assert_close(model.posterior.mean(), relay + deviation)
 
 
+def test_relays_say_next_to_nothing_before_training():
+    model = made()
+    drawn = model.posterior.coefficients().clone()
+    start_linear(model, linear_of(), X)
+    torch.testing.assert_close(model.posterior.coefficients(), 0.01 * drawn)
+    relay, mean = model.posterior.mean(deviation=False), model.posterior.mean()
+    assert relay.square().mean() < 1e-5 * mean.square().mean()
+
+
 def bound(model, draws=4000):
     """The evidence lower bound of each row, by many draws, and its standard error."""
     x, index = X.repeat_interleave(draws, 0), torch.arange(N).repeat_interleave(draws)

@@ -1,6 +1,5 @@
 """Sweeps: every run once, whatever is killed in between; what fails does not stop the others."""
 
-import functools
 import json
 import os
 import random
@@ -19,8 +18,9 @@ import rvi_fast
 from rvi_fast import data
 from rvi_fast.experiments import experiment
 from rvi_fast.experiments.experiment import Experiment
-from rvi_fast.experiments.sweep import SweepError, sweep
+from rvi_fast.experiments.sweep import SweepError, _run_together, directory_of, sweep
 from rvi_fast.training import RunDirectoryInUse
+from rvi_fast.training.loop.interrupts import Interrupted
 from rvi_fast.training.runs.checkpoints import latest_epoch
 from rvi_fast.training.runs.directory import RunDirectory
 
@@ -42,6 +42,11 @@ class Job:
 
     number: int
     do: str = "count"
+
+    @property
+    def shape(self):
+        """Odd and even numbers are of two shapes."""
+        return self.number % 2
 
 
 def work(job, directory):
@@ -126,12 +131,14 @@ if __name__ == "__main__":
 
 def slowly(configuration, directory, *, checkpoint_every=0, pause=0.05):
     """Checkpoints after every epoch; an epoch takes long enough to be killed in."""
-    fit = experiment.fit
-    experiment.fit = functools.partial(fit, callbacks=[lambda *_: time.sleep(pause)])
-    try:
-        return experiment.run(configuration, directory, checkpoint_every=checkpoint_every)
-    finally:
-        experiment.fit = fit
+    work = experiment.work(configuration, directory, checkpoint_every=checkpoint_every)
+    arguments = next(work)
+    while True:
+        history = yield arguments | {"callbacks": [lambda *_: time.sleep(pause)]}
+        try:
+            arguments = work.send(history)
+        except StopIteration as end:
+            return end.value
 
 
 def without_checkpoints(configuration, directory):
@@ -201,6 +208,98 @@ def epochs_of(out):
     """The epoch that each run would go on from; one that is done is at its end."""
     runs = {path.parent: latest_epoch(path.parent) or 0 for path in out.glob("*/config.json")}
     return {run: FIRST.epochs if (run / "result.json").exists() else runs[run] for run in runs}
+
+
+def test_elsewhere_than_on_the_cpu_runs_of_one_shape_are_at_work_in_one_process(tmp_path):
+    jobs = [Job(number) for number in range(7)]
+    results = sweep(jobs, work, tmp_path, jobs=2, device="cuda", progress=False)
+    assert [result["number"] for result in results] == list(range(7))
+    assert len({result["pid"] for result in results}) == 1
+    # in groups of two, each as soon as it is full
+    assert list(map(int, (tmp_path / "calls").read_text().split())) == [0, 2, 1, 3, 4, 6, 5]
+    together = {0: 2, 1: 2, 2: 2, 3: 2, 4: 2, 5: 1, 6: 2}
+    for job in jobs:
+        made = json.loads((directory_of(tmp_path, job) / "result.json").read_text())["made"]
+        assert (made["device"], made["together"]) == ("cuda", together[job.number])
+
+
+def test_of_runs_in_one_process_the_one_that_ends_it_fails_alone(tmp_path):
+    kinds = ("count", "raise", "die", "count", "nan", "count")
+    jobs = [Job(2 * number, do) for number, do in enumerate(kinds)]
+    with pytest.raises(SweepError, match="3 of 6 runs failed") as caught:
+        sweep(jobs, work, tmp_path, jobs=6, device="cuda", progress=False)
+    assert "ValueError: no luck with 2 (test_sweep.py:" in str(caught.value)
+    assert f"{directory_of(tmp_path, jobs[2])}: the process died, exit code -9" in str(caught.value)
+    # those that were waiting are done, and those that were done are not repeated
+    assert calls(tmp_path) == [0, 2, 4, 4, 6, 8, 10]
+    assert len([*tmp_path.glob("*/result.json")]) == 3
+
+
+def alone(configuration, directory):
+    """Its result, as JSON holds it."""
+    directory.mkdir()
+    return json.loads(json.dumps(experiment.run(configuration, directory)))
+
+
+def found(directory):
+    result = json.loads((directory / "result.json").read_text())
+    result.pop("made")
+    return result
+
+
+def test_runs_that_are_trained_together_have_the_results_of_each_alone(tmp_path):
+    """Whatever becomes of those beside them, and wherever those notice it."""
+    broken = [
+        replace(FIRST, lr=-1.0),
+        replace(FIRST, classifier_epochs=2, data="artificial"),
+        replace(FIRST, infer_steps=-1),
+    ]
+    good = [FIRST, OTHERS[1], OTHERS[3]]
+    tasks = [(each, tmp_path / f"{number}") for number, each in enumerate([*good, *broken])]
+    for wrong in (False, True):
+        # with one whose arguments are wrong `fit_many` trains none
+        chosen = [task for task in tasks if wrong or task[0].lr > 0]
+        said = {}
+        _run_together(experiment.work, "cpu", chosen, lambda one, said=said: said.update([one]))
+        assert [said[number] for number in range(3)] == [None] * 3
+        for number, each in enumerate(good):
+            assert found(tmp_path / f"{number}") == alone(each, tmp_path / f"{number}-{wrong}")
+            (tmp_path / f"{number}" / "result.json").unlink()
+        errors = [said[number] for number in range(3, len(chosen))]
+        assert ["ValueError: lr: expected" in error for error in errors] == [True] * wrong + [
+            False
+        ] * 2
+        assert "classifier_epochs: artificial has no labels (experiment.py:" in errors[-2]
+        assert "ValueError: steps: expected" in errors[-1]
+
+
+def test_runs_that_are_trained_together_go_on_after_ctrl_c(tmp_path):
+    tasks = [(each, tmp_path / f"{number}") for number, each in enumerate([FIRST, OTHERS[1]])]
+
+    def stopped(configuration, directory):
+        work = experiment.work(configuration, directory)
+        arguments, epochs = next(work), []
+
+        def stop(model, history):
+            epochs.append(history.epochs)
+            if configuration is FIRST and history.epochs == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield arguments | {"callbacks": [stop]}
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted):
+            _run_together(stopped, "cpu", tasks, print)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert all(3 <= latest_epoch(directory) < FIRST.epochs for _, directory in tasks)
+    said = []
+    _run_together(experiment.work, "cpu", tasks, said.append)
+    assert sorted(said) == [(0, None), (1, None)]
+    for each, directory in tasks:
+        assert found(directory) == alone(each, tmp_path / f"{directory.name}-alone")
+        assert json.loads((directory / "result.json").read_text())["made"]["resumed"]
 
 
 def test_an_experiment_scores_what_it_says(tmp_path):

@@ -14,6 +14,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -65,7 +66,8 @@ std::string type_name() {
     return "int";
   } else if constexpr (std::is_floating_point_v<Value>) {
     return "float";
-  } else if constexpr (std::is_same_v<Value, std::string>) {
+  } else if constexpr (std::is_same_v<Value, std::string> ||
+                       std::is_same_v<Value, std::string_view>) {
     return "str";
   } else if constexpr (std::is_same_v<Value, std::vector<int>>) {
     return "Sequence[int]";
@@ -178,6 +180,8 @@ struct Bound<F> {
       error.restore();
     } catch (const py::builtin_exception& error) {
       error.set_error();
+    } catch (const std::invalid_argument& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
     } catch (const std::bad_alloc&) {
       PyErr_NoMemory();
     } catch (const std::exception& error) {

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string_view>
 
 #include "bindings/bindings.h"
 #include "calls.h"
@@ -14,14 +15,14 @@ namespace {
 bool is_double(DataType x_type) { return x_type == DataType::float64; }
 
 LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
-                              std::int64_t num_features, Law law, DataType x_type,
+                              std::int64_t num_features, std::string_view law, DataType x_type,
                               ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
                               Address scale, Address mask) {
   LogLikelihood call;
   call.num_samples = num_samples;
   call.batch = batch;
   call.num_features = num_features;
-  call.law = law;
+  call.law = law_of(law);
   call.x_type = x_type;
   call.scale_kind = scale_kind;
   call.mask_kind = mask_kind;
@@ -33,9 +34,9 @@ LogLikelihood likelihood_call(std::int64_t num_samples, std::int64_t batch,
 }
 
 void log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                        std::int64_t num_features, Law law, DataType x_type, ScaleKind scale_kind,
-                        MaskKind mask_kind, Address x, Address output, Address scale, Address mask,
-                        Address log_prob) {
+                        std::int64_t num_features, std::string_view law, DataType x_type,
+                        ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
+                        Address scale, Address mask, Address log_prob) {
   LogLikelihood call = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
                                        mask_kind, x, output, scale, mask);
   call.log_prob = pointer<void>(log_prob);
@@ -44,9 +45,10 @@ void log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batc
 }
 
 void log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                        std::int64_t num_features, Law law, DataType x_type, ScaleKind scale_kind,
-                        MaskKind mask_kind, Address x, Address output, Address scale, Address mask,
-                        Address grad, Address grad_output, Address grad_scale) {
+                        std::int64_t num_features, std::string_view law, DataType x_type,
+                        ScaleKind scale_kind, MaskKind mask_kind, Address x, Address output,
+                        Address scale, Address mask, Address grad, Address grad_output,
+                        Address grad_scale) {
   LogLikelihood call = likelihood_call(num_samples, batch, num_features, law, x_type, scale_kind,
                                        mask_kind, x, output, scale, mask);
   call.backward = true;
@@ -58,7 +60,7 @@ void log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batc
 }
 
 LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
-                                std::int64_t num_features, Law law, DataType x_type,
+                                std::int64_t num_features, std::string_view law, DataType x_type,
                                 ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                 Address mask, std::int64_t hidden_dim, Address hidden,
                                 Address weight, Address bias, Address log_prob) {
@@ -77,7 +79,7 @@ LinearLogLikelihood linear_call(std::int64_t num_samples, std::int64_t batch,
 constexpr std::int64_t LINEAR_ROW_COST = 16;
 
 void linear_log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                               std::int64_t num_features, Law law, DataType x_type,
+                               std::int64_t num_features, std::string_view law, DataType x_type,
                                ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                Address mask, std::int64_t hidden_dim, Address hidden,
                                Address weight, Address bias, Address log_prob) {
@@ -90,7 +92,7 @@ void linear_log_likelihood_fwd(int threads, std::int64_t num_samples, std::int64
 }
 
 void linear_log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64_t batch,
-                               std::int64_t num_features, Law law, DataType x_type,
+                               std::int64_t num_features, std::string_view law, DataType x_type,
                                ScaleKind scale_kind, MaskKind mask_kind, Address x, Address scale,
                                Address mask, std::int64_t hidden_dim, Address hidden,
                                Address weight, Address bias, Address log_prob, Address grad,
@@ -113,8 +115,9 @@ void linear_log_likelihood_bwd(int threads, std::int64_t num_samples, std::int64
 }  // namespace
 
 void bind_log_likelihood(py::module_& module) {
-  bind_enum<Law>(module, "Law", "Of an entry of x, given an output of the decoder.",
-                 {{"gaussian", Law::gaussian}, {"bernoulli", Law::bernoulli}});
+  py::list laws;
+  for (const char* const* name = kernels().laws; *name; ++name) laws.append(*name);
+  module.attr("LAWS") = py::tuple(laws);
   bind_enum<DataType>(module, "DataType", "The element type of x.",
                       {{"float32", DataType::float32},
                        {"float64", DataType::float64},

@@ -9,8 +9,8 @@ from .._checks import DATA_DTYPES
 from ..layout import BITS_PER_WORD
 from .holds import BOOL, FLOATS, INT32, hold, hold_dims, refuse
 
-# whether a law has a scale
-LAWS = {"gaussian": True, "bernoulli": False}
+# whether a law has a scale, by its name: `reference.laws` enters each
+SCALED: dict[str, bool] = {}
 
 
 def hold_data(
@@ -23,9 +23,9 @@ def hold_data(
     num_features: int,
 ) -> None:
     hold("x", x, device, DATA_DTYPES, (batch, num_features))
-    if law not in LAWS:
-        raise ValueError(f"law: expected one of {', '.join(LAWS)}, got {law!r}")
-    if LAWS[law]:
+    if law not in SCALED:
+        raise ValueError(f"law: expected one of {', '.join(SCALED)}, got {law!r}")
+    if SCALED[law]:
         hold_scale(scale, device, batch, num_features)
     elif scale is not None:
         raise ValueError(f"scale: expected None for the law {law!r}, got {type(scale).__name__}")

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from .. import _info
+from .checks import check_device
 
 
 def info(_: argparse.Namespace) -> int:
@@ -41,6 +42,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             sets=arguments.data or (),
             data_dir=arguments.data_dir,
             jobs=arguments.jobs,
+            device=None if arguments.device is None else check_device(arguments.device),
             progress=not arguments.quiet,
         )
     except sweep.SweepError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from .._devices import kinds_of_devices
 from .._version import __version__
 from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
@@ -327,7 +328,13 @@ def _add_reproduce(commands: Any) -> None:
     figures.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data sets lie, as for train"
     )
-    figures.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    figures.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side: processes on the CPU, one process on any other device (default: 1)",
+    )
+    figures.add_argument("--device", help=f"{kinds_of_devices()}: where to train (default: cpu)")
     figures.add_argument(
         "--out",
         type=Path,

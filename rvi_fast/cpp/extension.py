@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from .._op_checks.log_likelihood import SCALED
 
 # that of `_C.SIGNATURES`: every function, argument and enumerator of csrc/bindings
-DIGEST = "508e243eaee3992a"
+DIGEST = "c103ad6166281cd7"
 
 _found = hashlib.sha256(getattr(_C, "SIGNATURES", "").encode()).hexdigest()[:16]
 if _found != DIGEST:
     raise ImportError(
         f"rvi_fast._C: expected signatures of digest {DIGEST}, got {_found} from {_C.__file__}: it was "
         "built for another version of rvi_fast and must be built again"
+    )
+if set(_C.LAWS) != set(SCALED):
+    raise ImportError(
+        f"rvi_fast._C: expected the laws {', '.join(SCALED)}, got {', '.join(_C.LAWS)} from "
+        f"{_C.__file__}: it must be built again"
     )
 
 FLOAT32, FLOAT64, INT32, INT64 = torch.float32, torch.float64, torch.int32, torch.int64
@@ -28,7 +34,6 @@ DATA_TYPES = {
     torch.bfloat16: _C.DataType.bfloat16,
     torch.uint8: _C.DataType.uint8,
 }
-LAWS = {"gaussian": _C.Law.gaussian, "bernoulli": _C.Law.bernoulli}
 # by the number of dimensions of the scale
 SCALE_KINDS = _C.ScaleKind.scalar, _C.ScaleKind.feature, _C.ScaleKind.entry
 # by the dtype of the mask

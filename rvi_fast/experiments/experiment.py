@@ -17,10 +17,11 @@ from ..data.pixels import fractions, is_pixels, observed
 from ..data.recipe import Units, rows_of_figure, scores, shown
 from ..drawing import drawing_from
 from ..posteriors.relay import RelayPosterior
-from ..training import History, fit, infer
+from ..training import History, infer
 from ..training.loop.seeds import stream
 from ..training.settings import Settings
 from . import latents
+from .work import Work, finished
 
 _SHOWN = 8  # images kept of a progression
 _CLASSIFIER = 2  # use of the seed; another one is in `data.recipe`
@@ -80,9 +81,21 @@ class Experiment:
     latents: bool = False
     seed: int = 0
 
-    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
-        """Trains and scores, see `run`; a figure of other runs has a class with another `result`."""
-        return run(self, directory, data_dir=data_dir)
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What runs have in common that take steps of one size, and equally many."""
+        network = self.model, self.latent_dim, self.hidden, self.groups, self.form
+        return self.data, self.rows, *network, self.epochs, self.batch_size
+
+    def result(
+        self, directory: Path, data_dir: str | Path | None = None
+    ) -> dict[str, Any] | Work[dict[str, Any]]:
+        """Trains and scores, see `work`; a figure of other runs has a class with another `result`.
+
+        Returns:
+            What JSON can hold, or the work that comes to it.
+        """
+        return work(self, directory, data_dir=data_dir)
 
 
 class Part(NamedTuple):
@@ -109,6 +122,22 @@ def run(
     """Trains, infers the test rows and scores; goes on from the checkpoints in `directory`.
 
     Returns:
+        See `work`.
+    """
+    own = work(experiment, directory, data_dir=data_dir, checkpoint_every=checkpoint_every)
+    return finished(own)
+
+
+def work(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = 30.0,
+) -> Work[dict[str, Any]]:
+    """As `run`, for whoever trains models of several runs at the same time.
+
+    Returns:
         "elastic", "loss" by epoch; "train_observed", "train_missing", "test_observed",
         "test_missing"; with a classifier "cross_entropy" and "accuracy" by its epoch; with a
         progression "stages", by the number of groups and last with the deviation; with latents
@@ -118,7 +147,7 @@ def run(
     for wish in ("classifier_epochs", "latents"):
         if getattr(experiment, wish) and (train.labels is None or test.labels is None):
             raise ValueError(f"{wish}: {experiment.data} has no labels")
-    model, history = trained(experiment, train, directory, checkpoint_every)
+    model, history = yield from trained(experiment, train, directory, checkpoint_every)
     posterior = infer(model, train.x, mask=train.mask) if model.amortized else model.posterior
     inferred = infer(
         model,
@@ -128,6 +157,8 @@ def run(
         lr=experiment.infer_lr or INFER_LR[experiment.model],
         seed=experiment.seed,
     )
+    # what follows is arithmetic with tables of the host, wherever the model was trained
+    model, posterior, inferred = model.cpu(), posterior.cpu(), inferred.cpu()
     result: dict[str, Any] = {"elastic": history["elastic"], "loss": history["loss"]}
     for prefix, part, own in (("train", train, posterior), ("test", test, inferred)):
         result |= part.scores(prefix, model.reconstruct(posterior=own).numpy())
@@ -150,24 +181,23 @@ def run(
 
 def trained(
     experiment: Experiment, train: Part, directory: Path, checkpoint_every: float = 30.0
-) -> tuple[models.LatentModel, History]:
+) -> Work[tuple[models.LatentModel, History]]:
     """A model of the training rows; goes on from the checkpoints in `directory`."""
     model = _model(experiment, train.x.shape)
-    history = fit(
-        model,
-        train.x,
-        mask=train.mask,
-        standardize=False,  # the parts are
-        epochs=experiment.epochs,
-        batch_size=experiment.batch_size,
-        lr=experiment.lr,
-        posterior_lr=experiment.posterior_lr,
-        seed=experiment.seed,
-        progress=False,
-        run_dir=directory,
-        resume=True,
-        checkpoint_every=checkpoint_every,
-    )
+    history = yield {
+        "model": model,
+        "x": train.x,
+        "mask": train.mask,
+        "standardize": False,  # the parts are
+        "epochs": experiment.epochs,
+        "batch_size": experiment.batch_size,
+        "lr": experiment.lr,
+        "posterior_lr": experiment.posterior_lr,
+        "seed": experiment.seed,
+        "run_dir": directory,
+        "resume": True,
+        "checkpoint_every": checkpoint_every,
+    }
     return model, history
 
 

@@ -14,6 +14,7 @@ from .figure import REGISTERED, Figure
 from .pictures import check_matplotlib
 from .scales import IMAGES, SCALES
 from .sweep import SweepError, directory_of, read_result, sweep
+from .work import Work
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -27,7 +28,7 @@ FIGURES: dict[str, Figure] = {name: REGISTERED[name] for name in sorted(REGISTER
 
 def run(
     configuration: Experiment, directory: Path, *, data_dir: Path | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | Work[dict[str, Any]]:
     """One run of a figure, by the configuration's own `result`."""
     return configuration.result(directory, data_dir)
 
@@ -52,6 +53,7 @@ def reproduce(
     sets: Sequence[str] = (),
     data_dir: Path | None = None,
     jobs: int = 1,
+    device: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Makes figures: `out`/NAME.csv and NAME.png of each, and the runs in `out`/runs.
@@ -64,7 +66,8 @@ def reproduce(
         scale: of `SCALES`.
         sets: data sets instead of those of the scale: names or paths of tables.
         data_dir: where data sets lie.
-        jobs: runs side by side.
+        jobs: runs side by side, see `sweep`.
+        device: where to train; the CPU if not given.
         progress: show a bar over all runs.
 
     Returns:
@@ -92,6 +95,7 @@ def reproduce(
             functools.partial(run, data_dir=data_dir),
             out / "runs",
             jobs=jobs,
+            device=device,
             progress=progress,
         )
     except SweepError as error:

@@ -3,8 +3,10 @@
 from .log_likelihood import (
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
+    laplace_log_likelihood,
     linear_bernoulli_log_likelihood,
     linear_gaussian_log_likelihood,
+    linear_laplace_log_likelihood,
     pack_mask,
 )
 from .relay_sample import RelaySample, relay_sample
@@ -13,8 +15,10 @@ __all__ = [
     "RelaySample",
     "bernoulli_log_likelihood",
     "gaussian_log_likelihood",
+    "laplace_log_likelihood",
     "linear_bernoulli_log_likelihood",
     "linear_gaussian_log_likelihood",
+    "linear_laplace_log_likelihood",
     "pack_mask",
     "relay_sample",
 ]

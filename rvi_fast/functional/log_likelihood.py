@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _checks, ops, reference
 from ..layout import BITS_PER_WORD
+from ..reference.laws import LAWS
 
 
 def gaussian_log_likelihood(
@@ -52,18 +55,7 @@ def gaussian_log_likelihood(
         >>> rvi_fast.gaussian_log_likelihood(x, torch.zeros(2, 2), 1.0)
         tensor([-1.4189,  0.0000])
     """
-    _checks.check_tensor("mean", mean)
-    if not mean.is_floating_point():
-        raise TypeError(f"mean: expected floating point, got {mean.dtype}")
-    batch = _check_data(x, mean)
-    if mean.dim() == 3:
-        _checks.check_shape("mean", mean, (mean.shape[0], *batch))
-    else:
-        _checks.check_shape("mean", mean, batch)
-    scale = _check_scale_and_mask(x, scale, mask, mean, checked)
-    sampled = mean.dim() == 3
-    log_prob = ops.log_likelihood(x, mean if sampled else mean[None], scale, mask, "gaussian")
-    return log_prob if sampled else log_prob[0]
+    return _log_likelihood("gaussian", "mean", x, mean, scale, mask, checked)
 
 
 def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,15 +92,50 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor, mask: Tensor | None = No
         >>> rvi_fast.bernoulli_log_likelihood(x, torch.zeros(2, 2))
         tensor([-0.6931, -1.3863])
     """
-    _checks.check_tensor("logits", logits)
-    if not logits.is_floating_point():
-        raise TypeError(f"logits: expected floating point, got {logits.dtype}")
-    batch = _check_data(x, logits)
-    sampled = logits.dim() == 3
-    _checks.check_shape("logits", logits, (*logits.shape[:-2], *batch) if sampled else batch)
-    _check_mask(x, mask, logits, checked=False)
-    log_prob = ops.log_likelihood(x, logits if sampled else logits[None], None, mask, "bernoulli")
-    return log_prob if sampled else log_prob[0]
+    return _log_likelihood("bernoulli", "logits", x, logits, None, mask)
+
+
+def laplace_log_likelihood(
+    x: Tensor,
+    location: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """Log-likelihood of the observed entries of each row under independent Laplace laws, in nats.
+
+        log p(x_b) = sum_{d observed} (-|x_bd - location_bd| / s - log 2 s)
+
+    Args:
+        x, mask, checked: as in `gaussian_log_likelihood`.
+        location: mean, mode and median, [B, D] or [S, B, D], floating point.
+        scale: mean absolute deviation s > 0: a number, or a tensor [], [D] or [B, D].
+
+    Returns:
+        [B] or [S, B], at least float32. A row with nothing observed has 0.
+
+    Gradient:
+        To `location`, to `scale` where it is a tensor, and to `x` where it is floating point; once and
+        twice differentiable. Missing entries give 0, and so do those at the kink, where x equals its
+        location, to both.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or a scale that do not fit.
+
+    Note:
+        A NaN where the mask says observed gives NaN unless `checked`. The result is deterministic.
+
+    Source:
+        `rvi_fast.reference.laws.LaplaceEntries`.
+
+    Example:
+        >>> import math, torch, rvi_fast
+        >>> x = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+        >>> rvi_fast.laplace_log_likelihood(x, torch.zeros(2, 2), 1.0)
+        tensor([-1.6931,  0.0000])
+    """
+    return _log_likelihood("laplace", "location", x, location, scale, mask, checked)
 
 
 def linear_gaussian_log_likelihood(
@@ -163,12 +190,7 @@ def linear_gaussian_log_likelihood(
         >>> rvi_fast.linear_gaussian_log_likelihood(hidden, weight, None, x, 1.0)
         tensor([-0.9189, -4.3379])
     """
-    _check_layer(hidden, weight, bias, x)
-    scale = _check_scale_and_mask(x, scale, mask, weight, checked)
-    inputs = weight, bias, x, scale, mask, "gaussian"
-    if hidden.dim() == 3:
-        return ops.linear_log_likelihood(hidden, *inputs)
-    return ops.linear_log_likelihood(hidden[None], *inputs)[0]
+    return _linear("gaussian", hidden, weight, bias, x, scale, mask, checked)
 
 
 def linear_bernoulli_log_likelihood(
@@ -206,9 +228,71 @@ def linear_bernoulli_log_likelihood(
         >>> rvi_fast.linear_bernoulli_log_likelihood(torch.ones(1, 1), weight, None, x)
         tensor([-2.0064])
     """
+    return _linear("bernoulli", hidden, weight, bias, x, None, mask)
+
+
+def linear_laplace_log_likelihood(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    scale: Tensor | float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
+) -> Tensor:
+    """`laplace_log_likelihood` around the output of a linear layer, which is never written down.
+
+    Args, returns, gradient and errors: `linear_gaussian_log_likelihood`, with 0 at the kink.
+
+    Source:
+        `rvi_fast.reference.linear_log_likelihood`.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> rvi_fast.linear_laplace_log_likelihood(torch.ones(1, 1), weight, None, x, 1.0)
+        tensor([-3.3863])
+    """
+    return _linear("laplace", hidden, weight, bias, x, scale, mask, checked)
+
+
+def _log_likelihood(
+    law: str,
+    name: str,
+    x: Tensor,
+    output: Tensor,
+    scale: Tensor | float | None,
+    mask: Tensor | None,
+    checked: bool = False,
+) -> Tensor:
+    """The op of a law, whose output has a name of its own in errors, with the checks in front."""
+    _checks.check_tensor(name, output)
+    if not output.is_floating_point():
+        raise TypeError(f"{name}: expected floating point, got {output.dtype}")
+    batch, sampled = _check_data(x, output), output.dim() == 3
+    _checks.check_shape(name, output, (*output.shape[:-2], *batch) if sampled else batch)
+    scales = _check_scale(x, scale, output, checked) if LAWS[law].scaled else None
+    _check_mask(x, mask, output, checked)
+    log_prob = ops.log_likelihood(x, output if sampled else output[None], scales, mask, law)
+    return log_prob if sampled else log_prob[0]
+
+
+def _linear(
+    law: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    scale: Tensor | float | None,
+    mask: Tensor | None,
+    checked: bool = False,
+) -> Tensor:
+    """The op of the last layer and a law, with the checks in front."""
     _check_layer(hidden, weight, bias, x)
-    _check_mask(x, mask, weight, checked=False)
-    inputs = weight, bias, x, None, mask, "bernoulli"
+    scales = _check_scale(x, scale, weight, checked) if LAWS[law].scaled else None
+    _check_mask(x, mask, weight, checked)
+    inputs = weight, bias, x, scales, mask, law
     if hidden.dim() == 3:
         return ops.linear_log_likelihood(hidden, *inputs)
     return ops.linear_log_likelihood(hidden[None], *inputs)[0]
@@ -247,9 +331,7 @@ def _check_data(x: Tensor, like: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _check_scale_and_mask(
-    x: Tensor, scale: Tensor | float, mask: Tensor | None, like: Tensor, checked: bool
-) -> Tensor:
+def _check_scale(x: Tensor, scale: Any, like: Tensor, checked: bool) -> Tensor:
     """The scale as a tensor, with the dtype of `like` if it was a number."""
     batch = tuple(x.shape)
     if isinstance(scale, Tensor):
@@ -260,7 +342,6 @@ def _check_scale_and_mask(
     else:
         _checks.check_positive_float("scale", scale)
         scale = torch.full((), scale, dtype=like.dtype, device=like.device)
-    _check_mask(x, mask, like, checked)
     return scale
 
 

@@ -3,6 +3,7 @@
 | name | x | outputs of the decoder |
 |---|---|---|
 | "gaussian", `Gaussian` | numbers; uint8 pixels | means |
+| "laplace", `Laplace` | numbers whose absolute errors count; uint8 pixels | medians |
 | "student_t", `StudentT` | numbers with far entries | centres |
 | "bernoulli", `Bernoulli` | 0 and 1 | logits |
 | "categorical", `Categorical` | codes 0 to k - 1 | k logits for each column |
@@ -19,6 +20,7 @@ from .bernoulli import Bernoulli
 from .categorical import Categorical
 from .counts import NegativeBinomial, Poisson
 from .gaussian import Gaussian, GaussianLikelihood
+from .laplace import Laplace
 from .mixed import Mixed
 from .named import make
 from .student_t import StudentT
@@ -30,6 +32,7 @@ __all__ = [
     "Elementwise",
     "Gaussian",
     "GaussianLikelihood",
+    "Laplace",
     "Likelihood",
     "Mixed",
     "NegativeBinomial",

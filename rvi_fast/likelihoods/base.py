@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks, reference
 from .._devices import device_row
-from ..ops import ops
 
 LAWS: dict[str, type[Likelihood]] = {}
 """Laws by name: what `likelihood=` in the builders, `Mixed` and checkpoints call them."""
@@ -33,16 +32,17 @@ class Likelihood(nn.Module):
             that `fit` may standardise them. Every finite number is possible then.
         pixels: whether x may be uint8, which counts as x / 255.
         estimated: "mean" or "mode": what `impute` fills in where it is not told.
+        of_each_column: arguments with which what is learned is learned of each feature, for `Mixed`.
         step_tensors: tensors [batch, `num_outputs`] that log-likelihood and gradient by autograd hold at
             once, at most, for `estimate_memory`; some are float64.
 
     Example:
         >>> import torch, rvi_fast
-        >>> class Laplace(rvi_fast.likelihoods.Elementwise):
+        >>> class Logistic(rvi_fast.likelihoods.Elementwise):
         ...     def log_density(self, x, outputs):
-        ...         return -(x - outputs).abs() - torch.tensor(2.0).log()
-        >>> Laplace(2)(torch.tensor([[1.0, torch.nan]]), torch.zeros(1, 2))
-        tensor([-1.6931])
+        ...         return x - outputs - 2 * torch.nn.functional.softplus(x - outputs)
+        >>> Logistic(2)(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2))
+        tensor([-1.3863])
     """
 
     law: str | None = None
@@ -50,6 +50,7 @@ class Likelihood(nn.Module):
     pixels: bool = False
     estimated: str = "mean"
     step_tensors: float = 24.0
+    of_each_column: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, law: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -267,28 +268,6 @@ class Likelihood(nn.Module):
             log_prob [S, B], and the gradient of hidden [S, B, H].
         """
         raise NotImplementedError
-
-    @staticmethod
-    def _step_of_linear(
-        law: str,
-        grad: Tensor,
-        hidden: Tensor,
-        layer: nn.Linear,
-        x: Tensor,
-        mask: Tensor | None,
-        learn: bool,
-        scale: Tensor | None = None,
-        learn_scale: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `step_of_linear` of a law that is an op gives, and the gradient of its scale."""
-        inputs = hidden, layer.weight, layer.bias, x, scale, mask, law
-        found = ops.linear_log_likelihood_bwd(grad, *inputs, True, learn, learn_scale)
-        log_prob, grad_hidden, grad_weight, grad_bias, grad_scale = found
-        if learn:
-            layer.weight.grad = grad_weight
-            if layer.bias is not None:
-                layer.bias.grad = grad_bias
-        return log_prob, grad_hidden, grad_scale
 
     def _entries(
         self, x: Tensor, outputs: Tensor, mask: Tensor | None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..functional import bernoulli_log_likelihood, linear_bernoulli_log_likelihood
 from .base import Elementwise, wide
+from .fused import Fused
 
 
-class Bernoulli(Elementwise, law="bernoulli"):
+class Bernoulli(Fused, Elementwise, law="bernoulli"):
     """Independent zeros and ones, of which the decoder's outputs are the logits.
 
         log p(x_b) = sum_{d observed} (x_bd o_bd - log(1 + exp(o_bd)))
@@ -36,6 +37,7 @@ class Bernoulli(Elementwise, law="bernoulli"):
         tensor([0.1192, 0.5000, 0.8808])
     """
 
+    doors = bernoulli_log_likelihood, linear_bernoulli_log_likelihood
     pixels = True
     estimated = "mode"
 
@@ -44,37 +46,12 @@ class Bernoulli(Elementwise, law="bernoulli"):
         """Those of the op, or those of `log_density` where a subclass is not the op."""
         return 2.0 if self.fused else 8.0
 
-    @property
-    def fused(self) -> bool:
-        """Whether this law is an op, with the last layer too: a subclass may have another one."""
-        return type(self) is Bernoulli
-
     def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood of the observed entries of each row, see `Likelihood.forward`."""
         if not self.fused:
             return super().forward(x, outputs, mask)
         self._check_entries(x, outputs)
         return bernoulli_log_likelihood(x, outputs, mask)
-
-    def of_linear(
-        self, x: Tensor, hidden: Tensor, layer: nn.Linear, mask: Tensor | None = None
-    ) -> Tensor:
-        """The same given outputs = layer(hidden), see `linear_bernoulli_log_likelihood`."""
-        return linear_bernoulli_log_likelihood(hidden, layer.weight, layer.bias, x, mask)
-
-    def step_of_linear(
-        self,
-        grad: Tensor,
-        hidden: Tensor,
-        layer: nn.Linear,
-        x: Tensor,
-        mask: Tensor | None,
-        learn: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """`of_linear` and its gradients in one pass, see `Likelihood.step_of_linear`."""
-        own = grad, hidden, layer, x, mask, learn
-        log_prob, grad_hidden, _ = self._step_of_linear("bernoulli", *own)
-        return log_prob, grad_hidden
 
     def log_density(self, x: Tensor, outputs: Tensor) -> Tensor:
         """log p of each entry, see `Elementwise`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -170,6 +170,7 @@ class NegativeBinomial(Counts, law="negative_binomial"):
 
     log_inverse_dispersion: Tensor
     step_tensors = 22.0
+    of_each_column: ClassVar[dict[str, Any]] = {"dispersion": "feature"}
 
     def __init__(
         self,

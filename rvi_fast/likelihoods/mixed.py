@@ -12,14 +12,6 @@ from torch import Tensor, nn
 from .base import LAWS, Likelihood, observed_of, view
 from .named import described, is_named, make
 
-# columns of one table differ, so that what a law learns of a feature is learned of each
-_EACH: dict[str, dict[str, Any]] = {
-    "gaussian": {"scale": "feature"},
-    "student_t": {"scale": "feature", "df": "feature"},
-    "negative_binomial": {"dispersion": "feature"},
-}
-
-
 # tensors [batch, outputs] of a step: outputs, x and mask by law, and gradients on the way back
 _GATHERED = 3.0
 
@@ -43,7 +35,6 @@ class Mixed(Likelihood, law="mixed"):
 
     Attributes:
         parts: the laws, one for each kind and one for each instance, in the order of first use.
-        columns_of_parts: the columns of each of `parts`.
         columns: what each column was given, for JSON; None for a law without a name.
 
     Example:
@@ -69,26 +60,31 @@ class Mixed(Likelihood, law="mixed"):
         parts = [_part(kind, [columns[c] for c in own]) for kind, own in grouped.items()]
         self.parts = nn.ModuleList(parts)
         # columns of each part, and outputs of each part, by their places in x and outputs
-        self.columns_of_parts = list(grouped.values())
+        self._columns = list(grouped.values())
         widths = [0] * len(columns)
-        for part, own in zip(parts, self.columns_of_parts, strict=True):
+        for part, own in zip(parts, self._columns, strict=True):
             one = (part.num_outputs or len(own)) // len(own)
             each = getattr(part, "num_classes", None) or [one] * len(own)
             for column, width in zip(own, each, strict=True):
                 widths[column] = width
         ends = list(itertools.accumulate(widths))
         self._width = ends[-1]
-        for number, own in enumerate(self.columns_of_parts):
+        for number, own in enumerate(self._columns):
             places = [range(ends[c] - widths[c], ends[c]) for c in own]
             outputs = [place for each in places for place in each]
             self.register_buffer(f"_x{number}", torch.tensor(own), persistent=False)
             self.register_buffer(f"_outputs{number}", torch.tensor(outputs), persistent=False)
-        order = [column for own in self.columns_of_parts for column in own]
+        order = [column for own in self._columns for column in own]
         back = sorted(range(len(order)), key=order.__getitem__)
         self.register_buffer("_back", torch.tensor(back), persistent=False)
         self.columns = [_written(spec) for spec in columns]
 
     _back: Tensor
+
+    @property
+    def columns_of_parts(self) -> list[list[int]]:
+        """The columns of each of `parts`."""
+        return self._columns
 
     @property
     def num_outputs(self) -> int:
@@ -241,7 +237,7 @@ class Mixed(Likelihood, law="mixed"):
         columns: Sequence[int | str] | None = None,
     ) -> None:
         """Refuses data that a column's law cannot give, see `Likelihood.check`."""
-        for part, own in zip(self._laws(), self.columns_of_parts, strict=True):
+        for part, own in zip(self._laws(), self._columns, strict=True):
             seen = None if mask is None else mask[:, own]
             names = own if columns is None else [columns[column] for column in own]
             part.check(x[:, own], seen, rows=rows, columns=names)
@@ -275,7 +271,7 @@ class Mixed(Likelihood, law="mixed"):
 
     def _by_column(self, parts: list[list[bool]]) -> list[bool]:
         found = [False] * self.num_features
-        for own, values in zip(self.columns_of_parts, parts, strict=True):
+        for own, values in zip(self._columns, parts, strict=True):
             for column, value in zip(own, values, strict=True):
                 found[column] = value
         return found
@@ -312,7 +308,8 @@ def _part(kind: Any, specs: list[Any]) -> Likelihood:
     elif is_named(specs[0]):
         made = LAWS[kind](len(specs), [spec[1] for spec in specs])  # type: ignore[call-arg]
     else:
-        made = LAWS[kind](len(specs), **_EACH.get(kind, {}))
+        # columns of one table differ, so that what a law learns of a feature is learned of each
+        made = LAWS[kind](len(specs), **LAWS[kind].of_each_column)
     return made
 
 

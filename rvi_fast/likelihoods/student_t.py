@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class StudentT(Elementwise, law="student_t"):
     location_scale = True
     pixels = True
     step_tensors = 10.0
+    of_each_column: ClassVar[dict[str, Any]] = {"scale": "feature", "df": "feature"}
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ def rvi(
         image_shape: (height, width) or (channels, height, width) for "conv"; a square if not given.
         skip: the last layer of a dense decoder sees the latents too, beside what the hidden layers give,
             so that it holds a linear model, see `Skip` and `training.start_linear`.
-        likelihood: the law of the data: "gaussian", "student_t", "bernoulli", "poisson",
-            "negative_binomial", ("categorical", k); a list of these, one for each column, see
+        likelihood: the law of the data: a name that help(rvi_fast.likelihoods) lists, "gaussian" or
+            "bernoulli" for instance, or ("categorical", k); a list of these, one for each column, see
             `likelihoods.Mixed`; or a `likelihoods.Likelihood` or a module of your own.
         initial_log_std: what each row's log standard deviations start at, see `RelayPosterior`.
         initial_scale: where the scale of the likelihood starts, in the units of the model (of

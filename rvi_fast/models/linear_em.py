@@ -53,11 +53,7 @@ class Joint(NamedTuple):
 
     def predicted(self, rows: Rows) -> Tensor:
         """The expected entries [B, D], given those observed."""
-        seen, place, _ = patterns(rows.known)
-        inverse = inverses(self.covariance, seen)[0]
-        inverse = inverse if place is None else inverse[place]
-        deviation = rows.x - self.bias * rows.known
-        return (inverse @ deviation[:, :, None])[:, :, 0] @ self.covariance + self.bias
+        return gains(self, rows).weights @ self.covariance + self.bias
 
     def factors(self) -> Factors:
         """The same distribution by D - 1 factors and one noise variance, the smallest eigenvalue."""
@@ -218,22 +214,15 @@ def joint_step(model: Joint, data: Data, *, ridge: float) -> tuple[Joint, Tensor
         ridge: k, pseudo-rows whose covariance is the identity.
     """
     bias, covariance = model
-    features = len(bias)
-    gain, outer = covariance.new_zeros(2, features, features)
-    pull, log_prob = covariance.new_zeros(features), covariance.new_zeros(())
-    for rows in data.blocks(features * features):
-        deviation = rows.x - bias * rows.known
-        seen, place, times = patterns(rows.known)
-        inverse, log_volume = inverses(covariance, seen)
-        gain += torch.tensordot(times, inverse, 1)
-        if place is not None:
-            inverse, log_volume = inverse[place], log_volume[place]
-        weights = (inverse @ deviation[:, :, None])[:, :, 0]
-        outer.addmm_(weights.T, weights)
-        pull += weights.sum(0)
-        constant = rows.known.sum() * math.log(2 * math.pi)
-        log_prob += -0.5 * ((weights * deviation).sum() + constant) - log_volume.sum()
-    lower, _ = torch.linalg.cholesky_ex(covariance)
+    outer, gain = covariance.new_zeros(2, *covariance.shape)
+    pull, log_prob = torch.zeros_like(bias), bias.new_zeros(())
+    for rows in data.blocks(len(bias) ** 2):
+        found = gains(model, rows)
+        outer.addmm_(found.weights.T, found.weights)
+        gain += found.gain
+        pull += found.weights.sum(0)
+        log_prob += found.log_prob
+    lower = torch.linalg.cholesky_ex(covariance)[0]
     trace = torch.cholesky_inverse(lower).diagonal().sum()
     penalty = -ridge * (lower.diagonal().log().sum() + 0.5 * trace)
     moved = covariance @ pull / data.num_rows
@@ -244,16 +233,69 @@ def joint_step(model: Joint, data: Data, *, ridge: float) -> tuple[Joint, Tensor
     return Joint(bias + moved, stepped), log_prob + penalty
 
 
-def inverses(covariance: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the observed block of a covariance its inverse, 0 elsewhere, and half its log determinant.
+class Gains(NamedTuple):
+    """G_i, the inverse of the covariance of what row i shows, with zeros where it shows nothing.
 
-    Args:
-        covariance: [D, D].
-        seen: patterns [U, D] of zeros and ones.
+    Attributes:
+        weights: G_i (x_i - bias) [B, D].
+        gain: sum of G_i [D, D].
+        log_prob: sum of log p(x_i) [].
     """
-    block = covariance * (seen[:, :, None] * seen[:, None, :])
-    block.diagonal(dim1=1, dim2=2).add_(1.0 - seen)
-    lower = torch.linalg.cholesky_ex(block)[0]
+
+    weights: Tensor
+    gain: Tensor
+    log_prob: Tensor
+
+
+def gains(model: Joint, rows: Rows) -> Gains:
+    """What EM has to know of rows under a covariance S.
+
+    It inverts matrices of what rows show, S_oo; or, where they show more than half, of what they do not:
+    with P = S^-1
+
+        G = P - P_:m P_mm^-1 P_m:,    log |S_oo| = log |S| + log |P_mm|
+    """
+    bias, covariance = model
+    deviation = rows.x - bias * rows.known
+    seen, place, times = patterns(rows.known)
+    dense = 2 * int(seen.sum()) > seen.numel()
+    lower = torch.linalg.cholesky_ex(covariance)[0]
+    matrix = torch.cholesky_inverse(lower) if dense else covariance
+    index, inverse, log_volume = _inverted(matrix, seen == 0 if dense else seen > 0)
+    flat = index[:, :, None] * len(bias) + index[:, None, :]
+    summed = torch.zeros_like(covariance)
+    summed.view(-1).index_add_(0, flat.flatten(), (inverse * times[:, None, None]).flatten())
+    if place is not None:
+        index, inverse, log_volume = index[place], inverse[place], log_volume[place]
+    pulled = deviation @ matrix if dense else deviation
+    within = (inverse @ pulled.gather(1, index)[:, :, None])[:, :, 0]
+    # places past the number of entries have zeros, whatever entry they name
+    weights = torch.zeros_like(deviation).scatter_add_(1, index, within)
+    half = log_volume.sum()
+    if dense:
+        weights = (pulled - weights @ matrix) * rows.known
+        summed = len(deviation) * matrix - matrix @ summed @ matrix
+        half = half + len(deviation) * lower.diagonal().log().sum()
+    constant = rows.known.sum() * math.log(2 * math.pi)
+    return Gains(weights, summed, -0.5 * ((weights * deviation).sum() + constant) - half)
+
+
+def _inverted(matrix: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverses of the parts of a matrix [D, D] that bool [U, D] marks, as large as the largest, M.
+
+    Returns:
+        Their entries [U, M]; the inverses [U, M, M], 0 past the number of entries; and half the
+        logarithms of the determinants [U].
+    """
+    count = marks.sum(1)
+    size = max(1, int(count.max()))
+    index = marks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :size]
+    past = torch.arange(size, device=count.device) >= count[:, None]
+    part = matrix[index[:, :, None], index[:, None, :]]
+    part.masked_fill_(past[:, :, None] | past[:, None, :], 0.0)
+    ones = past.to(part.dtype)
+    part.diagonal(dim1=1, dim2=2).add_(ones)
+    lower = torch.linalg.cholesky_ex(part)[0]
     inverse = torch.cholesky_inverse(lower)
-    inverse.diagonal(dim1=1, dim2=2).sub_(1.0 - seen)
-    return inverse, lower.diagonal(dim1=1, dim2=2).log().sum(1)
+    inverse.diagonal(dim1=1, dim2=2).sub_(ones)
+    return index, inverse, lower.diagonal(dim1=1, dim2=2).log().sum(1)

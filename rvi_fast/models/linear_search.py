@@ -27,9 +27,9 @@ _WORSE = 2
 _STEPS, _RISE = 30, 1e-4
 # rows on which factors converge before a few steps see all
 _SAMPLE, _LAST_STEPS = 20_000, 3
-# a covariance is tried for so many features at most; products N D^3 that one step of it may take while
-# candidates are compared, while the chosen one converges, and in the end
-_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 30, 1 << 33, 1 << 37
+# so many factors are tried at most, and a covariance for so many features; products N D^3 that one step
+# of it may take while candidates are compared, while the chosen one converges, and in the end
+_LARGEST, _COMPARED, _CONVERGING, _LAST = 128, 1 << 31, 1 << 34, 1 << 37
 
 Model = TypeVar("Model", Factors, Joint)
 Step = Callable[[Any, Data], tuple[Any, Tensor]]
@@ -82,7 +82,8 @@ def chosen(data: Data, scalar: bool, generator: torch.Generator) -> Choice:
     if not tables:
         return Choice(0)
     ranks = [0, *(1 << power for power in range(features.bit_length()))]
-    ranks = [rank for rank in ranks if rank < min(features, tables[0].data.num_rows)]
+    most = min(features - 1, tables[0].data.num_rows - 1, _LARGEST)
+    ranks = [rank for rank in ranks if rank <= most]
     starts = [_moments(table.data) for table in tables]
 
     def factors(rank: float, place: int) -> Factors:

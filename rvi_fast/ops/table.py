@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._devices import DEVICES, device_row
+from .._devices import DEVICES, Unrehearsed, device_row, rehearsing
 from .._op_checks import checked
 from .autograd import without_autocast
 
@@ -95,6 +95,8 @@ def _run(device_type: str, name: str, *args: Any) -> Any:
             result = function(*args)
         if result is not NotImplemented:
             return result
+    if rehearsing():
+        raise Unrehearsed(name)
     with without_autocast(device_type):
         return getattr(reference, name)(*args)
 

@@ -87,6 +87,39 @@ class RowAdam(torch.optim.Optimizer):
         With a dense gradient the modes "lazy" and "row" step the rows that were in a forward pass
         with gradients enabled since the last step, and those whose gradient is not zero.
 
+    CUDA graphs:
+        A step with sparse gradients can be captured, `loss.backward()` and all; nothing in it waits for
+        the device. Index and data then lie in tensors that are copied to; one step goes before the
+        capture, and `before_replay` before each replay::
+
+            rows = rvi_fast.optim.RowAdam(posterior)  # of RelayPosterior(..., sparse=True)
+            shared = torch.optim.Adam(others, capturable=True)
+            rows.reserve(10_000)  # steps; all rows are brought up to date as often as that
+
+            def step():
+                z, kl = posterior(index)
+                loss = (kl - likelihood(x, decoder(z))).mean()
+                rows.zero_grad()
+                shared.zero_grad()
+                loss.backward()
+                rows.step()
+                shared.step()
+                return loss
+
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loss = step()
+            for batch in order.split(len(index)):
+                index.copy_(batch)
+                torch.index_select(data, 0, index, out=x)
+                rows.before_replay()
+                graph.replay()
+
     Source:
         Kingma and Ba 2015; `rvi_fast.reference.row_adam_step`.
 
@@ -473,9 +506,15 @@ class RowAdam(torch.optim.Optimizer):
             )
 
     def before_replay(self) -> None:
-        """To be called before a CUDA graph that holds one `step_batch` is replayed."""
+        """To be called before a CUDA graph that holds one step is replayed.
+
+        Sets the learning rate, and counts the step. Where the room that `reserve` has made is used up,
+        it brings all rows up to date.
+        """
         self._check_count()
         self._set_lr()
+        if self._num_steps - self._flushed_at + 2 > len(self._history):
+            self.flush()
         self._num_steps += 1
 
     def _check_count(self) -> None:

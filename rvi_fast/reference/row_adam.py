@@ -113,7 +113,7 @@ def row_adam_step(
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
     row's own visit count.
     """
-    lr = lr.to(torch.float64).reshape(())
+    lr, grad = lr.to(torch.float64).reshape(()), grad.to(rows.dtype)
     if repeats and not index.is_meta:
         index, place = index.unique(return_inverse=True)
         grad = grad.new_zeros((len(index), rows.shape[1])).index_add_(0, place, grad)

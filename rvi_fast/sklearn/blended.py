@@ -53,14 +53,14 @@ class BlendedEstimator(RelayEstimator):
             blend.grow(shown, self._relayed(shown, self.scale_factor_))
         error = blend.weigh(entries, judged, relayed, _means_of(shown))
         self.held_out_error_, self.held_out_errors_ = error, blend.errors
-        batch_size, steps_per_epoch = self._batches(len(rows))
-        warn_of_collapse(error, self._options()["lr"], epochs * steps_per_epoch)
+        chosen = self._recipe(len(rows))._replace(epochs=epochs)
+        warn_of_collapse(error, chosen.lr, epochs * -(-len(rows) // chosen.batch_size))
         # fewer factors than a whole covariance has: their number need not be looked for again
         rank = blend.linear.latent_dim if blend.linear.latent_dim < rows.shape[1] - 1 else None
         whole = self._blend_of(rows, names, seed, rank or None)
         start = whole.linear if from_linear and len(self._starts(whole.linear, law)) > 1 else None
         model = self._started(start, rows, law, seed)
-        posterior = self._trained(model, rows, seed, epochs=epochs, batch_size=batch_size)
+        posterior = self._trained(model, rows, seed, chosen)
         whole.base, whole.weights = blend.base, blend.weights
         whole.residuals, whole.errors = blend.residuals, blend.errors
         if whole.forest is not None:
@@ -125,18 +125,18 @@ class BlendedEstimator(RelayEstimator):
         `model_` is then the best. Returns whether it has started at the linear model's solution, and how
         many epochs it was trained for.
         """
-        batch_size, steps_per_epoch = self._batches(len(shown))
-        given = self._options()["epochs"]
-        epochs = max(_VISITS, -(-_STEPS // steps_per_epoch)) if given is None else given
+        chosen, given = self._recipe(len(shown)), self._options()["epochs"]
+        if given is None:
+            steps = -(-len(shown) // chosen.batch_size)
+            chosen = chosen._replace(epochs=max(_VISITS, -(-_STEPS // steps)))
         judged = linear.predictive(shown[entries.rows])[0].numpy()
         of_linear = float(np.mean((entries.of(judged) - entries.truth) ** 2))
         found = []
         for start in self._starts(linear, law):
-            every = epochs if given is not None else max(1, epochs // _LOOKS)
+            every = chosen.epochs if given is not None else max(1, chosen.epochs // _LOOKS)
             stopping = HeldOutStopping(entries, every)
             model = self._started(start, shown, law, seed)
-            settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
-            self._trained(model, shown, seed, callbacks=[stopping], **settings)
+            self._trained(model, shown, seed, chosen, callbacks=[stopping])
             found.append((stopping, start is not None))
             if stopping.error < _BETTER * of_linear:
                 break

@@ -26,11 +26,9 @@ from ..training.fit import fit
 from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_factor, find_held_out
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
+from ..training.recipes import Recipe, recipe
 from .tables import checked_table, is_nan
 
-# what epochs=None asks for: steps in all, and visits of each row
-_STEPS, _VISITS = 2000, 50
-_BATCH = 256
 # rows decoded at once
 _DECODED = 8192
 
@@ -48,7 +46,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         top: float | int | Sequence[float | int] = 0.5,
         epochs: int | None = None,
         batch_size: int | None = None,
-        lr: float = 0.01,
+        lr: float | None = None,
         kl_weight: Any = 1.0,
         decoder_weight_decay: float = 0.0,
         initial_log_std: float = -2.0,
@@ -121,15 +119,12 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
 
     def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
         """Trains a model on what `_rows` gives; returns the posteriors of the rows."""
-        model = self._model_of(rows.shape, law, seed)
-        batch_size, steps_per_epoch = self._batches(len(rows))
-        epochs = self._options()["epochs"]
-        if epochs is None:
-            epochs = max(_VISITS, -(-_STEPS // steps_per_epoch))
-        posterior = self._trained(model, rows, seed, epochs=epochs, batch_size=batch_size)
+        model, chosen = self._model_of(rows.shape, law, seed), self._recipe(len(rows))
+        posterior = self._trained(model, rows, seed, chosen)
         with full_precision():
             self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        warn_of_collapse(self.held_out_error_, self._options()["lr"], epochs * steps_per_epoch)
+        steps = chosen.epochs * -(-len(rows) // chosen.batch_size)
+        warn_of_collapse(self.held_out_error_, chosen.lr, steps)
         return posterior
 
     def _model_of(
@@ -145,30 +140,29 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             check_scale_factor(model, options["scale_factor"])
         return model
 
-    def _batches(self, num_rows: int) -> tuple[int, int]:
-        """Rows in a step, and steps in an epoch."""
-        batch_size = self._options()["batch_size"]
-        if batch_size is None:
-            # a table of a few hundred rows still has some steps in an epoch
-            batch_size = min(_BATCH, max(16, num_rows // 4))
-        return batch_size, -(-num_rows // _checks.check_positive_int("batch_size", batch_size))
+    def _recipe(self, num_rows: int) -> Recipe:
+        """What `fit` is asked for a table of so many rows."""
+        options = self._options()
+        return recipe(num_rows, **{name: options[name] for name in ("batch_size", "epochs", "lr")})
 
     def _trained(
-        self, model: LatentModel, rows: np.ndarray, seed: int, **settings: Any
+        self, model: LatentModel, rows: np.ndarray, seed: int, chosen: Recipe, **settings: Any
     ) -> RelayPosterior:
         """Trains a model, which is then `model_`; returns the posteriors of the rows."""
-        names = ("lr", "kl_weight", "decoder_weight_decay")
-        options = {name: self._options()[name] for name in names} | settings
+        options = self._options()
         with full_precision():
             self.history_ = fit(
                 model,
                 rows,
                 standardize=False,
+                **chosen._asdict(),
+                kl_weight=options["kl_weight"],
+                decoder_weight_decay=options["decoder_weight_decay"],
                 seed=seed,
                 device=self.device,
                 eval_every=0,
                 progress=bool(self.verbose),
-                **options,
+                **settings,
             )
             posterior = model.posterior
             self.model_ = without_rows(model.eval())

@@ -65,8 +65,10 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         epochs: visits of each row in a training of the relay model. None: as many as held-out entries
             ask for, up to 600 steps and at least 10 visits; of the relay model alone at least 50, and so
             many that 2,000 steps are made.
-        batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256.
-        lr: learning rate of `fit`.
+        batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256; more for
+            tables of 32,768 rows and more, see `rvi_fast.training.recipe`.
+        lr: learning rate of `fit`. None: 0.01 for small tables and less for larger ones, as
+            `rvi_fast.training.recipe` has it.
         kl_weight: factor of the KL divergence in `fit`, or a function from the epoch to it.
         decoder_weight_decay: decoupled decay of the decoder's weight matrices, see `rvi_fast.fit`.
         initial_log_std: where the log standard deviations of rows start, see `RelayPosterior`.
@@ -84,10 +86,10 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             unless it has heavy tails, see `rvi_fast.data.ColumnTransform`. What is filled in is then
             nearer to the median than to the mean. "auto" is "none" for pixels and where `standardize`
             is False. Only features whose law is one of location and scale are bent or standardised.
-        likelihood: the law of the features: "gaussian", "student_t", "bernoulli" (0 and 1), "poisson",
-            "negative_binomial" (counts), ("categorical", k) (codes 0 to k - 1); a list with one of these
-            for each feature; or a `rvi_fast.likelihoods.Likelihood`, which is copied. X may hold nothing
-            else, in `fit` and in `transform`.
+        likelihood: the law of the features: a name that help(rvi_fast.likelihoods) lists, "gaussian",
+            "bernoulli" (0 and 1) or "poisson" (counts) for instance, or ("categorical", k) (codes 0 to
+            k - 1); a list with one of these for each feature; or a `rvi_fast.likelihoods.Likelihood`,
+            which is copied. X may hold nothing else, in `fit` and in `transform`.
         members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
             ("linear", "relay", "forest").
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
@@ -142,7 +144,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         top: float | int | Sequence[float | int] = 0.5,
         epochs: int | None = None,
         batch_size: int | None = None,
-        lr: float = 0.01,
+        lr: float | None = None,
         kl_weight: Any = 1.0,
         decoder_weight_decay: float = 0.0,
         initial_log_std: float = -2.0,

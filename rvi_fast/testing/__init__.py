@@ -48,6 +48,7 @@ from .linear_log_likelihood import (
     LinearLogLikelihoodContract,
 )
 from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
+from .low_rank import low_rank_table
 from .relay_decode import RelayDecodeCase, RelayDecodeContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
@@ -86,6 +87,7 @@ __all__ = [
     "expanded",
     "installed",
     "largest_error",
+    "low_rank_table",
     "make_tables",
     "poisoned_memory",
     "strided",

@@ -16,6 +16,7 @@ from ..reference.fused_step import SHARED_BLOCK
 from .compare import assert_as_accurate, assert_bit_equal
 from .contract import Inputs, OpContract
 from .inputs import Implementation, poisoned_memory
+from .log_likelihood import OTHER_LAWS
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ class LikelihoodRowsContract:
         LikelihoodRowsCase(150, 100, 63, 5, "feature", True, torch.float16),
         LikelihoodRowsCase(90, 70, 130, 33, "scalar", x_dtype=torch.bfloat16, room=3),
         LikelihoodRowsCase(60, 33, 65, 128, "scalar", True, torch.float64),
-        LikelihoodRowsCase(90, 63, 100, 64, "none", True, torch.uint8, True, law="bernoulli"),
-        LikelihoodRowsCase(9, 7, 63, 7, "none", law="bernoulli"),
+        *(
+            case
+            for law, (first, second, _) in OTHER_LAWS.items()
+            for case in (
+                LikelihoodRowsCase(90, 63, 100, 64, first, True, torch.uint8, True, law=law),
+                LikelihoodRowsCase(9, 7, 63, 7, second, law=law),
+            )
+        ),
         # more programs than numbers fit into a piece
         LikelihoodRowsCase(90, 70, 1100, 3, "scalar", room=2),
         LikelihoodRowsCase(60, 40, 63, 7, "feature", frozen=(0,)),
@@ -93,7 +100,7 @@ class LikelihoodRowsContract:
         if case.num_data > 1:  # a row of the batch with nothing observed
             observed[index[0]] = False
         x = normal(*table)
-        if case.law == "bernoulli":
+        if case.scale == "none":  # zeros and ones, which are data of every such law
             x = (x > 0).to(dtype)
         if case.x_dtype == torch.uint8:
             x = torch.randint(256, table, generator=generator, dtype=torch.uint8)

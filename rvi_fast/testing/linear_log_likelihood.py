@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .contract import Inputs
-from .log_likelihood import LogLikelihoodCase, LogLikelihoodContract
+from .log_likelihood import OTHER_LAWS, LogLikelihoodCase, LogLikelihoodContract
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,16 @@ class LinearLogLikelihoodContract(LogLikelihoodContract):
         LinearLogLikelihoodCase(33, 65, 1, "scalar", True, torch.float64, hidden_dim=200),
         LinearLogLikelihoodCase(300, 40, 1, "scalar", hidden_dim=17, bias=False),
         LinearLogLikelihoodCase(0, 7, 2, "feature", hidden_dim=4),
-        LinearLogLikelihoodCase(7, 63, 3, "none", hidden_dim=7, law="bernoulli"),
-        LinearLogLikelihoodCase(
-            63, 100, 2, "none", True, torch.uint8, packed=True, law="bernoulli", hidden_dim=64
+        *(
+            case
+            for law, (first, second, third) in OTHER_LAWS.items()
+            for case in (
+                LinearLogLikelihoodCase(7, 63, 3, third, hidden_dim=7, law=law),
+                LinearLogLikelihoodCase(33, 65, 1, first, hidden_dim=20, law=law),
+                LinearLogLikelihoodCase(
+                    63, 100, 2, second, True, torch.uint8, packed=True, law=law, hidden_dim=64
+                ),
+            )
         ),
     )
 

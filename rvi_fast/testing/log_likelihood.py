@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..reference.laws import LAWS
 from .contract import Inputs, OpContract
+
+# of each law beside the Gaussian the kinds of scale that its cases have
+OTHER_LAWS = {
+    law: ("scalar", "feature", "entry") if terms.scaled else ("none",) * 3
+    for law, terms in LAWS.items()
+    if law != "gaussian"
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,15 @@ class LogLikelihoodContract(OpContract):
         LogLikelihoodCase(7, 63, 2, "feature", True, torch.uint8, packed=True),
         LogLikelihoodCase(63, 1000, 1, "entry", True, packed=True),
         LogLikelihoodCase(1000, 33, 1, "scalar", True, torch.bfloat16, packed=True),
-        LogLikelihoodCase(1, 1, scale="none", law="bernoulli"),
-        LogLikelihoodCase(7, 63, 3, "none", True, torch.uint8, packed=True, law="bernoulli"),
-        LogLikelihoodCase(63, 1000, 2, "none", masked=True, law="bernoulli"),
+        *(
+            case
+            for law, (first, second, third) in OTHER_LAWS.items()
+            for case in (
+                LogLikelihoodCase(1, 1, scale=first, law=law),
+                LogLikelihoodCase(7, 63, 3, second, True, torch.uint8, packed=True, law=law),
+                LogLikelihoodCase(63, 1000, 2, third, masked=True, law=law),
+            )
+        ),
     )
 
     def inputs(self, function: str, case: LogLikelihoodCase, dtype: torch.dtype) -> Inputs:
@@ -74,7 +88,7 @@ class LogLikelihoodContract(OpContract):
         if case.batch > 1:
             observed[0] = False
         x = normal(*batch)
-        if case.law == "bernoulli":
+        if case.scale == "none":  # zeros and ones, which are data of every such law
             x = (x > 0).to(dtype)
         if case.x_dtype == torch.uint8:
             x = torch.randint(256, batch, generator=generator, dtype=torch.uint8)

@@ -8,6 +8,7 @@ from .infer import infer
 from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
+from .recipes import Recipe, recipe
 from .runs.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +28,7 @@ __all__ = [
     "FitManyError",
     "History",
     "MemoryEstimate",
+    "Recipe",
     "RunDirectoryInUse",
     "estimate_memory",
     "export",
@@ -37,5 +39,6 @@ __all__ = [
     "infer",
     "load",
     "load_checkpoint",
+    "recipe",
     "start_linear",
 ]

@@ -12,6 +12,7 @@ from ..posteriors.relay import RelayPosterior
 from .held_out import TooFewEntries, find_held_out
 from .infer import infer
 from .inputs.prepare import Inputs, prepare
+from .loop.checks import CollapseWarning
 
 # of the error of the means: what is gained beyond would not be noticed
 _COLLAPSED = 0.98
@@ -19,14 +20,6 @@ _COLLAPSED = 0.98
 _FEW_STEPS = 2000
 # up to here a training of few steps was better with a larger one
 _USUAL_LR = 0.01
-
-
-class CollapseWarning(UserWarning):
-    """A trained model finds entries that were hidden from it no better than their columns' means do.
-
-    Training was too short (more epochs, or a smaller `batch_size`), has collapsed (a smaller `lr` may
-    help), or the columns say nothing about each other. See `held_out_error`.
-    """
 
 
 def held_out_error(

@@ -107,8 +107,9 @@ def fit(
             which count as x / 255. Masked entries of a masked array are missing. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
-            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. Of
-            all rows or, for a shard, of its own. All of it is read once more before the first epoch,
+            (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. On
+            CUDA they are copied beside the steps before, and take part in CUDA graphs. Of all rows
+            or, for a shard, of its own. All of it is read once more before the first epoch,
             for the fingerprint that a resume and `impute` compare, once to standardise, and once for
             where the outputs of yes/no, classes and counts start.
         mask: bool [N, D], true = observed.

@@ -132,7 +132,8 @@ def _optimise(
             part = posterior.over(start.repeat(len(index), 1))
             optimizer = RowAdam(part, lr=lr, mode="row")
             keys = torch.zeros_like(index) if shared_noise else index
-            run = inference_step(part, optimizer, decoder, inputs.batch(index), keys)
+            given = inputs.batch(index)
+            run = inference_step(part, optimizer, decoder, given, keys, progress=progress)
             place = torch.arange(len(index), device=device)
             for step in range(steps):
                 run.seed.copy_(seeds[step])

@@ -26,7 +26,9 @@ from .inputs.feed import HostInputs
 from .inputs.fingerprint import fingerprint
 from .inputs.prepare import Inputs, inputs_of, open_source
 from .inputs.sources import Opened, chunks, moments_of
+from .loop.checks import warn_of_prior
 from .loop.run import Run
+from .loop.shared import Observed
 from .loop.threads import one_thread_where_small
 from .places import directory_of, settled
 from .runs.checkpoints import CheckpointError, checkpoints, read_manifest
@@ -90,7 +92,7 @@ def opened(
         stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
         stack.enter_context(_unchanged(model))
         closed = settings.scale_update == "closed-form"
-        observed = _observed(source, ranks, model.num_features) if closed else None
+        observed = _observed(model, source, ranks, settings) if closed else None
         run = Run(model, inputs, ranks, settings, data, observed)
         stack.callback(run.detach)
         if run.archive.found is None:
@@ -99,6 +101,8 @@ def opened(
         model.trained_on = own
         unbegun.pop_all()
         yield run
+        if ranks.leads and run.history.epochs and not run.steps_left:
+            warn_of_prior(run.history["kl"][-1], settings.lr)
 
 
 class SharedInputs:
@@ -256,13 +260,14 @@ def _start_outputs(
     bias.copy_(torch.where(wanted, found.to(bias.dtype), bias.cpu()))
 
 
-def _observed(source: Opened, ranks: Alone, num_features: int) -> torch.Tensor:
-    """The share of the rows of all processes in which each column is observed, float64 [D]."""
-    own = torch.zeros(num_features, dtype=torch.float64)
+def _observed(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> Observed:
+    """How much is observed of the rows of all processes."""
+    own = torch.zeros(model.num_features, dtype=torch.float64)
     for rows in chunks(len(source)):
         own += observed_of(*source.read(rows)).sum(0).cpu()
         source.release(int(rows[0]), int(rows[-1]) + 1)
-    return sum(ranks.gather(own), torch.zeros_like(own)) / ranks.num_data
+    total = sum(ranks.gather(own), torch.zeros_like(own))
+    return Observed(total / ranks.num_data, min(settings.batch_size, ranks.num_data))
 
 
 def _stored_scale(run_dir: Path) -> dict[str, Any] | None:

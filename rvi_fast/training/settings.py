@@ -187,6 +187,7 @@ class Settings:
         """What processes that train together must have in common."""
         given = self.run_dir is not None
         return {
+            **_ADDED,
             **self.kept(),
             "epochs": self.epochs,
             "resume": self.resume,

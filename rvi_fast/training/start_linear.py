@@ -22,6 +22,11 @@ from .settings import Settings
 
 # rows written at a time
 _CHUNK = 8192
+# what is left of the coefficients as they were drawn: relays that say something before any was learned
+# cost RVI an epoch (MNIST, half missing, 32 factors, error of observed pixels after 9 epochs: .0744 with
+# all of it, .0743 with relays at posterior means, .0746 with relays that explain a fifth of them, .0737
+# with none; VAD .0738)
+_LEFT = 0.01
 
 
 @torch.no_grad()
@@ -38,9 +43,10 @@ def start_linear(
     Afterwards the model reconstructs what the linear one does: the linear path of its decoder and the
     bias are those of the linear model, turned so that latents are its principal axes; what hidden layers
     give is multiplied by 0; and the likelihood has its noise. Relay and deviation of a row together are
-    the mean of its posterior; the standard deviations are those of the independent Gaussians that are
-    nearest to it, 1 in dimensions that the linear model has not. The evidence lower bound of a row is
-    then the linear model's log p(x) less
+    the mean of its posterior; the relay is near 0 for now, its coefficients (but for a mixture's) a
+    hundredth of what they were. The standard deviations are those of the independent Gaussians that are
+    nearest to the posterior, 1 in dimensions that the linear model has not. The evidence lower bound of
+    a row is then the linear model's log p(x) less
 
         1/2 (sum_t log M_tt - log |M|),    M = I + W_o^T psi_o^-1 W_o    (o: what the row shows)
 
@@ -153,6 +159,8 @@ def _start_rows(
         rows = Rows(torch.where(known, values, 0.0), known.to(torch.float64))
         part = slice(int(index[0]), int(index[-1]) + 1)
         own = posterior.rows[part]
+        if layout.form != "mixture":  # whose coefficients are logarithms of shares
+            own[:, : layout.deviation_offset] *= _LEFT
         relay = posterior.mean(index.to(posterior.relays.device), deviation=False)
         mean = relay.new_zeros(relay.shape, dtype=torch.float64)
         mean[:, :rank] = latents(found, rows).mean @ turn

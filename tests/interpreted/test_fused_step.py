@@ -1,5 +1,8 @@
 """Three training steps of six kernels, against the same steps in plain torch."""
 
+from contextlib import nullcontext
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -7,6 +10,8 @@ import rvi_fast
 from rvi_fast import kernels, testing
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step
+from rvi_fast.reference.laws import LAWS
+from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, FusedStep, fits
@@ -18,7 +23,7 @@ MODELS = {
     "standard": {},
     "clusters": {"form": "cluster"},
     "no group": {"groups": ()},
-    "zeros and ones": {"likelihood": "bernoulli"},
+    **{f"the {law} law": {"likelihood": law} for law in LAWS if law != "gaussian"},
     "no hidden layer": {"hidden": ()},
     "three hidden layers": {"hidden": (20, 33, 16)},
 }
@@ -27,7 +32,7 @@ MODELS = {
 def data(kind, law):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(N, D, generator=generator)
-    if law == "bernoulli":
+    if not LAWS[law].scaled:
         x = x.round()
     if kind == "pixels":
         return Inputs((255 * x).to(torch.uint8), torch.rand(N, D, generator=generator) < 0.6)
@@ -70,13 +75,40 @@ def trained(launches, inputs, dtype, options, moment_dtype=None):
 
 
 def assert_as_accurate_as_plain_torch(kind, options):
-    inputs = data(kind, options.get("likelihood"))
+    inputs = data(kind, options.get("likelihood", "gaussian"))
     got = trained(kernels, inputs, torch.float32, options)
     yardstick = trained(fused_step, inputs, torch.float32, options)
     exact = trained(fused_step, inputs, torch.float64, options)
     assert got.keys() == exact.keys()
     for name, value in got.items():
         testing.compare.assert_as_accurate(name, value, exact[name], yardstick[name])
+
+
+class Rows:
+    """A source of the host."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return N
+
+    def read(self, rows):
+        return self.inputs.batch(torch.from_numpy(rows))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "pixels"])
+def test_batches_that_the_host_reads_are_stepped_as_tables_of_the_device(monkeypatch, kind):
+    for name in ("Stream", "current_stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    monkeypatch.setattr(feed, "lands_on", lambda _: True)
+    held = data(kind, "gaussian")
+    landing = feed.HostInputs(Rows(held), torch.device("cpu"), torch.float32)
+    landing.reserve(B)
+    expected = trained(kernels, held, torch.float32, {})
+    testing.assert_bit_equal(trained(kernels, landing, torch.float32, {}), expected)
 
 
 def test_the_kernels_have_all_that_a_step_launches():
@@ -88,6 +120,6 @@ def test_three_steps_are_those_of_plain_torch(options):
     assert_as_accurate_as_plain_torch("numbers", options)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("law", LAWS)
 def test_masked_pixels_are_stepped_as_in_plain_torch(law):
     assert_as_accurate_as_plain_torch("pixels", {"likelihood": law})

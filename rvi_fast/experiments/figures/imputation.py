@@ -15,6 +15,7 @@ from ...training import infer
 from ..experiment import INFER_LR, Experiment, parts, trained
 from ..figure import figure
 from ..scales import Scale
+from ..work import Work
 
 WIDE = (256, 256)
 # how a posterior of test rows is found: model, decoder (None: that of the scale), scale factor
@@ -45,14 +46,14 @@ class Imputation(Experiment):
 
     method: str = "RVI"
 
-    def result(self, directory: Path, data_dir: str | Path | None = None) -> dict[str, Any]:
-        """Learns from the training rows and fills in the test rows, see `run`."""
-        return run(self, directory, data_dir=data_dir)
+    def result(self, directory: Path, data_dir: str | Path | None = None) -> Work[dict[str, Any]]:
+        """Learns from the training rows and fills in the test rows, see `work`."""
+        return work(self, directory, data_dir=data_dir)
 
 
-def run(
+def work(
     experiment: Imputation, directory: Path, *, data_dir: str | Path | None = None
-) -> dict[str, Any]:
+) -> Work[dict[str, Any]]:
     """Learns from the training rows and fills in the test rows.
 
     Returns:
@@ -67,7 +68,7 @@ def run(
         filled = _OTHERS[experiment.method](holed[0], train=holed[1])
     else:
         name, _, factor = _OURS[experiment.method]
-        model, _ = trained(experiment, train, directory)
+        model, _ = yield from trained(experiment, train, directory)
         posterior = infer(
             model,
             test.x,
@@ -77,7 +78,7 @@ def run(
             scale_factor=factor,
             seed=experiment.seed,
         )
-        filled = model.reconstruct(posterior=posterior).numpy()
+        filled = model.reconstruct(posterior=posterior).cpu().numpy()
     if is_pixels(test.x):  # every method is told that these are pixels
         filled = np.clip(filled, 0.0, 1.0)
     return {"test_missing": test.scores("test", filled)["test_missing"]}

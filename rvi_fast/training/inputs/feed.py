@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..._devices import in_line
 from ...likelihoods.base import Likelihood
 from ...scaler import Scaler
+from .landing import Landing, lands_on
 from .sources import Batch, Source, convert, fingerprint_of
 
 # batches that wait for the step
 AHEAD = 4
+# batches whose row numbers go to the host together
+_TOGETHER = 64
 _POLL = 0.05  # seconds
 
 
@@ -31,8 +37,8 @@ class Visit(NamedTuple):
 class HostInputs:
     """What `Inputs` is for data in memory; each batch is read, checked and converted by itself.
 
-    Within `feed` one thread reads ahead of the steps. Its errors are raised where the batch is asked
-    for, and it ends with the block.
+    Within `feed` one thread reads ahead of the steps. Its errors are raised where the batch is loaded,
+    and it ends with the block. On a GPU batches get to a `Landing`.
     """
 
     def __init__(
@@ -46,7 +52,11 @@ class HostInputs:
         self.source, self.device, self.dtype, self.law = source, device, dtype, law
         # batches are converted where they are read
         self.scaler = None if scaler is None else scaler.copy()
-        self._ready: tuple[Tensor, Batch] | None = None
+        self._landing: Landing | None = None
+        self._loaded: Batch | None = None
+        # row numbers of visits that are being read, and what comes of them
+        self._given: deque[Tensor] = deque()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue()
 
     @property
     def num_data(self) -> int:
@@ -54,9 +64,51 @@ class HostInputs:
         return len(self.source)
 
     def batch(self, index: Tensor) -> Batch:
-        """x and mask of rows `index`."""
-        ready = self._ready
-        return ready[1] if ready is not None and ready[0] is index else self._read(index)
+        """x and mask of rows `index`, read now."""
+        x, mask = self._read(index.cpu().numpy())
+        return x.to(self.device), None if mask is None else mask.to(self.device)
+
+    def reserve(self, batch_size: int) -> None:
+        """Makes room for batches of up to so many rows, where steps find them at fixed addresses."""
+        if lands_on(self.device):
+            self._landing = Landing(self.device, batch_size, self._read(np.arange(1)))
+
+    @property
+    def tables(self) -> Batch | None:
+        """See `Inputs.tables`."""
+        return None if self._landing is None else self._landing.tables
+
+    @property
+    def place(self) -> int:
+        """See `Inputs.place`."""
+        return 0 if self._landing is None else self._landing.place
+
+    def load(self, index: Tensor) -> None:
+        """See `Inputs.load`; within `feed` the batch has been read already, or is waited for."""
+        if self._given and self._given[0] is index:
+            self._given.popleft()
+            batch = self._ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+        else:
+            batch = self._prepared(index.cpu().numpy())
+        if self._landing is None:
+            self._loaded = batch
+        else:
+            self._landing.take(batch)
+
+    def loaded(self, index: Tensor) -> Batch:
+        """See `Inputs.loaded`."""
+        if self._landing is None:
+            assert self._loaded is not None
+            return self._loaded
+        x, mask = self._landing.tables
+        return x[: len(index)], None if mask is None else mask[: len(index)]
+
+    def located(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """See `Inputs.located`."""
+        assert self._landing is not None
+        return *self._landing.tables, self._landing.rows[: len(index)]
 
     def fingerprint(self) -> str:
         """SHA-256 that tells two data sets apart."""
@@ -81,46 +133,80 @@ class HostInputs:
 
     @contextmanager
     def feed(self, visits: Iterable[Visit]) -> Iterator[Iterator[Visit]]:
-        """Within it `batch` finds what it needs read already."""
-        waiting: queue.Queue[tuple[Visit, Batch] | BaseException | None]
-        waiting, ended = queue.Queue(AHEAD), threading.Event()
+        """Within it `load` finds what it needs read already, if asked in this order."""
+        asked: queue.SimpleQueue[_Numbers | None] = queue.SimpleQueue()
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        ended, begin = threading.Event(), in_line(self.device)
 
-        def put(entry: tuple[Visit, Batch] | BaseException | None) -> None:
+        def put(entry: Batch | BaseException) -> None:
             while not ended.is_set():
                 with suppress(queue.Full):
-                    waiting.put(entry, timeout=_POLL)
+                    ready.put(entry, timeout=_POLL)
                     return
-
-        begin = in_line(self.device)
 
         def read() -> None:
             try:
                 begin()
-                for visit in visits:
-                    if ended.is_set():
-                        return
-                    put((visit, self._read(visit.rows)))
-                put(None)
+                while (numbers := asked.get()) is not None:
+                    for rows in numbers.get():
+                        if ended.is_set():
+                            return
+                        put(self._prepared(rows))
             except BaseException as error:
                 put(error)
 
-        def served() -> Iterator[Visit]:
-            while (entry := waiting.get()) is not None:
-                if isinstance(entry, BaseException):
-                    raise entry
-                self._ready = (entry[0].rows, entry[1])
-                yield entry[0]
+        def ask(visits: Iterator[Visit]) -> list[Visit]:
+            group = list(islice(visits, _TOGETHER))
+            if group:
+                asked.put(_Numbers(group, self.device))
+            return group
 
+        def served() -> Iterator[Visit]:
+            waiting = iter(visits)
+            group = ask(waiting)
+            while group:
+                # before these are used up, so that the reader need not stop
+                following = ask(waiting)
+                for visit in group:
+                    self._given.append(visit.rows)
+                    yield visit
+                group = following
+
+        self._ready = ready
         thread = threading.Thread(target=read, name="rvi_fast reads ahead", daemon=True)
         thread.start()
         try:
             yield served()
         finally:
             ended.set()
+            asked.put(None)
             thread.join()
-            self._ready = None
+            self._given.clear()
+            self._loaded = None
 
-    def _read(self, index: Tensor) -> Batch:
-        rows = index.cpu().numpy()
-        x, mask = convert(*self.source.read(rows), self.dtype, rows, self.scaler, self.law)
+    def _read(self, rows: np.ndarray) -> Batch:
+        """Some rows, on the host."""
+        return convert(*self.source.read(rows), self.dtype, rows, self.scaler, self.law)
+
+    def _prepared(self, rows: np.ndarray) -> Batch:
+        """Some rows as `load` takes them: on their way to the device, or there."""
+        batch = self._read(rows)
+        if self._landing is not None:
+            return self._landing.prepared(batch, rows)
+        x, mask = batch
         return x.to(self.device), None if mask is None else mask.to(self.device)
+
+
+class _Numbers:
+    """Row numbers of some visits, on their way to the host: nobody waits but who reads the rows."""
+
+    def __init__(self, visits: list[Visit], device: torch.device) -> None:
+        self._sizes = [len(visit.rows) for visit in visits]
+        beside = lands_on(device)
+        self._rows = torch.cat([visit.rows for visit in visits]).to("cpu", non_blocking=beside)
+        self._mark = torch.cuda.current_stream(device).record_event() if beside else None
+
+    def get(self) -> list[np.ndarray]:
+        if self._mark is not None:
+            self._mark.synchronize()
+        return np.split(self._rows.numpy(), np.cumsum(self._sizes)[:-1])

@@ -45,6 +45,34 @@ class Inputs(NamedTuple):
         """x and mask of rows `index`."""
         return self.x[index], None if self.mask is None else self.mask[index]
 
+    def reserve(self, batch_size: int) -> None:
+        """To be called before steps are bound: here every row is where they find it."""
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor | None] | None:
+        """x and mask where a CUDA graph finds them in each step; None where there is no such place."""
+        return self
+
+    @property
+    def place(self) -> int:
+        """Which of several `tables` holds what was loaded: steps on each are captured for themselves."""
+        return 0
+
+    def load(self, index: Tensor) -> None:
+        """To be called before a step on rows `index` [B]: `loaded` and `located` then give these."""
+
+    def loaded(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x and mask of the rows that were loaded.
+
+        Args:
+            index: their numbers [B], in any tensor.
+        """
+        return self.batch(index)
+
+    def located(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`tables`, and which of their rows [B] are those that were loaded; see `loaded`."""
+        return self.x, self.mask, index
+
     @property
     def num_data(self) -> int:
         """N."""

@@ -12,13 +12,15 @@ from torch import Tensor
 from ...drawing import Drawing
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
+from ...optim.shared_adam import SharedAdam
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
+from .compilation import compile_kernels
 from .fused_step import fused_step
-from .step import BoundStep, DirectStep, draws, make_step
+from .step import BoundStep, DirectStep, LinearChain, draws, make_step
 
 
 class BatchStep(BoundStep):
@@ -41,9 +43,24 @@ class BatchStep(BoundStep):
         super().__init__(device, dtype)
         self.step, self.inputs = step, inputs
 
+    def load(self, index: Tensor) -> None:
+        self.inputs.load(index)
+
+    @property
+    def place(self) -> int:
+        return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`: nothing is asked of modules of the user's own or of an optimiser of torch."""
+        step = self.step
+        if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
+            return False
+        return isinstance(step.shared, SharedAdam) and step.shared.reduce is None
+
     def launch(self, index: Tensor, full_size: int) -> Tensor:
         """The step; `full_size` rows are what the summed loss of a batch is divided by."""
-        batch = self.inputs.batch(index)
+        batch = self.inputs.loaded(index)
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
 
 
@@ -70,9 +87,12 @@ def bound_step(
     step = make_step(place.stepped, place.rows, shared, drawing)
     like = next(model.posterior.parameters())
     batch_size = min(settings.batch_size, ranks.num_data)
+    inputs.reserve(batch_size)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
-    captured = settings.capture and ranks.alone and isinstance(inputs, Inputs)
+    told = settings.progress and ranks.leads
+    compile_kernels(bound, batch_size, [batch_size], progress=told)
+    captured = settings.capture and ranks.alone and inputs.tables is not None
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound
     drawn = drawing if draws(model, training=True) else None
@@ -92,9 +112,9 @@ class _Graph(NamedTuple):
 
 
 class CapturedStep:
-    """A step on CUDA, replayed from a graph for each size of batch.
+    """A step on CUDA, replayed from a graph for each size of batch and each place that batches land in.
 
-    The first batch of a size runs as it is, on a side stream, which sets up what is set up once; the
+    The first of those batches runs as it is, on a side stream, which sets up what is set up once; the
     second is captured. What cannot be captured runs as it is, after one warning.
 
     Args:
@@ -115,20 +135,21 @@ class CapturedStep:
         self.seed, self.kl_weight = step.seed, step.kl_weight
         rows.reserve(lag)
         self._side = torch.cuda.Stream(step.seed.device)
-        self._graphs: dict[tuple[int, int], _Graph | None] = {}
+        self._graphs: dict[tuple[int, int, int], _Graph | None] = {}
         self._refused = False
 
     def __call__(self, index: Tensor, full_size: int) -> Tensor:
-        size = (len(index), full_size)
+        self.step.load(index)
+        size = (len(index), full_size, self.step.place)
         if self._refused:
-            return self.step(index, full_size)
+            return self.step.run(index, full_size)
         if size not in self._graphs:
             self._graphs[size] = None
             # as when it is captured: kernels are compiled for the alignment of their tensors
             return self._on_the_side(self.step.fixed(index), full_size)
         captured = self._graphs[size] or self._capture(index, full_size)
         if captured is None:
-            return self.step(index, full_size)
+            return self.step.run(index, full_size)
         self._graphs[size] = captured
         self.rows.before_replay()
         return self.step.replay(*captured, index)
@@ -141,7 +162,7 @@ class CapturedStep:
         current = torch.cuda.current_stream(index.device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
-            result = self.step(index, full_size)
+            result = self.step.run(index, full_size)
         current.wait_stream(self._side)
         result.record_stream(current)
         return result

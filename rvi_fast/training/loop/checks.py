@@ -1,7 +1,8 @@
-"""Whether losses and parameters are numbers."""
+"""Whether losses and parameters are numbers, and whether rows say anything."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from ..._devices import to_float64
 from ..distributed.ranks import Alone
 from ..places.base import Place
+
+# nats of a row that are none
+_NOTHING = 0.1
 
 
 class Finite:
@@ -63,3 +67,31 @@ class Finite:
             raise FloatingPointError(
                 f"{name} became nan or inf in epoch {epoch + 1}; {self.kept()}"
             )
+
+
+class CollapseWarning(UserWarning):
+    """A trained model has learned no more than the means of columns.
+
+    `fit` says so where the rows say nothing, which the KL divergence tells; estimators and the command
+    line also where entries that were hidden are found no better than by the means of their columns.
+    Training was too short (more epochs, or a smaller `batch_size`), has collapsed (a smaller `lr` may
+    help, see `recipe`), or the columns say nothing about each other. See `held_out_error`.
+    """
+
+
+def warn_of_prior(kl: float, lr: float) -> None:
+    """Warns where the posteriors of a trained model are the prior.
+
+    Args:
+        kl: KL divergence of a row on average, in nats.
+        lr: learning rate of the decoder.
+    """
+    if kl < _NOTHING:
+        warnings.warn(
+            f"the posteriors of all rows are the prior, as if no row differed from any other: their KL "
+            f"divergence is {kl:.2g} nats on average. Training has collapsed, or the columns say "
+            f"nothing about each other. Try a smaller lr, which is {lr}, or a smaller kl_weight; "
+            "rvi_fast.training.recipe says what suits a table of so many rows",
+            CollapseWarning,
+            stacklevel=3,
+        )

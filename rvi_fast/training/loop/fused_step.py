@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._op_checks.log_likelihood import LAWS
+from ..._op_checks.log_likelihood import SCALED
 from ...ops.table import implementation
 from ...optim.row_state import Stepped
 from ...optim.shared_adam import SharedAdam
@@ -80,11 +80,12 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
     if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
         return False
     posterior, rows, shared, decoder = step.posterior, step.rows, step.shared, step.decoder
-    if not (isinstance(shared, SharedAdam) and isinstance(inputs, Inputs)):
+    tables = inputs.tables
+    if not isinstance(shared, SharedAdam) or tables is None:
         return False
     layout, like, hidden = posterior.layout, posterior.relays, decoder.hidden
     options = [(group["betas"], group["eps"]) for group in shared.param_groups]
-    data = [tensor for tensor in inputs if tensor is not None]
+    data = [tensor for tensor in tables if tensor is not None]
     widths = [layout.latent_dim, *(layer.out_features for layer in hidden)]
     return (
         layout.form in FORMS
@@ -105,9 +106,9 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         # `finish_step` has Adam alone
         and not any(shared.scales)
         and all(given == options[0] for given in options)
-        and decoder.likelihood.law in LAWS
+        and decoder.likelihood.law in SCALED
         and all(tensor.is_contiguous() and tensor.device == like.device for tensor in data)
-        and inputs.x.dtype in (torch.float32, torch.uint8)
+        and tables[0].dtype in (torch.float32, torch.uint8)
     )
 
 
@@ -124,7 +125,6 @@ def fused_step(
     """
     if not fits(step, inputs, slots_of):
         return None
-    assert isinstance(inputs, Inputs)
     launches = launches_on(inputs.device)
     return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
 
@@ -146,7 +146,7 @@ class FusedStep(BoundStep):
     def __init__(
         self,
         step: DirectStep,
-        inputs: Inputs,
+        inputs: Inputs | HostInputs,
         batch_size: int,
         launches: Any,
         slots_of: SlotsOf | None = None,
@@ -157,18 +157,19 @@ class FusedStep(BoundStep):
         self.inputs, likelihood = inputs, step.decoder.likelihood
         like = self.posterior.relays
         super().__init__(like.device, like.dtype)
-        self._launches = launches
+        self._launches, self._slots_of = launches, slots_of
         self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
-        log_scale: Any = likelihood.log_scale if LAWS[self._law] else None
+        log_scale: Any = likelihood.log_scale if SCALED[self._law] else None
         # those whose gradients the launches write, and where they begin among what is shared
         layers = [tensor for layer in self._hidden for tensor in (layer.weight, layer.bias)]
         self._last = (step.decoder.last.weight, step.decoder.last.bias, log_scale)
         self._owners = (like, *layers, *self._last)
         self._places = [None if t is None else self.shared.place(t) for t in self._owners]
-        weight = self._last[0]
-        pieces = most_pieces(launches, batch_size, weight, log_scale, inputs.mask)
+        tables = inputs.tables
+        assert tables is not None
+        pieces = most_pieces(launches, batch_size, self._last[0], log_scale, tables[1])
         self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
@@ -177,8 +178,24 @@ class FusedStep(BoundStep):
         """The same visits, whose row numbers are on the device before they are asked for."""
         return self._ahead.feed(visits)
 
-    def __call__(self, index: Tensor, full_size: int) -> Tensor:
-        self._load(index)
+    def load(self, index: Tensor) -> None:
+        """See `BoundStep.load`."""
+        self.inputs.load(index)
+        self._ahead.load(index)
+        self.shared.set_lr()
+
+    @property
+    def place(self) -> int:
+        """See `BoundStep.place`."""
+        return self.inputs.place
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`; rows that lie in slots do so within an epoch only."""
+        return self._slots_of is None
+
+    def run(self, index: Tensor, full_size: int) -> Tensor:
+        """See `BoundStep.run`."""
         self.launch(index, full_size)
         return self._ahead.result()
 
@@ -190,13 +207,8 @@ class FusedStep(BoundStep):
         self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
     ) -> Tensor:
         """See `BoundStep.replay`: there is nothing to copy."""
-        self._load(index)
         graph.replay()
         return self._ahead.result()
-
-    def _load(self, index: Tensor) -> None:
-        self._ahead.load(index)
-        self.shared.set_lr()
 
     @torch.no_grad()
     def launch(self, index: Tensor, full_size: int) -> Tensor:
@@ -249,7 +261,8 @@ class FusedStep(BoundStep):
     ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Pieces of log-likelihood and of the gradient of `hidden`, and how many of all others."""
         weight, bias, log_scale = (None if t is None else t.data for t in self._last)
-        layer = (hidden, weight, bias, self.inputs.x, index, log_scale, self.inputs.mask)
+        x, mask, rows = self.inputs.located(index)
+        layer = (hidden, weight, bias, x, rows, log_scale, mask)
         log_prob, grad_hidden = self._launches.likelihood_rows(*layer, self._law, grad)
         places = tuple(self._places[-3:])
         counts = self._launches.likelihood_features(*layer, self._law, grad, self._grads, places)

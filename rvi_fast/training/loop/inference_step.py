@@ -8,6 +8,7 @@ from torch import Tensor
 from ...optim import RowAdam
 from ...posteriors.relay import RelayPosterior
 from .capture import CapturedStep, graphs_on
+from .compilation import compile_kernels
 from .step import BoundStep, DecoderStep, LinearChain
 
 
@@ -17,9 +18,17 @@ def inference_step(
     decoder: DecoderStep,
     data: tuple[Tensor, Tensor | None],
     keys: Tensor,
+    *,
+    progress: bool = False,
 ) -> InferenceStep | CapturedStep:
-    """A `InferenceStep`, from CUDA graphs where they hold it and nothing in it could object."""
+    """A `InferenceStep`, from CUDA graphs where they hold it and nothing in it could object.
+
+    Args:
+        posterior, rows, decoder, data, keys: as there.
+        progress: say so where kernels have to be compiled first.
+    """
     step = InferenceStep(posterior, rows, decoder, data, keys)
+    compile_kernels(step, len(keys), (0, 1), progress=progress)
     captured = graphs_on(keys.device) and isinstance(decoder, LinearChain)
     return CapturedStep(step, rows, 0) if captured else step
 
@@ -50,6 +59,11 @@ class InferenceStep(BoundStep):
         self._zeros = like.new_zeros((1, len(keys), posterior.latent_dim), requires_grad=False)
         self._grad_log_prob = self._zeros.new_full((1, len(keys)), -1.0)
         self._grad_kl = self._zeros.new_ones(len(keys))
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """See `BoundStep`."""
+        return isinstance(self.decoder, LinearChain)
 
     def launch(self, index: Tensor, kind: int) -> Tensor:
         """Steps from the gradient of a sample where `kind` is 1, of the mean where it is 0.

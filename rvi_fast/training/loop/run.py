@@ -27,7 +27,7 @@ from .evaluation import observed_elastic
 from .history import History, Partial, Standing
 from .interrupts import Request
 from .seeds import MODULES, NOISE, ORDER, stream
-from .shared import shared_optimizer
+from .shared import Observed, shared_optimizer
 from .tally import Tally
 
 
@@ -40,7 +40,7 @@ class Run:
         ranks: those who train the rows.
         settings: what `places.settled` has returned.
         data: fingerprint of the data of all processes.
-        observed: share of all rows in which each column is observed [D], where settings ask for it.
+        observed: see `shared_optimizer`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Run:
         ranks: Alone,
         settings: Settings,
         data: Fingerprint,
-        observed: torch.Tensor | None = None,
+        observed: Observed | None = None,
     ) -> None:
         self.model, self.inputs, self.ranks, self.settings = model, inputs, ranks, settings
         self.device = next(model.posterior.parameters()).device
@@ -67,14 +67,12 @@ class Run:
             self.detach()
             raise
 
-    def _set_up(self, observed: torch.Tensor | None) -> None:
+    def _set_up(self, observed: Observed | None) -> None:
         """Makes the optimisers, and the step they take."""
         model, settings = self.model, self.settings
         self._optimizers.callback(self.place.close)
         self.place.open(self.archive.found is not None)
-        batch = min(settings.batch_size, self.ranks.num_data)
-        shared = shared_optimizer(model, settings, observed, batch)
-        self.shared = self._optimizers.enter_context(shared)
+        self.shared = self._optimizers.enter_context(shared_optimizer(model, settings, observed))
         self.ranks.attach(self.shared)
         self.drawing = Drawing(settings.seed)
         self.step = bound_step(
@@ -115,7 +113,6 @@ class Run:
             self.finite.parameters(epoch)
             record = self.history.records()[-1]
             bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
-
             self.standing.stopped, due = self.ranks.first(partial(self._finish_epoch, started))
             last = self.standing.stopped or epoch + 1 == epochs
             if self.ranks.any(request.signum is not None):
@@ -128,8 +125,7 @@ class Run:
     def _train_epoch(self, epoch: int, bar: Any, request: Request) -> Generator[None, None, bool]:
         """Trains an epoch to its end, or to where a signal has asked for the end: false then."""
         num_data, size = self.ranks.num_data, self.settings.batch_size
-        # in a short last batch every row keeps the weight it has in a full one, or Adam would remember
-        # its large gradients for a thousand steps
+        # in a short last batch rows weigh as in a full one, or Adam remembers large gradients for long
         full_size = min(size, num_data)
         done = self.standing.steps_broken_off
         broken_off, self.standing.partial = self.standing.partial, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +17,28 @@ from ...posteriors.base import as_posterior
 from ..settings import Settings
 
 
+class Observed(NamedTuple):
+    """How much is observed, for a scale that comes from residuals.
+
+    Attributes:
+        share: of all rows, in which each column is observed, [D].
+        batch: rows of a batch.
+    """
+
+    share: Tensor
+    batch: int
+
+
 @contextmanager
 def shared_optimizer(
-    model: LatentModel, settings: Settings, observed: Tensor | None = None, batch: int = 1
+    model: LatentModel, settings: Settings, observed: Observed | None = None
 ) -> Iterator[torch.optim.Optimizer]:
     """Within it Adam drives relays or encoder, decoder and scale; afterwards they are free of it.
 
     Args:
         model: whose parameters they are.
         settings: of the run.
-        observed: share of the rows in which each column is observed [D], where scales are to come from
-            residuals.
-        batch: rows of a batch.
+        observed: given where scales are to come from residuals.
     """
     others = [
         parameter
@@ -40,7 +50,7 @@ def shared_optimizer(
         matrices = {id(weight) for weight in model.decoder.parameters() if weight.dim() >= 2}
         decayed = [parameter for parameter in others if id(parameter) in matrices]
         others = [parameter for parameter in others if id(parameter) not in matrices]
-    scales = [] if observed is None else residual_scales(model.law, observed)
+    scales = [] if observed is None else residual_scales(model.law, observed.share)
     from_residuals = {id(scale) for scale, _ in scales}
     others = [parameter for parameter in others if id(parameter) not in from_residuals]
     groups: list[dict[str, Any]] = [
@@ -51,8 +61,8 @@ def shared_optimizer(
         {"params": decayed, "lr": settings.lr, "weight_decay": decay},
         {"params": others, "lr": settings.lr},
     ]
-    if scales:
-        rule = ResidualScale([count for _, count in scales], batch)
+    if observed is not None and scales:
+        rule = ResidualScale([count for _, count in scales], observed.batch)
         found = [scale for scale, _ in scales]
         groups.append({"params": found, "lr": 0.0, "residual_scale": rule})
     optimizer = shared_adam(groups)

@@ -151,10 +151,28 @@ class BoundStep:
         self.kl_weight = torch.ones((), dtype=wide, device=device)
 
     def __call__(self, index: Tensor, kind: int) -> Tensor:
+        self.load(index)
+        return self.run(index, kind)
+
+    def load(self, index: Tensor) -> None:
+        """To be called before the step on rows `index` [B], whether it is captured or not."""
+
+    @property
+    def place(self) -> int:
+        """Where what was loaded lies: graphs that were captured with another one do not find it."""
+        return 0
+
+    @property
+    def changes_by_kernels_alone(self) -> bool:
+        """Whether `launch` changes nothing but gradients where no kernel of the package runs."""
+        return False
+
+    def run(self, index: Tensor, kind: int) -> Tensor:
+        """The step on rows that were loaded; what it gives."""
         return self.launch(index, kind)
 
     def launch(self, index: Tensor, kind: int) -> Tensor:
-        """What a CUDA graph holds of a step on rows `index` [B], and what the step gives.
+        """What a CUDA graph holds of a step on rows `index` [B], which were loaded, and what it gives.
 
         Args:
             index: [B].
@@ -173,7 +191,7 @@ class BoundStep:
     def replay(
         self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
     ) -> Tensor:
-        """The step on rows `index` from a graph.
+        """The step on rows `index`, which were loaded, from a graph.
 
         Args:
             graph: of `launch`.

@@ -13,8 +13,11 @@ from ...models import LatentModel
 
 # where an object lies is different in every process
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-# which rows a process holds, and what training itself sets
-_PASSING = {"training", "sparse", "num_data", "table_size", "first_row", "row_numbers", "sharded"}
+# which rows a process holds, where they have started, and what training itself sets
+_PASSING = {
+    *("training", "sparse", "num_data", "table_size", "first_row", "row_numbers", "sharded"),
+    "initial_log_std",
+}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Size)
 
 
