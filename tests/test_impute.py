@@ -1,6 +1,7 @@
 """Missing entries are filled in, observed ones come back bit for bit."""
 
 import copy
+import math
 import sys
 
 import pytest
@@ -86,6 +87,38 @@ def test_draws_have_the_moments_of_the_posterior_predictive(model):
     assert deviation.abs().max() < 5
     assert 0.9 < deviation.std() < 1.1
     assert ((draws.std(0) / spread - 1) * 8000**0.5).abs().max() < 5
+
+
+def test_draws_have_the_noise_of_the_scale_that_the_posterior_was_inferred_with(model):
+    raised = copy.deepcopy(model)
+    with torch.no_grad():
+        raised.likelihood.log_scale += math.log(2.5)
+    posterior = infer(model, X, steps=20, scale_factor=2.5)
+    assert (posterior.scale_factor, model.posterior.scale_factor) == (2.5, 1.0)
+    draws = impute(model, X, posterior=posterior, num_draws=3)
+    expected = impute(raised, X, posterior=infer(raised, X, steps=20), num_draws=3)
+    torch.testing.assert_close(draws, expected)
+    # an estimate has no noise
+    filled = impute(model, X, posterior=posterior)
+    assert torch.equal(filled, impute(raised, X, posterior=posterior))
+
+
+@pytest.mark.parametrize("interval", [0.5, 0.9])
+def test_bounds_hold_draws_as_often_as_is_asked(model, interval, monkeypatch):
+    monkeypatch.setattr(sys.modules["rvi_fast.training.impute"], "_CHUNK", 10_000)
+    low, high = impute(model, X, interval=interval, num_draws=399)
+    assert (low < high)[~MASK].all()
+    assert torch.equal(low[MASK], X[MASK])
+    assert torch.equal(high[MASK], X[MASK])
+    draws = impute(model, X, num_draws=400, seed=1)
+    held = ((low <= draws) & (draws <= high))[:, ~MASK].float().mean()
+    assert float(held) == pytest.approx(interval, abs=0.02)
+    assert impute(model, X, interval=interval).shape == (2, N, D)
+    for wrong in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="interval: expected"):
+            impute(model, X, interval=wrong)
+    with pytest.raises(ValueError, match="estimate: expected None beside interval"):
+        impute(model, X, interval=interval, estimate="mean")
 
 
 def test_draws_are_independent_and_follow_the_seed(model):

@@ -130,7 +130,7 @@ def test_inverse_transform_decodes_in_the_units_of_the_data(embedder, imputer):
     assert decoded.shape == X.shape
     assert 30 < decoded[:, 1].mean() < 70
     # the same model and scale: what the imputer fills in is the embedder's decoding
-    same = RelayImputer(**TINY, scale_factor=1.0).fit(X).transform(X)
+    same = RelayImputer(**TINY, scale_factor=1.0, members=("relay",)).fit(X).transform(X)
     np.testing.assert_allclose(decoded[~MASK], same[~MASK], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="X: expected 3 columns, latent_dim, got 2"):
         embedder.inverse_transform(np.zeros((4, 2)))

@@ -45,6 +45,7 @@ class OwnedRows(Posterior):
         relays: parameter [K, T].
         layout: which numbers of a row are what.
         initial_log_std: what the log standard deviations of rows that are drawn start at.
+        scale_factor: that of `infer`, which gave the rows, and of draws around them; 1 in training.
         tables: where the rows lie.
         row_numbers: int64 [N] or None: numbers of rows that lie in any order.
     """
@@ -59,6 +60,7 @@ class OwnedRows(Posterior):
     # of the class: posteriors that were pickled before it was an argument have none of their own
     initial_log_std: float = -2.0
     learn_std: bool = True
+    scale_factor: float = 1.0
     _row_optimizer: _RowOptimizer | None
 
     def _start_at(self, log_std: float, learn: bool) -> None:

@@ -28,13 +28,14 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, RelayEstimator):
     Args:
         missing_values, hidden, groups, top, epochs, batch_size, lr, kl_weight, decoder_weight_decay,
             initial_log_std, steps, infer_lr, standardize, column_transform, likelihood, random_state,
-            device, verbose: as in `RelayImputer`.
+            device, verbose: as in `RelayImputer` with `members=("relay",)`.
         latent_dim: T, the number of columns of the result.
-        scale_factor: as in `RelayImputer`; 1 gives the posterior under the trained model itself.
+        scale_factor: as in `RelayImputer` with `members=("relay",)`; 1 gives the posterior under the
+            trained model itself.
 
     Attributes:
         model_, history_, column_transform_, standardizer_, scale_factor_, held_out_error_,
-            n_features_in_, feature_names_in_: as in `RelayImputer`.
+            n_features_in_, feature_names_in_: as in `RelayImputer` with `members=("relay",)`.
 
     Example:
         >>> import numpy as np

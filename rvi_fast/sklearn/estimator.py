@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from ..training.fit import fit
 from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_factor, find_held_out
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
-from ..training.recipes import recipe
+from ..training.recipes import Recipe, recipe
 from .tables import checked_table, is_nan
 
 # rows decoded at once
@@ -111,42 +112,73 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self._check(law, x, missing)
         self._empty = missing.all(axis=0)
         self._constants = _constants(x, missing)
+        self._pixels = x.dtype == np.uint8
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
-        rows = self._rows(x, missing)
+        return x, missing, self._learn(self._rows(x, missing), law, seed)
+
+    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+        """Trains a model on what `_rows` gives; returns the posteriors of the rows."""
+        model, chosen = self._model_of(rows.shape, law, seed), self._recipe(len(rows))
+        posterior = self._trained(model, rows, seed, chosen)
+        with full_precision():
+            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
+        steps = chosen.epochs * -(-len(rows) // chosen.batch_size)
+        warn_of_collapse(self.held_out_error_, chosen.lr, steps)
+        return posterior
+
+    def _model_of(
+        self, shape: tuple[int, ...], law: Likelihood, seed: int, **others: Any
+    ) -> LatentModel:
+        """A model of rows [N, D] with its first values."""
+        options = self._options()
         names = ("latent_dim", "hidden", "groups", "top", "initial_log_std")
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
-        chosen = {name: options[name] for name in names}
-        model = rvi(*x.shape, **chosen, likelihood=law, generator=generator)
+        chosen = {name: options[name] for name in names} | others
+        model = rvi(*shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
             check_scale_factor(model, options["scale_factor"], options["steps"])
-        asked = {name: options[name] for name in ("batch_size", "epochs", "lr")}
-        chosen_recipe = recipe(len(x), **asked)
+        return model
+
+    def _recipe(self, num_rows: int) -> Recipe:
+        """What `fit` is asked for a table of so many rows."""
+        options = self._options()
+        return recipe(num_rows, **{name: options[name] for name in ("batch_size", "epochs", "lr")})
+
+    def _trained(
+        self, model: LatentModel, rows: np.ndarray, seed: int, chosen: Recipe, **settings: Any
+    ) -> RelayPosterior:
+        """Trains a model, which is then `model_`; returns the posteriors of the rows."""
+        options = self._options()
         with full_precision():
             self.history_ = fit(
                 model,
                 rows,
                 standardize=False,
-                **chosen_recipe._asdict(),
+                **chosen._asdict(),
                 kl_weight=options["kl_weight"],
                 decoder_weight_decay=options["decoder_weight_decay"],
                 seed=seed,
                 device=self.device,
                 eval_every=0,
                 progress=bool(self.verbose),
+                **settings,
             )
             posterior = model.posterior
-            self.model_ = _without_rows(model.eval())
-            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        steps = chosen_recipe.epochs * -(-len(x) // chosen_recipe.batch_size)
-        warn_of_collapse(self.held_out_error_, chosen_recipe.lr, steps)
-        return x, missing, posterior
+            self.model_ = without_rows(model.eval())
+        return posterior
 
     def _options(self) -> dict[str, Any]:
         """The parameters; searches draw NumPy's numbers, these are Python's."""
         parameters = self.get_params(deep=False).items()
         plain = (np.generic, np.ndarray)
         return {k: v.tolist() if isinstance(v, plain) else v for k, v in parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # pickles of earlier versions lack the parameters that have come since
+        given = inspect.signature(type(self).__init__).parameters.values()
+        defaults = {own.name: own.default for own in given if own.name != "self"}
+        super().__setstate__({**defaults, **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -295,14 +327,20 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
             kind: "mean" or "mode"; None for what each law takes for the better estimate.
         """
+        values = self._units().to_data(self._estimates(means, rows, kind))
+        return np.where(np.isnan(self._constants), values, self._constants)
+
+    def _estimates(
+        self, means: torch.Tensor, rows: np.ndarray | None, kind: str | None
+    ) -> np.ndarray:
+        """As `_decode`, in the units of the model."""
         shown = None if rows is None else torch.from_numpy(rows).to(means.device)
         parts = []
         with torch.no_grad(), full_precision():
             for own in torch.arange(len(means), device=means.device).split(_DECODED):
                 law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
                 parts.append(law.estimate(self.model_.decode(means[own]), kind))
-        values = self._units().to_data(torch.cat(parts).cpu().numpy())
-        return np.where(np.isnan(self._constants), values, self._constants)
+        return torch.cat(parts).cpu().numpy()
 
 
 @contextmanager
@@ -328,7 +366,7 @@ def _constants(x: np.ndarray, missing: np.ndarray) -> np.ndarray:
     return constants
 
 
-def _without_rows(model: LatentModel) -> LatentModel:
+def without_rows(model: LatentModel) -> LatentModel:
     """The model over one row, the mean of its rows: where those of new data start."""
     posterior = model.posterior
     model.posterior = posterior.over(posterior.mean_row()[None])

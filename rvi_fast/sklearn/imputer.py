@@ -1,26 +1,53 @@
-"""Missing entries, filled in with a model's reconstruction."""
+"""Missing entries, filled in with what a relay model and its members say."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import OneToOneFeatureMixin
 from sklearn.impute import MissingIndicator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .estimator import RelayEstimator
+from .. import _checks
+from ..training.impute import impute
+from .blended import BlendedEstimator
+from .estimator import full_precision
+from .members import Blend
 from .tables import holed
 
+# draws of which intervals are quantiles
+_DRAWS = 200
 
-class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
-    """Fills in missing entries with a relay model's reconstruction.
+
+class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
+    """Fills in missing entries with a relay model, a linear-Gaussian model and trees, weighted.
+
+    `fit` first holds out a tenth of the observed entries (of small tables up to a fifth) from everything
+    that is trained. Then it trains, on what is left, the members:
+
+        linear: a linear-Gaussian model, see `rvi_fast.models.LinearGaussian`;
+        relay: the relay model, from values of its own and, where that is not far better than the linear
+            model and `latent_dim` has room for it, from the linear model's solution; each training ends
+            when the held-out entries are found no better, and the better one stays;
+        forest: trees that predict each column from the row as the first two complete it, for what a
+            smooth function of few latents misses. Of tables for which they would take long there are
+            none (more than 2,000,000 = rows, at most 4,096, x columns^2).
+
+    The held-out entries tell how each column's estimates are weighted (at least 0, with the sum 1),
+    which `scale_factor` suits, how wide intervals are, and the error. Then all members are trained
+    again, on all entries. Up to the noise of few entries the result is therefore not worse than that of
+    the linear model. Laws other than those of location and scale (yes/no, classes, counts, and tables
+    that have some), pixels, and tables of less than about 100 observed entries have the relay model
+    alone, and `members=("relay",)` asks for that.
 
     `transform` finds the posterior of each row that misses something, with everything that the rows
-    share as `fit` left it, and decodes its mean. Observed entries come back unchanged, and what a row
-    gets does not depend on the rows beside it. `fit_transform(X)` is `fit(X).transform(X)`.
+    share as `fit` left it. Observed entries come back unchanged, and what a row gets does not depend on
+    the rows beside it. `fit_transform(X)` is `fit(X).transform(X)`.
 
     A feature that was never observed in `fit` is dropped, with a warning, as scikit-learn's imputers
     do, or kept and filled with 0 (`keep_empty_features`). A feature of which `fit` has seen one value
@@ -35,7 +62,9 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         hidden: widths of the decoder's hidden layers.
         groups: relay vectors in each group, see `rvi_fast.RelayPosterior`.
         top: coefficients kept in each group: a share, a count, or one of either per group.
-        epochs: visits of each row in `fit`. None: at least 50, and so many that 2,000 steps are made.
+        epochs: visits of each row in a training of the relay model. None: as many as held-out entries
+            ask for, up to 600 steps and at least 10 visits; of the relay model alone at least 50, and so
+            many that 2,000 steps are made.
         batch_size: rows in a training step. None: a quarter of the rows, between 16 and 256; more for
             tables of 32,768 rows and more, see `rvi_fast.training.recipe`.
         lr: learning rate of `fit`. None: 0.01 for small tables and less for larger ones, as
@@ -46,9 +75,10 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         steps: Adam steps for each row in `transform`.
         infer_lr: learning rate of `transform`.
         scale_factor: in `transform` the likelihood's scale is taken so many times as large as training
-            left it. "held-out": `fit` hides a tenth of the entries of up to 1,024 training rows and
-            takes the factor with which they are best found again; the decoder has learned from them,
-            so that where much is missing a larger number can be better. 1 for laws without a scale.
+            left it. "held-out": the factor with which the held-out entries are best found. Of the relay
+            model alone, which has no entries that are held out of training, a tenth of the entries of up
+            to 1,024 training rows is hidden from inference; the decoder has learned from them, so that
+            where much is missing a larger number can be better. 1 for laws without a scale.
         standardize: train on (x - mean) / std of each feature's observed entries; False leaves the
             numbers as they are.
         column_transform: what bends each feature before it is standardised: "none", "log" (positive
@@ -60,6 +90,8 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             "bernoulli" (0 and 1) or "poisson" (counts) for instance, or ("categorical", k) (codes 0 to
             k - 1); a list with one of these for each feature; or a `rvi_fast.likelihoods.Likelihood`,
             which is copied. X may hold nothing else, in `fit` and in `transform`.
+        members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
+            ("linear", "relay", "forest").
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.
@@ -74,16 +106,21 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         verbose: show progress bars.
 
     Attributes:
-        model_: the trained `rvi_fast.models.LatentModel`, in standardised units.
-        history_: `rvi_fast.History` of the training.
+        model_: the trained relay model, a `rvi_fast.models.LatentModel`, in standardised units.
             It holds one row, the mean of the training rows, from which `transform` starts.
+        blend_: the members and their weights; None where the relay model stands alone. Trees take memory
+            in proportion to the rows that they have learned from.
+        history_: `rvi_fast.History` of the relay model's last training.
         column_transform_: `rvi_fast.data.ColumnTransform`, which bends X's columns.
         standardizer_: `rvi_fast.data.Standardizer`, from bent columns to the model's units.
         scale_factor_: the factor that `transform` uses.
-        held_out_error_: error over a tenth of the entries of up to 1,024 training rows, hidden from
-            inference, relative to that of column means, as `rvi_fast.training.held_out_error` gives it
-            in the model's units. Where it is not below 1 `fit` warns, with a
+        held_out_error_: root mean square error over the held-out entries in the model's units, relative
+            to that of column means, with weights that have not seen the entry; NaN for less than 100 of
+            them. Of the relay model alone as `rvi_fast.training.held_out_error` gives it for a tenth of
+            the entries of up to 1,024 training rows. Where it is not below 1 `fit` warns, with a
             `rvi_fast.training.CollapseWarning`.
+        held_out_errors_: the same for each column [D], a dict with the names of the members and "blend";
+            NaN for columns of which nothing was held out. Only where there is a `blend_`.
         indicator_: the fitted `MissingIndicator`, or None.
         n_features_in_: D.
         feature_names_in_: names of the features, where X was a DataFrame.
@@ -117,6 +154,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         standardize: bool = True,
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
+        members: Any = "auto",
         estimate: str | None = None,
         min_value: Any = -np.inf,
         max_value: Any = np.inf,
@@ -148,6 +186,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
             device=device,
             verbose=verbose,
         )
+        self.members = members
         self.estimate = estimate
         self.min_value = min_value
         self.max_value = max_value
@@ -158,6 +197,7 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         """Trains a model on the rows of X; see `RelayEmbedder.fit`."""
         if self.estimate not in (None, "mean", "mode"):
             raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {self.estimate!r}")
+        self._check_members()
         x, missing, _ = self._fit(X)
         self._low, self._high = self._bounds()
         self._kept = ~self._empty | bool(self.keep_empty_features)
@@ -191,12 +231,62 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         rows = self._rows(x, missing)
         incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
         if len(incomplete):
-            means = self._means(rows[incomplete])
-            values = self._decode(means, rows[incomplete], self.estimate)
-            values = values.clip(self._low, self._high)
+            values = self._values(rows[incomplete]).clip(self._low, self._high)
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
+
+    def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds between which each missing entry of X lies with the probability `coverage`.
+
+        Their widths come from the entries that `fit` held out: a bound is a quantile of the errors
+        there, in units of the standard deviation that the linear member predicts for an entry given what
+        its row shows. Without members beside the relay model they are quantiles of 200 draws, see
+        `sample`.
+
+        Args:
+            X: array, masked array or DataFrame [N, D], N as you like.
+            coverage: between 0 and 1.
+
+        Returns:
+            Lower and upper bounds [N, D] in X's units; both are the entry itself where it is observed.
+        """
+        if not 0 < _checks.check_positive_float("coverage", coverage) < 1:
+            raise ValueError(f"coverage: expected a number between 0 and 1, got {coverage!r}")
+
+        blend = self.blend_
+
+        def bounds(rows: np.ndarray) -> np.ndarray:
+            if blend is None:
+                shares = [0.5 - coverage / 2, 0.5 + coverage / 2]
+                return np.quantile(self._draws(rows, _DRAWS, 0), shares, axis=0)
+            blended = self._blended(rows, blend)
+            found = np.stack(blend.interval(rows, blended, coverage))
+            return self._in_data(found)
+
+        low, high = self._filled(X, bounds)
+        return low, high
+
+    def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> np.ndarray:
+        """Draws tables in which the missing entries of X are drawn from their predictive distribution.
+
+        For multiple imputation: what an analysis of the tables finds differs by what is not known of the
+        missing entries. Each entry is distributed around what `transform` fills in as held-out entries
+        were in `fit`, and the entries of a row depend on each other as the linear member says. Without
+        members beside the relay model they are draws from that: latents from their posterior, entries
+        from the likelihood around them, under `scale_factor_` both.
+
+        Args:
+            X: array, masked array or DataFrame [N, D], N as you like.
+            n_draws: S.
+            random_state: of the draws; None draws others at each call.
+
+        Returns:
+            [S, N, D] in X's units, observed entries as they are.
+        """
+        n_draws = _checks.check_positive_int("n_draws", n_draws)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        return self._filled(X, lambda rows: self._draws(rows, n_draws, seed))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
@@ -204,6 +294,44 @@ class RelayImputer(OneToOneFeatureMixin, RelayEstimator):
         if self.indicator_ is None:
             return names[self._kept]
         return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
+
+    def _filled(self, X: Any, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """X [S, N, D] with several values for each missing entry, from rows in the model's units."""
+        check_is_fitted(self)
+        x, missing = self._table(X, reset=False)
+        self._check(self.model_.law, x, missing)
+        incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
+        shown = holed(x, missing)
+        found = values(self._rows(x, missing)[incomplete]).clip(self._low, self._high)
+        filled = np.repeat(shown[None], len(found), axis=0)
+        filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
+        return filled if self._kept.all() else filled[..., self._kept]
+
+    def _values(self, rows: np.ndarray) -> np.ndarray:
+        """What is filled in, [N, D] in X's units, for rows in the model's."""
+        if self.blend_ is None:
+            return self._decode(self._means(rows), rows, self.estimate)
+        return self._in_data(self._blended(rows, self.blend_))
+
+    def _in_data(self, values: np.ndarray) -> np.ndarray:
+        """[..., D] in the units of the model -> X's."""
+        values = self._units().to_data(values)
+        return np.where(np.isnan(self._constants), values, self._constants)
+
+    def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
+        return blend.complete(rows, self._relayed(rows, self.scale_factor_))
+
+    def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
+        """Draws [S, N, D] in X's units."""
+        if (blend := self.blend_) is not None:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = blend.draws(rows, self._blended(rows, blend), num_draws, generator)
+            return self._in_data(drawn)
+        with full_precision():
+            posterior = self._infer(rows, self.scale_factor_)
+            shown = torch.from_numpy(rows)
+            found = impute(self.model_, shown, posterior=posterior, num_draws=num_draws, seed=seed)
+        return self._in_data(found.cpu().numpy())
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """min_value and max_value, [D] float64 each."""

@@ -24,7 +24,7 @@ _SHARE = 0.1  # of the observed entries
 _ROWS = 1024
 _HIDE = 7  # use of the seed
 # fewer entries do not tell a model that has learned nothing from one that was unlucky
-_JUDGED = 100
+JUDGED = 100
 
 
 class TooFewEntries(ValueError):
@@ -123,7 +123,7 @@ def _relative(wrong: Tensor, of_means: _OfMeans, hidden: Tensor) -> float:
     """See `HeldOut`: errors [n] at the hidden entries."""
     spread = of_means.spread[hidden.nonzero()[:, 1]]
     judged = spread > 0
-    if int(judged.sum()) < _JUDGED:
+    if int(judged.sum()) < JUDGED:
         return math.nan
     parts = (wrong[judged], of_means.errors[hidden][judged])
     found, expected = ((part.square() / spread[judged]).sum() for part in parts)

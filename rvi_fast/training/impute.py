@@ -23,6 +23,8 @@ from .loop.step import drawing_of
 
 # rows decoded at once
 _CHUNK = 4096
+# draws of which bounds are quantiles
+_DRAWS = 200
 # use of the seed: what is drawn around decoded latents
 _AROUND = 8
 
@@ -36,6 +38,7 @@ def impute(
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
     estimate: str | None = None,
+    interval: float | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Fills in the missing entries of x; observed entries come back as they are, value and dtype.
@@ -49,18 +52,21 @@ def impute(
             given, in the same order, which is checked; `model.posterior` says that the rows are
             those, whatever else has changed.
         num_draws: S: independent draws from the posterior predictive, z from its posterior and x
-            from the likelihood around the decoded z; for multiple imputation. Without it each missing
+            from the likelihood around the decoded z; for multiple imputation. Both are those under the
+            scale that the posterior was inferred with (`infer(scale_factor=)`). Without it each missing
             entry gets an estimate from the posterior mean.
         estimate: "mean", the expected x, or "mode", the most probable. Without it the mean for numbers
             and counts, and the mode for yes/no and classes, so that 0, 1 or a code comes back; of a
             class there is no mean, and "mean" gives its mode too. A row's size, where a likelihood of
             counts has one, is that of what was observed of the row.
+        interval: bounds are given instead, between which a missing entry lies with this probability, for
+            instance 0.9, as far as the model is right: quantiles of `num_draws` draws, 200 if not given.
         seed: of the draws: the same seed gives a row the same draws, to rounding, whatever rows stand
             beside it and however many draws are made.
 
     Returns:
-        [N, D], or [S, N, D] draws, in the units and the dtype of x, observed entries to the last digit;
-        uint8 data come back as x / 255 in the model's dtype.
+        [N, D], or [S, N, D] draws, or [2, N, D] lower and upper bounds, in the units and the dtype of x,
+        observed entries to the last digit; uint8 data come back as x / 255 in the model's dtype.
 
     Raises:
         ValueError, TypeError: as `fit`; x and posterior differ in their number of rows; without a
@@ -72,8 +78,17 @@ def impute(
         raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
     if estimate is not None and num_draws is not None:
         raise ValueError(f"estimate: expected None beside num_draws, got {estimate!r}")
+    if interval is not None:
+        if estimate is not None:
+            raise ValueError(f"estimate: expected None beside interval, got {estimate!r}")
+        if not 0 < _checks.check_positive_float("interval", interval) < 1:
+            raise ValueError(f"interval: expected a number between 0 and 1, got {interval!r}")
+        num_draws = _DRAWS if num_draws is None else num_draws
+    chunk = _CHUNK
     if num_draws is not None:
         num_draws = _checks.check_positive_int("num_draws", num_draws)
+        # the draws that quantiles are taken of are made at once
+        chunk = _CHUNK if interval is None else max(1, _CHUNK // num_draws)
     seed = _checks.check_seed(seed)
     source = open_source(model, x, mask)
     # pixels beside a scale of other data are refused where they are read
@@ -98,14 +113,14 @@ def impute(
         modes = [(part, part.training) for part in model.modules()]
         model.eval()
         try:
-            parts = [
-                _filled(model, posterior, source, rows, num_draws, estimate, seed)
-                for rows in np.split(np.arange(len(source)), range(_CHUNK, len(source), _CHUNK))
-            ]
+            filled = []
+            for rows in np.split(np.arange(len(source)), range(chunk, len(source), chunk)):
+                values = _filled(model, posterior, source, rows, num_draws, estimate, seed)
+                filled.append(values if interval is None else _bounds(values, interval))
         finally:
             for part, training in modes:
                 part.training = training
-    return torch.cat(parts, dim=-2)
+    return torch.cat(filled, dim=-2)
 
 
 def _filled(
@@ -122,7 +137,8 @@ def _filled(
     # says what should not be there
     shown, observed = convert(x, mask, like.dtype, rows, model.scaler, model.law)
     observed = None if observed is None else observed.to(like.device)
-    law = model.law.of_rows(shown.to(like.device), observed)
+    factor = 1.0 if num_draws is None else posterior.scale_factor
+    law = model.widened(factor).law.of_rows(shown.to(like.device), observed)
     index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:
         outputs = model.decode(posterior.mean(index))
@@ -138,6 +154,16 @@ def _filled(
     x = data_pixels.fractions(x, values.dtype) if data_pixels.is_pixels(x) else x
     source.release(int(rows[0]), int(rows[-1]) + 1)
     return torch.where(mask, x, values.to(x.dtype))
+
+
+def _bounds(drawn: Tensor, interval: float) -> Tensor:
+    """Quantiles [2, B, D] of draws [S, B, D]; entries that are observed stay as they are."""
+    count = len(drawn)
+    ranked = drawn.sort(0).values
+    # the k-th of n lies above a further draw with the probability k / (n + 1)
+    low = (0.5 - interval / 2) * (count + 1)
+    first = min(max(round(low) - 1, 0), count - 1)
+    return torch.stack([ranked[first], ranked[count - 1 - first]])
 
 
 def _noise(values: Tensor, size: int, keys: Tensor, seed: int) -> Tensor | None:

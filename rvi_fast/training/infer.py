@@ -63,7 +63,8 @@ def infer(
         scale_factor: the likelihood's scale is taken so many times as large as training left it; only
             where there are steps. "held-out" takes, of a few factors, the one that best predicts a tenth
             of the observed entries of up to 1,024 rows, held out for that: for imputation where much is
-            missing.
+            missing. The posterior keeps the factor, and draws of `impute` around it have noise as much
+            larger.
         shared_noise: all rows draw the same noise. What a row gets then depends on the row alone, to
             rounding, and not on its place in x_new.
         progress: show a progress bar.
@@ -104,7 +105,9 @@ def infer(
     ):
         if scale_factor == "held-out":
             scale_factor = find_held_out(model, inputs, seed, optimise).factor
-        return optimise(inputs, float(scale_factor), progress)
+        posterior = optimise(inputs, float(scale_factor), progress)
+        posterior.scale_factor = float(scale_factor)
+        return posterior
 
 
 def _optimise(

@@ -1,0 +1,168 @@
+"""An estimator with members beside its relay model: how they are trained, on which entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..likelihoods import Likelihood
+from ..models import LatentModel, LinearGaussian, ppca
+from ..posteriors.relay import RelayPosterior
+from ..training.collapse import warn_of_collapse
+from ..training.held_out import FACTORS
+from ..training.start_linear import start_linear
+from .entries import HeldOutEntries
+from .estimator import RelayEstimator, full_precision
+from .forest import ColumnForest
+from .members import MEMBERS, Blend
+from .stopping import HeldOutStopping
+
+# steps and visits of each row that the relay model is given at most
+_STEPS, _VISITS = 600, 10
+# what is so much better than the linear model, in squared error, does not start from it
+_BETTER = 0.8
+# looks at held-out entries in a training that is not stopped
+_LOOKS = 24
+
+
+class BlendedEstimator(RelayEstimator):
+    """Table in, members trained and weighted: a linear-Gaussian model, the relay model, and trees."""
+
+    members: Any
+    # pickles of versions without it have the relay model alone
+    blend_: Blend | None = None
+
+    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+        """Trains the members, on all but the held-out entries first and then on all."""
+        self.blend_ = None
+        names = self._members_of(law, rows)
+        entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
+        if entries is None:
+            return super()._learn(rows, law, seed)
+        shown = entries.without(rows)
+        blend = self._blend_of(shown, names, seed)
+        from_linear, epochs = self._stopped(blend.linear, shown, law, seed, entries)
+        judged = shown[entries.rows]
+        relayed = self._with_factor(entries, judged)
+        blend.weigh_latents(entries, judged, relayed)
+        if blend.forest is not None:
+            blend.grow(shown, self._relayed(shown, self.scale_factor_))
+        error = blend.weigh(entries, judged, relayed, _means_of(shown))
+        self.held_out_error_, self.held_out_errors_ = error, blend.errors
+        chosen = self._recipe(len(rows))._replace(epochs=epochs)
+        warn_of_collapse(error, chosen.lr, epochs * -(-len(rows) // chosen.batch_size))
+        # fewer factors than a whole covariance has: their number need not be looked for again
+        rank = blend.linear.latent_dim if blend.linear.latent_dim < rows.shape[1] - 1 else None
+        whole = self._blend_of(rows, names, seed, rank or None)
+        start = whole.linear if from_linear and len(self._starts(whole.linear, law)) > 1 else None
+        model = self._started(start, rows, law, seed)
+        posterior = self._trained(model, rows, seed, chosen)
+        whole.base, whole.weights = blend.base, blend.weights
+        whole.residuals, whole.errors = blend.residuals, blend.errors
+        if whole.forest is not None:
+            whole.grow(rows, self._relayed(rows, self.scale_factor_))
+        self.blend_ = whole
+        return posterior
+
+    def _check_members(self) -> None:
+        sets = [MEMBERS[1:2], MEMBERS[:2], MEMBERS]
+        given = self.members
+        if given == "auto" or (not isinstance(given, str) and sorted(given) in map(sorted, sets)):
+            return
+        raise ValueError(
+            "members: expected 'auto', ('relay',), ('linear', 'relay') or "
+            f"('linear', 'relay', 'forest'), got {given!r}"
+        )
+
+    def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
+        """The members that are asked for and that this table can have."""
+        wanted = self.members
+        if wanted != "auto":
+            return tuple(name for name in MEMBERS if name in wanted)
+        if not all(law.standardizable) or self._pixels:
+            return ("relay",)
+        return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
+
+    def _blend_of(
+        self, rows: np.ndarray, names: Sequence[str], seed: int, rank: int | None = None
+    ) -> Blend:
+        linear = ppca(rows.shape[1], latent_dim=rank).fit(rows, seed=seed)
+        return Blend(linear, ColumnForest(seed) if "forest" in names else None)
+
+    def _starts(self, linear: LinearGaussian, law: Likelihood) -> tuple[LinearGaussian | None, ...]:
+        """Where the relay model may start: at values of its own, and at the linear model's solution."""
+        room = linear.latent_dim <= self._options()["latent_dim"]
+        learned = isinstance(getattr(law, "log_scale", None), torch.Tensor)
+        return (None, linear) if room and learned else (None,)
+
+    def _started(
+        self, linear: LinearGaussian | None, rows: np.ndarray, law: Likelihood, seed: int
+    ) -> LatentModel:
+        """The relay model as training finds it."""
+        if linear is None:
+            return self._model_of(rows.shape, law, seed)
+        skip = bool(self._options()["hidden"])
+        model = self._model_of(rows.shape, law, seed, skip=skip)
+        start_linear(model, linear, rows, standardize=False)
+        return model
+
+    def _stopped(
+        self,
+        linear: LinearGaussian,
+        shown: np.ndarray,
+        law: Likelihood,
+        seed: int,
+        entries: HeldOutEntries,
+    ) -> tuple[bool, int]:
+        """Trains the relay model from each start until held-out entries are found no better.
+
+        It does not start from the linear model's solution where it is far better without.
+
+        `model_` is then the best. Returns whether it has started at the linear model's solution, and how
+        many epochs it was trained for.
+        """
+        chosen, given = self._recipe(len(shown)), self._options()["epochs"]
+        if given is None:
+            steps = -(-len(shown) // chosen.batch_size)
+            chosen = chosen._replace(epochs=max(_VISITS, -(-_STEPS // steps)))
+        judged = linear.predictive(shown[entries.rows])[0].numpy()
+        of_linear = float(np.mean((entries.of(judged) - entries.truth) ** 2))
+        found = []
+        for start in self._starts(linear, law):
+            every = chosen.epochs if given is not None else max(1, chosen.epochs // _LOOKS)
+            stopping = HeldOutStopping(entries, every)
+            model = self._started(start, shown, law, seed)
+            self._trained(model, shown, seed, chosen, callbacks=[stopping])
+            found.append((stopping, start is not None))
+            if stopping.error < _BETTER * of_linear:
+                break
+        best, from_linear = min(found, key=lambda pair: pair[0].error)
+        self.model_ = best.model
+        return from_linear, best.epochs
+
+    def _with_factor(self, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
+        """What the relay model says of rows under the best factor, which is then `scale_factor_`."""
+        given, best = self._options()["scale_factor"], math.inf
+        for factor in FACTORS if isinstance(given, str) else (float(given),):
+            relayed = self._relayed(judged, factor)
+            error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
+            # they are tried in rising order, and what one loses the next does not win back
+            if error >= best:
+                break
+            best, found, self.scale_factor_ = error, relayed, factor
+        return found
+
+    def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
+        """What the relay model says of rows [N, D], in its units."""
+        with full_precision():
+            return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
+
+
+def _means_of(rows: np.ndarray) -> np.ndarray:
+    """Means [D] of what columns show, 0 of those that show nothing."""
+    seen = ~np.isnan(rows)
+    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)

@@ -1,0 +1,68 @@
+"""Entries that no member of an imputer has seen: which, and what is learned from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import numpy as np
+
+# a tenth of the observed entries, of small tables up to a fifth, so that about 200 judge
+_SHARE, _LARGEST_SHARE, _ENOUGH = 0.1, 0.2, 200
+# entries of more rows would make no judgement better
+_ROWS = 4096
+# fewer entries tell no member from another
+_FEWEST = 20
+
+
+class HeldOutEntries(NamedTuple):
+    """Observed entries of a table that are kept from whatever is trained, to judge it.
+
+    A tenth of the observed entries, and of tables with less than 2,000 of them as many as make 200, up
+    to a fifth. Of each column that share is drawn, at least one entry where the column has three, and no
+    row loses all that it shows. They lie in up to 4,096 rows.
+
+    Attributes:
+        row, column: where they are, [n] each.
+        truth: what was observed there [n].
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    truth: np.ndarray
+
+    @classmethod
+    def drawn(cls, rows: np.ndarray, seed: int) -> Self | None:
+        """Draws them from a table [N, D], NaN for missing; None where there are too few to judge."""
+        generator = np.random.default_rng(seed)
+        some = np.sort(generator.permutation(len(rows))[:_ROWS])
+        observed = ~np.isnan(rows[some])
+        share = min(max(_SHARE, _ENOUGH / max(observed.sum(), 1)), _LARGEST_SHARE)
+        hidden = np.zeros_like(observed)
+        for column in generator.permutation(rows.shape[1]):
+            # a row keeps one entry at least
+            spare = (observed & ~hidden).sum(1) > 1
+            candidates = np.flatnonzero(observed[:, column] & spare)
+            seen = int(observed[:, column].sum())
+            # with a fraction at random, so that many narrow columns lose their share on the whole
+            count = int(share * seen + generator.random())
+            count = min(max(count, int(seen >= 3)), len(candidates))
+            hidden[generator.choice(candidates, count, replace=False), column] = True
+        row, column = np.nonzero(hidden)
+        if len(row) < _FEWEST:
+            return None
+        return cls(some[row], column, rows[some[row], column].astype(np.float64))
+
+    def without(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of the table [N, D] that does not show them."""
+        shown = rows.copy()
+        shown[self.row, self.column] = np.nan
+        return shown
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The numbers of the rows in which they lie, in rising order."""
+        return np.unique(self.row)
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """What values [m, D] of `self.rows` say about them, [n]."""
+        return values[np.searchsorted(self.rows, self.row), self.column].astype(np.float64)

@@ -1,0 +1,58 @@
+"""Training that ends when held-out entries are found no better."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models import LatentModel
+from .entries import HeldOutEntries
+from .estimator import without_rows
+
+# so many looks without a gain end a training
+_PATIENCE = 5
+
+
+class HeldOutStopping:
+    """A callback of `fit` that stops by entries which the likelihood does not see.
+
+    The posteriors of the rows in training say what stands there.
+
+    Args:
+        entries: observed entries of the table that `fit` is given without them.
+        every: epochs between looks.
+
+    Attributes:
+        epochs: of the best look, 0 before the first.
+        error: mean squared error then.
+        model: as it was then, over one row.
+    """
+
+    def __init__(self, entries: HeldOutEntries, every: int) -> None:
+        self.entries, self.every = entries, every
+        self.epochs, self.error = 0, math.inf
+        self.model: LatentModel
+        self._since = 0
+
+    def __call__(self, model: LatentModel, history: Any) -> bool:
+        """True when it is time to stop."""
+        epoch = history.epochs
+        if epoch % self.every:
+            return False
+        index = torch.from_numpy(self.entries.rows).to(next(model.decoder.parameters()).device)
+        with torch.no_grad():
+            found = model.law.estimate(model.decode(model.posterior.mean(index)), None)
+        wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
+        error = float(np.mean(wrong**2))
+        self._since += 1
+        if error < self.error:
+            self.epochs, self.error, self._since = epoch, error, 0
+            # rows stay where they are: what they share is copied
+            other = copy.copy(model)
+            other.__dict__["_modules"] = dict(model._modules)
+            self.model = copy.deepcopy(without_rows(other)).eval()
+        return self._since >= _PATIENCE
