@@ -266,7 +266,8 @@ def test_features_never_observed_are_dropped_or_kept_by_name():
         table = kept.fit_transform(frame.assign(c=np.nan))
     assert table.columns.tolist() == kept.get_feature_names_out().tolist() == list("abcdefgh")
     assert (table["c"] == 0).all()
-    assert table[seen].equals(filled[seen])
+    # to rounding: here every row misses an entry, and more rows are filled in together
+    np.testing.assert_allclose(table[seen], filled[seen], rtol=0, atol=1e-9)
     with pytest.warns(UserWarning, match="dropped"):
         assert RelayImputer(**TINY).fit_transform(np.full((3, 2), np.nan)).shape == (3, 0)
 

@@ -54,7 +54,8 @@ def blend_weights(
 def _simplex(products: np.ndarray, centre: np.ndarray, strength: float) -> np.ndarray:
     """Weights on the simplex that minimise w' products w + strength |w - centre|^2."""
     size = len(products)
-    scale = max(np.trace(products) / size, np.finfo(float).tiny)
+    # the larger of what errors and centre weigh: either may be nothing beside the other
+    scale = max(np.trace(products) / size, strength, np.finfo(float).tiny)
     values, vectors = np.linalg.eigh(products / scale)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
     # never quite without a centre: members without an error are all as good
