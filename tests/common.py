@@ -23,6 +23,19 @@ class Items(Dataset):
         return self.item(row)
 
 
+class Rows:
+    """The data of `Inputs`, as a source that the host reads."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return self.inputs.num_data
+
+    def read(self, rows):
+        return self.inputs.batch(torch.from_numpy(rows))
+
+
 def small_model(num_data, num_features, place="device", builder=models.rvi, **options):
     """The same in every process; `place` may be a directory."""
     if builder is models.rvi:

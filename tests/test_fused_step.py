@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from common import Rows
 from launches import Graph, capturable, stand_in_for_cuda
 from torch import nn
 
@@ -238,19 +239,6 @@ def test_fit_trains_in_six_launches_as_it_does_without(monkeypatch, block_rows):
         assert history[name] == pytest.approx(values, rel=1e-4), name
     for name, value in expected[1].items():
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=name)
-
-
-class Rows:
-    """A source of the host."""
-
-    def __init__(self, inputs):
-        self.inputs = inputs
-
-    def __len__(self):
-        return N
-
-    def read(self, rows):
-        return self.inputs.batch(torch.from_numpy(rows))
 
 
 def landed(inputs):

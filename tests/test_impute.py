@@ -121,6 +121,19 @@ def test_bounds_hold_draws_as_often_as_is_asked(model, interval, monkeypatch):
         impute(model, X, interval=interval, estimate="mean")
 
 
+def test_a_wide_interval_has_draws_enough_to_lie_outside_of_it(model):
+    low, high = impute(model, X, interval=0.999)
+    draws = impute(model, X, num_draws=2000, seed=1)
+    held = ((low <= draws) & (draws <= high))[:, ~MASK].float().mean()
+    # between the least and the largest of 200 draws .990 lie on average
+    assert float(held) == pytest.approx(0.999, abs=0.001)
+    with pytest.raises(
+        ValueError, match=r"num_draws: expected at least 19 for interval=0\.9, got 18"
+    ):
+        impute(model, X, interval=0.9, num_draws=18)
+    assert impute(model, X, interval=0.9, num_draws=19).shape == (2, N, D)
+
+
 def test_draws_are_independent_and_follow_the_seed(model):
     draws = impute(model, X, num_draws=2)
     assert (draws[0] != draws[1])[~MASK].all()

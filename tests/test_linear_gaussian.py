@@ -232,7 +232,11 @@ def test_masks_nan_numpy_and_torch_say_the_same():
     full, holed, _ = drawn()
     mask = ~holed.isnan()
     expected = ppca(D, latent_dim=2).fit(holed)
-    for x, known in ((full, mask), (full.numpy(), mask.numpy()), (holed.numpy(), None)):
+    masked = np.ma.MaskedArray(full.numpy(), ~mask.numpy())
+    backwards = np.ascontiguousarray(holed.numpy()[::-1])[::-1]
+    swapped = holed.numpy().astype(holed.numpy().dtype.newbyteorder())
+    plain = [(full, mask), (full.numpy(), mask.numpy()), (holed.numpy(), None)]
+    for x, known in (*plain, (masked, None), (backwards, None), (swapped, None)):
         model = ppca(D, latent_dim=2).fit(x, known)
         assert torch.equal(model.weight, expected.weight)
         assert torch.equal(model.impute(x, known), expected.impute(holed))
@@ -376,6 +380,11 @@ def test_the_same_seed_gives_the_same_bits_and_torchs_own_state_stays():
             lambda: ppca(3).fit(torch.tensor([[1.0, 2.0, 3.0], [1.0, math.inf, 2.0]])),
             ValueError,
             "x: infinite in row 1, column 1",
+        ),
+        (
+            lambda: ppca(3).fit(np.array([[1.0, 2.0, -1e200], [1.0, 3.0, 1e200]])),
+            ValueError,
+            "x: expected numbers whose squares float64 can hold, got larger ones in column 2",
         ),
     ],
 )

@@ -247,15 +247,31 @@ def test_bounds_constants_and_dropped_columns_hold_for_intervals_and_draws():
 
 def test_what_does_not_fit_is_refused():
     table, _ = holed(lowrank()[:40])
-    for members in ("all", ("forest",), ("linear",), ("relay", "forest")):
+    for members in ("all", ("forest",), ("linear",), ("relay", "forest"), None, 5):
         with pytest.raises(ValueError, match="members: expected 'auto'"):
             RelayImputer(**SMALL, members=members).fit(table)
     imputer = RelayImputer(**SMALL, members=("relay",)).fit(table)
-    for coverage in (0.0, 1.0, -1):
+    with pytest.raises(ValueError, match=r"members: expected 'auto' or \('relay',\)"):
+        RelayImputer(**SMALL, members=("linear", "relay"), likelihood="bernoulli").fit(
+            (table > 0) * 1.0
+        )
+    for coverage in (0.0, 0.995, 1.0, -1):
         with pytest.raises(ValueError, match="coverage: expected"):
             imputer.impute_interval(table, coverage)
     with pytest.raises(ValueError, match="n_draws: expected"):
         imputer.sample(table, 0)
+
+
+@pytest.mark.parametrize("members", ["auto", ("relay",)])
+def test_of_rows_that_miss_nothing_bounds_and_draws_are_the_rows(members):
+    x = lowrank()[:60]
+    table, _ = holed(x)
+    imputer = RelayImputer(**SMALL, members=members).fit(table)
+    low, high = imputer.impute_interval(x)
+    draws = imputer.sample(x, 3)
+    assert draws.shape == (3, *x.shape)
+    for found in (low, high, *draws):
+        np.testing.assert_array_equal(found, x)
 
 
 def test_pickles_without_the_newer_parameters_still_transform():

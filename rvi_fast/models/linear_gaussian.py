@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..data.pixels import fractions
-from ..data.tables import check_mask, row_chunks
+from ..data.tables import as_tensor, check_mask, row_chunks, unmasked
 from .linear_em import Factors, Posterior, latents
 from .linear_rows import Data, Rows, opened, parts
 from .linear_search import fitted
@@ -97,8 +97,9 @@ class LinearGaussian(nn.Module):
         """Finds weight, bias and scale of a table.
 
         Args:
-            x: [N, D] tensor or numpy array, NaN = missing; uint8 are pixels and count as x / 255. Rows
-                and columns may be missing as a whole: such a column gets bias 0, weight 0 and scale 1.
+            x: [N, D] tensor or numpy array, NaN = missing, and what a masked array masks; uint8 are
+                pixels and count as x / 255. Rows and columns may be missing as a whole: such a column
+                gets bias 0, weight 0 and scale 1.
             mask: bool [N, D], true = observed; an entry that is NaN is missing all the same.
             max_iter: steps of expectation maximisation at most.
             tol: it ends after a step that has raised the likelihood by less, in nats for each entry.
@@ -115,6 +116,13 @@ class LinearGaussian(nn.Module):
         seed = _checks.check_seed(seed)
         scalar, rank = self.noise == "scalar", self._rank
         data, seen = opened(*self._checked(x, mask), scalar=scalar)
+        wide = ~torch.isfinite(data.spread)
+        if bool(wide.any()):
+            column = int(wide.to(torch.uint8).argmax())
+            raise ValueError(
+                "x: expected numbers whose squares float64 can hold, got larger ones in column "
+                f"{column}"
+            )
         if data.num_rows:
             found = fitted(data, rank, scalar=scalar, max_iter=max_iter, tol=tol, seed=seed)
         else:
@@ -206,7 +214,7 @@ class LinearGaussian(nn.Module):
         for part, rows, posterior in self._blocks(values, known):
             z = posterior.mean
             if draws:
-                root = torch.linalg.cholesky_ex(posterior.covariance)[0]
+                root = torch.linalg.cholesky(posterior.covariance)
                 normal = _normal((draws, *z.shape), z, generator)
                 z = z + (root @ normal[..., None])[..., 0]
             entries = z @ model.weight.T + model.bias
@@ -238,17 +246,15 @@ class LinearGaussian(nn.Module):
         Raises:
             ValueError, TypeError: they are no data of this model.
         """
-        if isinstance(x, Tensor) or hasattr(x, "__array__"):
-            values = torch.as_tensor(x).detach()
-        else:
-            raise TypeError(f"x: expected a tensor or a numpy array, got {type(x).__name__}")
+        x, mask = unmasked(x, mask)
+        values = as_tensor("x", x)
         if values.dtype not in _checks.DATA_DTYPES:
             raise TypeError(f"x: expected floating point or uint8, got {values.dtype}")
         if values.dim() != 2 or values.shape[1] != self.num_features or not len(values):
             raise ValueError(
                 f"x: expected shape [N, {self.num_features}] with N >= 1, got {_checks.shape_of(values)}"
             )
-        known = None if mask is None else torch.as_tensor(mask)
+        known = None if mask is None else as_tensor("mask", mask)
         check_mask(values, known)
         device = self.bias.device
         values, known = values.to(device), None if known is None else known.to(device)

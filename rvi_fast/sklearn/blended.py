@@ -69,21 +69,31 @@ class BlendedEstimator(RelayEstimator):
         return posterior
 
     def _check_members(self) -> None:
-        sets = [MEMBERS[1:2], MEMBERS[:2], MEMBERS]
-        given = self.members
-        if given == "auto" or (not isinstance(given, str) and sorted(given) in map(sorted, sets)):
-            return
-        raise ValueError(
-            "members: expected 'auto', ('relay',), ('linear', 'relay') or "
-            f"('linear', 'relay', 'forest'), got {given!r}"
-        )
+        given = self._options()["members"]
+        if isinstance(given, str):
+            known = given == "auto"
+        else:
+            sets = [set(MEMBERS[1:2]), set(MEMBERS[:2]), set(MEMBERS)]
+            known = isinstance(given, Sequence) and all(isinstance(name, str) for name in given)
+            known = known and set(given) in sets
+        if not known:
+            raise ValueError(
+                "members: expected 'auto', ('relay',), ('linear', 'relay') or "
+                f"('linear', 'relay', 'forest'), got {given!r}"
+            )
 
     def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
         """The members that are asked for and that this table can have."""
-        wanted = self.members
+        wanted = self._options()["members"]
+        suits = all(law.standardizable)
         if wanted != "auto":
+            if len(wanted) > 1 and not suits:
+                raise ValueError(
+                    "members: expected 'auto' or ('relay',) for a likelihood of yes/no, classes or "
+                    f"counts, got {wanted!r}"
+                )
             return tuple(name for name in MEMBERS if name in wanted)
-        if not all(law.standardizable) or self._pixels:
+        if not suits or self._pixels:
             return ("relay",)
         return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
 

@@ -20,8 +20,8 @@ from .estimator import full_precision
 from .members import Blend
 from .tables import holed
 
-# draws of which intervals are quantiles
-_DRAWS = 200
+# of intervals, the largest coverage: some hundred held-out errors do not tell what is rarer
+_WIDEST = 0.99
 
 
 class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
@@ -246,25 +246,23 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
 
         Args:
             X: array, masked array or DataFrame [N, D], N as you like.
-            coverage: between 0 and 1.
+            coverage: above 0, and 0.99 at most: errors that are rarer are not seen often enough.
 
         Returns:
             Lower and upper bounds [N, D] in X's units; both are the entry itself where it is observed.
         """
-        if not 0 < _checks.check_positive_float("coverage", coverage) < 1:
-            raise ValueError(f"coverage: expected a number between 0 and 1, got {coverage!r}")
-
-        blend = self.blend_
+        if _checks.check_positive_float("coverage", coverage) > _WIDEST:
+            raise ValueError(f"coverage: expected a number up to {_WIDEST}, got {coverage!r}")
+        check_is_fitted(self)
 
         def bounds(rows: np.ndarray) -> np.ndarray:
-            if blend is None:
-                shares = [0.5 - coverage / 2, 0.5 + coverage / 2]
-                return np.quantile(self._draws(rows, _DRAWS, 0), shares, axis=0)
-            blended = self._blended(rows, blend)
-            found = np.stack(blend.interval(rows, blended, coverage))
-            return self._in_data(found)
+            if (blend := self.blend_) is None:
+                return self._around(rows, interval=coverage)
+            return self._in_data(
+                np.stack(blend.interval(rows, self._blended(rows, blend), coverage))
+            )
 
-        low, high = self._filled(X, bounds)
+        low, high = self._filled(X, 2, bounds)
         return low, high
 
     def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> np.ndarray:
@@ -286,7 +284,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         """
         n_draws = _checks.check_positive_int("n_draws", n_draws)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        return self._filled(X, lambda rows: self._draws(rows, n_draws, seed))
+        return self._filled(X, n_draws, lambda rows: self._draws(rows, n_draws, seed))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
@@ -295,16 +293,18 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             return names[self._kept]
         return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
 
-    def _filled(self, X: Any, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """X [S, N, D] with several values for each missing entry, from rows in the model's units."""
+    def _filled(self, X: Any, count: int, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """X [`count`, N, D], so many values for each missing entry, from rows in the model's units."""
         check_is_fitted(self)
         x, missing = self._table(X, reset=False)
         self._check(self.model_.law, x, missing)
         incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
         shown = holed(x, missing)
-        found = values(self._rows(x, missing)[incomplete]).clip(self._low, self._high)
-        filled = np.repeat(shown[None], len(found), axis=0)
-        filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
+        filled = np.repeat(shown[None], count, axis=0)
+        rows = self._rows(x, missing)
+        if len(incomplete):
+            found = values(rows[incomplete]).clip(self._low, self._high)
+            filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
         return filled if self._kept.all() else filled[..., self._kept]
 
     def _values(self, rows: np.ndarray) -> np.ndarray:
@@ -327,10 +327,13 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             generator = torch.Generator().manual_seed(seed)
             drawn = blend.draws(rows, self._blended(rows, blend), num_draws, generator)
             return self._in_data(drawn)
+        return self._around(rows, num_draws=num_draws, seed=seed)
+
+    def _around(self, rows: np.ndarray, **wanted: Any) -> np.ndarray:
+        """What `rvi_fast.impute` says of rows in the model's units by the relay model, in X's units."""
         with full_precision():
             posterior = self._infer(rows, self.scale_factor_)
-            shown = torch.from_numpy(rows)
-            found = impute(self.model_, shown, posterior=posterior, num_draws=num_draws, seed=seed)
+            found = impute(self.model_, torch.from_numpy(rows), posterior=posterior, **wanted)
         return self._in_data(found.cpu().numpy())
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:

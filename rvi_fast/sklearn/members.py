@@ -130,8 +130,7 @@ class Blend:
         return found
 
     def _linear(self, rows: np.ndarray) -> np.ndarray:
-        # as rows lie in a frame sums would be rounded otherwise
-        return self.linear.predictive(np.ascontiguousarray(rows))[0].numpy()
+        return self.linear.predictive(rows)[0].numpy()
 
     def _completed(
         self, rows: np.ndarray, linear: np.ndarray, relayed: np.ndarray

@@ -49,7 +49,8 @@ class HeldOutStopping:
         wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
         error = float(np.mean(wrong**2))
         self._since += 1
-        if error < self.error:
+        # the first look is the best so far, whatever it sees
+        if error < self.error or not self.epochs:
             self.epochs, self.error, self._since = epoch, error, 0
             # rows stay where they are: what they share is copied
             other = copy.copy(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,9 @@ def impute(
             class there is no mean, and "mean" gives its mode too. A row's size, where a likelihood of
             counts has one, is that of what was observed of the row.
         interval: bounds are given instead, between which a missing entry lies with this probability, for
-            instance 0.9, as far as the model is right: quantiles of `num_draws` draws, 200 if not given.
+            instance 0.9, as far as the model is right: quantiles of `num_draws` draws. If not given 200,
+            and more where the interval needs them: at least 2 / (1 - interval) - 1, so that a draw may
+            lie outside on each side.
         seed: of the draws: the same seed gives a row the same draws, to rounding, whatever rows stand
             beside it and however many draws are made.
 
@@ -83,7 +86,12 @@ def impute(
             raise ValueError(f"estimate: expected None beside interval, got {estimate!r}")
         if not 0 < _checks.check_positive_float("interval", interval) < 1:
             raise ValueError(f"interval: expected a number between 0 and 1, got {interval!r}")
-        num_draws = _DRAWS if num_draws is None else num_draws
+        least = math.ceil(round(2.0 / (1.0 - interval), 6)) - 1
+        num_draws = max(_DRAWS, least) if num_draws is None else num_draws
+        if _checks.check_positive_int("num_draws", num_draws) < least:
+            raise ValueError(
+                f"num_draws: expected at least {least} for interval={interval}, got {num_draws}"
+            )
     chunk = _CHUNK
     if num_draws is not None:
         num_draws = _checks.check_positive_int("num_draws", num_draws)
@@ -137,7 +145,7 @@ def _filled(
     # says what should not be there
     shown, observed = convert(x, mask, like.dtype, rows, model.scaler, model.law)
     observed = None if observed is None else observed.to(like.device)
-    factor = 1.0 if num_draws is None else posterior.scale_factor
+    factor = 1.0 if num_draws is None else getattr(posterior, "scale_factor", 1.0)
     law = model.widened(factor).law.of_rows(shown.to(like.device), observed)
     index = torch.from_numpy(rows).to(like.device)
     if num_draws is None:

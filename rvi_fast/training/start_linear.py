@@ -42,11 +42,12 @@ def start_linear(
 
     Afterwards the model reconstructs what the linear one does: the linear path of its decoder and the
     bias are those of the linear model, turned so that latents are its principal axes; what hidden layers
-    give is multiplied by 0; and the likelihood has its noise. Relay and deviation of a row together are
-    the mean of its posterior; the relay is near 0 for now, its coefficients (but for a mixture's) a
-    hundredth of what they were. The standard deviations are those of the independent Gaussians that are
-    nearest to the posterior, 1 in dimensions that the linear model has not. The evidence lower bound of
-    a row is then the linear model's log p(x) less
+    give is multiplied by 0; and the likelihood has its noise, if its scale is learned (that of another
+    law than the Gaussian's is set to the standard deviation of the noise). Relay and deviation of a row
+    together are the mean of its posterior; the relay is near 0 for now, its coefficients (but for a
+    mixture's) a hundredth of what they were. The standard deviations are those of the independent
+    Gaussians that are nearest to the posterior, 1 in dimensions that the linear model has not. Under a
+    Gaussian likelihood the evidence lower bound of a row is then the linear model's log p(x) less
 
         1/2 (sum_t log M_tt - log |M|),    M = I + W_o^T psi_o^-1 W_o    (o: what the row shows)
 

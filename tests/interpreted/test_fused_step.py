@@ -5,6 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from common import Rows
 
 import rvi_fast
 from rvi_fast import kernels, testing
@@ -82,19 +83,6 @@ def assert_as_accurate_as_plain_torch(kind, options):
     assert got.keys() == exact.keys()
     for name, value in got.items():
         testing.compare.assert_as_accurate(name, value, exact[name], yardstick[name])
-
-
-class Rows:
-    """A source of the host."""
-
-    def __init__(self, inputs):
-        self.inputs = inputs
-
-    def __len__(self):
-        return N
-
-    def read(self, rows):
-        return self.inputs.batch(torch.from_numpy(rows))
 
 
 @pytest.mark.parametrize("kind", ["numbers", "pixels"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .prepare import _as_tensor
+from ...data.tables import as_tensor
 from .sources import DatasetRows, MappedArray, is_mapped
 
 _MASK = (1 << 64) - 1
@@ -76,15 +76,15 @@ def _parts(x: Any, mask: Any, num_features: int) -> Iterator[tuple[Tensor, Tenso
         x, mask = x.data, shown if mask is None else shown & np.asarray(mask)
     if isinstance(x, Dataset) or is_mapped(x):
         if mask is not None and not isinstance(mask, np.ndarray):
-            mask = _as_tensor("mask", mask).cpu().numpy()
+            mask = as_tensor("mask", mask).cpu().numpy()
         source = DatasetRows(x, num_features) if isinstance(x, Dataset) else MappedArray(x, mask)
         for start in range(0, len(source), step):
             stop = min(start + step, len(source))
             yield source.read(np.arange(start, stop))
             source.release(start, stop)
         return
-    values = _as_tensor("x", x)
-    observed = None if mask is None else _as_tensor("mask", mask).to(values.device)
+    values = as_tensor("x", x)
+    observed = None if mask is None else as_tensor("mask", mask).to(values.device)
     for start in range(0, len(values), step):
         rows = slice(start, start + step)
         yield values[rows], None if observed is None else observed[rows]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ... import _checks
-from ...data.tables import row_chunks
+from ...data.tables import as_tensor, row_chunks, unmasked
 from ...likelihoods.base import Likelihood
 from ...memory.room import check_memory
 from ...models import LatentModel
@@ -146,8 +146,7 @@ def open_source(
 ) -> Opened:
     """Checks all of x and mask but their entries; see `prepare`."""
     model.check_decoder()
-    if isinstance(x, np.ma.MaskedArray):
-        x, mask = _unmasked(x, mask)
+    x, mask = unmasked(x, mask)
     if isinstance(x, Dataset):
         if mask is not None:
             raise ValueError("mask: expected None beside a Dataset, whose NaN marks missing")
@@ -156,13 +155,13 @@ def open_source(
         return data
     if is_mapped(x):
         return _open_mapped(model, x, mask, num_data)
-    values = _as_tensor("x", x)
+    values = as_tensor("x", x)
     if values.dtype not in _checks.DATA_DTYPES:
         raise TypeError(f"x: expected floating point or uint8, got {values.dtype}")
     _check_rows("x", tuple(values.shape), model.num_features, num_data)
     observed = None
     if mask is not None:
-        observed = _as_tensor("mask", mask)
+        observed = as_tensor("mask", mask)
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {observed.dtype}")
         _checks.check_shape("mask", observed, tuple(values.shape))
@@ -229,28 +228,11 @@ def _scaled(
     return scaled
 
 
-def _unmasked(x: np.ma.MaskedArray, mask: Any) -> tuple[np.ndarray, Any]:
-    """The data of a masked array, and which of them are observed."""
-    values, observed = np.ma.getdata(x), ~np.ma.getmaskarray(x)
-    if mask is not None:
-        given = _as_tensor("mask", mask).cpu().numpy()
-        if given.dtype != np.bool_:
-            raise TypeError(f"mask: expected dtype bool (true = observed), got {given.dtype}")
-        if given.shape != values.shape:
-            raise ValueError(f"mask: expected shape {list(values.shape)}, got {list(given.shape)}")
-        return values, observed & given
-    if values.dtype.kind == "f" and values.ndim == 2:
-        # NaN beside the masked entries is missing too
-        for part in row_chunks(values.shape):
-            observed[part] &= ~np.isnan(values[part])
-    return values, observed
-
-
 def _open_mapped(model: LatentModel, x: np.ndarray, mask: Any, num_data: int | None) -> MappedArray:
-    _as_tensor("x", x[:0])  # a dtype that cannot be used
+    as_tensor("x", x[:0])  # a dtype that cannot be used
     _check_rows("x", x.shape, model.num_features, num_data)
     if mask is not None and not is_mapped(mask):
-        mask = _as_tensor("mask", mask).cpu().numpy()
+        mask = as_tensor("mask", mask).cpu().numpy()
     if mask is not None:
         if mask.dtype != np.bool_:
             raise TypeError(f"mask: expected dtype bool (true = observed), got {mask.dtype}")
@@ -268,26 +250,6 @@ def _check_rows(name: str, shape: tuple[int, ...], num_features: int, num_data: 
         )
     if num_data is not None and shape[0] != num_data:
         raise ValueError(f"{name}: expected {num_data} rows, one per datapoint, got {shape[0]}")
-
-
-def _as_tensor(name: str, value: Any) -> Tensor:
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name}: expected a tensor or a plain numpy array, got a masked array; only x can be one, "
-            "whose masked entries are missing"
-        )
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fub" or value.dtype.itemsize > 8:
-            raise TypeError(f"{name}: expected floating point, uint8 or bool, got {value.dtype}")
-        # torch takes neither negative strides nor foreign byte orders
-        native = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
-        return torch.from_numpy(native if native.flags.writeable else native.copy())
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided:
-            raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
-        return value.detach()
-    hint = f"; pass {name}.to_numpy()" if hasattr(value, "to_numpy") else ""
-    raise TypeError(f"{name}: expected a tensor or a numpy array, got {type(value).__name__}{hint}")
 
 
 def _check_finite(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:

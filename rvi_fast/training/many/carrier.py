@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.prepare import _as_tensor
+from ...data.tables import as_tensor
 from ..inputs.sources import extent, is_mapped, map_of
 
 
@@ -55,7 +55,7 @@ class Carrier:
 
 def _dense(value: np.ndarray | Tensor) -> Tensor:
     """A tensor of these numbers that brings no others along, as a part of a larger table would."""
-    tensor = _as_tensor("x", value)
+    tensor = as_tensor("x", value)
     alone = tensor.nbytes == tensor.untyped_storage().nbytes()
     return tensor if alone else tensor.clone()
 
