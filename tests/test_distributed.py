@@ -330,7 +330,7 @@ def command(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["PYTHONFAULTHANDLER"] = "1"
     return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -339,13 +339,33 @@ def command(*arguments, **options):
     )
 
 
+ALONE = """
+import glob, os, torch
+from rvi_fast.training import distributed
+threads = lambda: {open(name).read().strip() for name in glob.glob("/proc/self/task/*/comm")}
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="0")
+distributed.init(device="cpu")
+import torch._dynamo
+assert any("gloo" in name for name in threads()), threads()
+distributed.leave()
+print([name for name in threads() if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc on this system")
+def test_threads_end_with_the_group_also_where_torch_is_imported_further_within():
+    done = command("-c", ALONE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_torchrun_trains_and_any_process_reads_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("table.npy", worker.table(60).numpy())
     train = ("rvi_fast.cli", "train", "--data", "table.npy", "--run-dir", "run", "--device", "cpu")
     small = ("--latent-dim", "4", "--groups", "3", "5", "--batch-size", "16", "--quiet")
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    done = command(*torchrun, *train, *small, "--epochs", "1")
+    done = command("-m", *torchrun, *train, *small, "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("table.npy: 60 rows, 6 features") == 1
     assert done.stdout.count("observed entries") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         kind = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if kind.type == "cuda":
         torch.cuda.set_device(kind)
+    # its functions have the group of their first import as a default, and would keep it, with threads
+    # that abort a process on its way out, after leave()
+    importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
     with exchange():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
