@@ -32,6 +32,7 @@ BELOW = {
     "cpp": "_op_checks _C",
     "memory": "",
     "files": "",
+    "frames": "",
     "ops": "reference kernels cpp",
     "functional": "ops _checks",
     "likelihoods": "functional",
@@ -48,7 +49,7 @@ BELOW = {
     "_info": "optim _version",
     "info": "_info",
     "experiments": "training",
-    "sklearn": "training",
+    "sklearn": "training frames",
     "cli": "training experiments info",
     "__main__": "cli",
     "__init__": "training info",
@@ -91,6 +92,7 @@ MODE = (
 ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
+    "frames": {"numpy", "pandas"},
     "kernels": {"torch", "triton"},
     "scaler": {"torch", "numpy"},
     "training": {"torch", "numpy", "tqdm", "safetensors"},
