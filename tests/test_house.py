@@ -66,6 +66,7 @@ ROOMS = {
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "callbacks": "loop",
     "start_linear": "opening",
     "workers": "loop",
     "many": "opening workers",
@@ -74,7 +75,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
