@@ -79,7 +79,9 @@ def fit(
             Where its decoder ends in a linear layer, biases of exactly 0 there are set to what yes/no,
             classes and counts are on the whole in x before the first step.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
-            which count as x / 255. Masked entries of a masked array are missing. A memory map
+            which count as x / 255. Masked entries of a masked array are missing. Or a pandas DataFrame
+            of numeric columns; `model.columns` keeps their names, and `infer`, `impute` and further
+            calls refuse a DataFrame with others. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
             (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. On

@@ -14,6 +14,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._devices import wait_for
+from ..data.frames import columns_of
 from ..drawing import Drawing
 from ..likelihoods.base import observed_of
 from ..likelihoods.foreign import lacks
@@ -24,7 +25,7 @@ from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.feed import HostInputs
 from .inputs.fingerprint import fingerprint
-from .inputs.prepare import Inputs, inputs_of, open_source
+from .inputs.prepare import Inputs, inputs_of, open_source, plain
 from .inputs.sources import Opened, chunks, moments_of
 from .inputs.withheld import Withheld
 from .loop.checks import warn_of_prior
@@ -75,6 +76,8 @@ def opened(
     if settings.device is not None:
         _check_evaluation(model, settings)
         model.to(settings.device)
+    given, columns = (x, mask), columns_of(x)
+    x, mask = plain(model, x, mask)
     settings, ranks, source = checked(model, x, mask, settings)
     kind = source.kind(next(model.posterior.parameters()).dtype)
     ranks.begin(model, kind, settings.called())
@@ -91,7 +94,7 @@ def opened(
             set_scale(model, source, ranks, settings)
         made = SharedInputs() if shared is None else shared
         hidden = (settings.held_out, settings.seed) if settings.held_out else None
-        inputs = made.of(model, source, (x, mask, hidden), checked=settings.standardize)
+        inputs = made.of(model, source, (*given, hidden), checked=settings.standardize)
         _hold_directories(model, ranks, settings, stack)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
@@ -105,6 +108,7 @@ def opened(
             _start_outputs(model, source, ranks, unbegun)
         run.start()
         model.trained_on = own
+        model.columns = model.columns if columns is None else columns
         unbegun.pop_all()
         yield run
         if ranks.leads and run.history.epochs and not run.steps_left:

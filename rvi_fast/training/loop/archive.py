@@ -216,6 +216,8 @@ class Archive(NoArchive):
             "structure": structure_of(self.model),
             "kl_weights": standing.kl_weights,
         }
+        if self.model.columns is not None:
+            metadata["columns"] = list(self.model.columns)
         partial, epochs = standing.partial, standing.history.epochs
         values, rows = self.place.tensors(midway=partial is not None)
         shared = flatten("shared", self.shared.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,25 @@ class History(dict[str, list[float]]):
     def epochs(self) -> int:
         """Number of epochs that have been trained."""
         return len(self["loss"])
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """The curves of a training by epoch, as a matplotlib Figure (extra `plot`).
+
+        On the left the loss and its two parts in nats, on the right the elastic errors, of what the
+        likelihood has seen and of what was held out, whose least value is marked.
+
+        Args:
+            ax: matplotlib Axes to draw the loss in, and nothing else.
+
+        Raises:
+            ValueError: no epoch is over.
+            ImportError: matplotlib is missing.
+        """
+        from ..._figures import draw_history
+
+        if not self.epochs:
+            raise ValueError("history: expected at least one epoch, got none")
+        return draw_history(self, ax)
 
     def records(self) -> list[dict[str, float]]:
         """One record per epoch, as `metrics.jsonl` holds them."""
