@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from ..models import LatentModel
+from ..optim import Mode
 from ..progress import progress_bar
 from .loop.callback import AfterEpoch
 from .loop.history import History
 from .loop.interrupts import deferred
 from .loop.run import Run
 from .opening import opened
-from .settings import KLWeight, Settings
+from .settings import KLWeight, ScaleUpdate, Settings
 
 
 def fit(
@@ -28,10 +29,10 @@ def fit(
     batch_size: int = Settings.batch_size,
     lr: float = Settings.lr,
     posterior_lr: float | None = Settings.posterior_lr,
-    optimizer: str = Settings.optimizer,
+    optimizer: Mode = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
     decoder_weight_decay: float = Settings.decoder_weight_decay,
-    scale_update: str = Settings.scale_update,
+    scale_update: ScaleUpdate = Settings.scale_update,
     scale_annealing: Sequence[float] | None = Settings.scale_annealing,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
