@@ -26,6 +26,9 @@ BELOW = {
     "_checks": "",
     "_devices": "",
     "data": "files _devices",
+    "_figures": "",
+    "progress": "",
+    "plot": "models _figures",
     "_op_checks": "layout _checks _devices",
     "kernels": "_op_checks",
     "reference": "_op_checks",
@@ -44,15 +47,15 @@ BELOW = {
     "drawing": "",
     "scaler": "data _devices",
     "models": "posteriors likelihoods memory scaler data drawing",
-    "training": "models optim data memory files _version",
+    "training": "models optim data memory files _version _figures progress",
     "testing": "posteriors",
     "_info": "optim _version",
     "info": "_info",
-    "experiments": "training",
+    "experiments": "training _figures",
     "sklearn": "training frames",
     "cli": "training experiments info",
     "__main__": "cli",
-    "__init__": "training info",
+    "__init__": "training info plot",
 }
 # what a room of training may import of the others
 ROOMS = {
@@ -67,6 +70,7 @@ ROOMS = {
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "callbacks": "loop",
     "start_linear": "opening",
     "workers": "loop",
     "many": "opening workers",
@@ -75,7 +79,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
@@ -93,9 +97,12 @@ ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
     "frames": {"numpy", "pandas"},
+    "_figures": {"numpy", "matplotlib"},
+    "plot": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "scaler": {"torch", "numpy"},
-    "training": {"torch", "numpy", "tqdm", "safetensors"},
+    "progress": {"tqdm"},
+    "training": {"torch", "numpy", "safetensors"},
     "testing": {"torch", "pytest"},
 }
 # at the top: they may take whatever the package and its extras have
@@ -299,7 +306,7 @@ def test_everything_public_has_a_docstring():
 def public_members():
     """Name and object of everything public: of the package, and of the modules that users import."""
     modules = [rvi_fast, *(getattr(rvi_fast, name) for name in rvi_fast.__all__)]
-    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "training"):
+    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "plot", "training"):
         try:
             modules.append(importlib.import_module(f"rvi_fast.{name}"))
         except ImportError:  # an extra is missing
