@@ -26,7 +26,10 @@ class Batch:
     def __init__(self, batch: int) -> None:
         self.x = torch.empty(batch, D)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, None]:
+    def load(self, index: Tensor) -> None:
+        pass
+
+    def loaded(self, index: Tensor) -> tuple[Tensor, None]:
         return self.x, None
 
 

@@ -54,7 +54,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def timed(request: pytest.FixtureRequest) -> bool:
     """Whether anything is timed."""
-    return not request.config.getoption("--compile-only")
+    options = request.config.option
+    return not (options.compile_only or options.benchmark_disable)
 
 
 def wait(device: str) -> None:

@@ -40,7 +40,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    known = (*tables.TABLES, *tables.LARGE)
+    known = (*tables.TABLES, *tables.SIZED)
     add("--tables", nargs="+", choices=known, metavar="NAME", help=f"of {', '.join(known)}")
     names = (*PEERS, "all")
     add(

@@ -24,6 +24,7 @@ NAMES = [
     "latent",
     "map",
     "outliers",
+    "scale",
 ]
 TINY = replace(
     scales.SCALES["quick"],

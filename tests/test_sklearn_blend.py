@@ -14,6 +14,7 @@ from sklearn.datasets import load_diabetes, load_iris
 from rvi_fast.models import ppca
 from rvi_fast.sklearn import RelayImputer
 from rvi_fast.sklearn.blend import blend_weights, crossed
+from rvi_fast.sklearn.blended import _some_of
 from rvi_fast.sklearn.calibration import Residuals
 from rvi_fast.sklearn.entries import HeldOutEntries
 from rvi_fast.sklearn.forest import ColumnForest
@@ -243,6 +244,32 @@ def test_bounds_constants_and_dropped_columns_hold_for_intervals_and_draws():
     assert (low[kept] >= -1).all()
     assert (draws[:, kept] >= -1).all()
     assert (draws[:, :, 3] == 7).all()
+
+
+def test_a_part_of_the_rows_is_learned_from_and_rare_columns_are_in_it():
+    x = lowrank(1200)
+    holed = np.where(np.random.default_rng(1).random(x.shape) < 0.3, np.nan, x)
+    holed[:, 5] = np.nan
+    holed[100:120, 5] = x[100:120, 5]  # few of 200 random rows show it
+    chosen = _some_of(holed, 200, 0)
+    assert set(range(100, 120)) < set(chosen)
+    assert (np.diff(chosen) > 0).all()
+    assert np.array_equal(_some_of(holed, 1200, 0), np.arange(1200))
+    dense = np.where(np.arange(6000)[:, None] % 2, np.nan, np.zeros((6000, 3)))
+    assert len(_some_of(dense, 5000, 0)) == 5000
+
+    part, whole = (RelayImputer(**SMALL, subsample=most) for most in (200, None))
+    for imputer in (part, whole):
+        fitted = imputer.fit_transform(holed)
+        shown = ~np.isnan(holed)
+        assert np.array_equal(fitted[shown], holed[shown])
+        wrong = (fitted - x)[~shown]
+        assert np.sqrt(np.mean(wrong**2)) < 0.8 * x.std()
+    # scales are those of all rows
+    assert np.array_equal(part.standardizer_.mean, whole.standardizer_.mean)
+    assert not torch.equal(part.blend_.linear.bias, whole.blend_.linear.bias)
+    with pytest.raises(ValueError, match="subsample"):
+        RelayImputer(**SMALL, subsample=0).fit(holed)
 
 
 def test_what_does_not_fit_is_refused():

@@ -81,7 +81,7 @@ def make_part(job: Job, part: str) -> Part:
     """Hides entries of a table, and scales its columns by those that are left.
 
     All columns are scaled to [0, 1] by the least and the largest observed entry of the rows of `fit`;
-    the tables of `tables.LARGE` to mean 0 and standard deviation 1 of those. A column whose observed
+    the tables of `tables.SIZED` to mean 0 and standard deviation 1 of those. A column whose observed
     entries are equal is shifted only. "in-sample": all rows are both fitted to and scored. "new": a
     quarter of the rows, drawn by the seed, is kept from `fit` and scored.
     """
@@ -91,7 +91,7 @@ def make_part(job: Job, part: str) -> Part:
     if part == "new":
         held[np.random.default_rng((job.seed, 3)).permutation(len(x))[: len(x) // 4]] = True
     holed = np.where(hidden, np.nan, x)
-    shift, unit = _units(holed[~held], job.table in tables.LARGE)
+    shift, unit = _units(holed[~held], job.table in tables.SIZED)
     holed, truth = (holed - shift) / unit, (x - shift) / unit
     if part == "in-sample":
         return Part({"fit": holed}, truth, hidden)

@@ -15,7 +15,7 @@ from rvi_fast.files import write_text
 from .peers import PEERS
 from .results import Row
 from .scores import compare
-from .tables import DEVELOPMENT_SEEDS, LARGE
+from .tables import DEVELOPMENT_SEEDS, SIZED
 
 # imputer -> table -> mean over seeds; which of them lack seeds
 Means = dict[str, dict[str, float]]
@@ -27,9 +27,9 @@ def sections(rows: Iterable[Row]) -> dict[Section, list[Row]]:
     found: dict[Section, list[Row]] = defaultdict(list)
     for row in rows:
         kind = "development" if int(row["seed"]) in DEVELOPMENT_SEEDS else "confirmation"
-        kind = "large" if row["table"] in LARGE else kind
+        kind = "by size" if row["table"] in SIZED else kind
         found[kind, row["mechanism"], row["rate"], row["rows"]].append(row)
-    order = ["confirmation", "development", "large"]
+    order = ["confirmation", "development", "by size"]
     mechanisms = ["mcar", "mar", "mnar"]
     # the rate that most is said about comes first
     return dict(
@@ -94,8 +94,8 @@ def _heading(rows: list[Row]) -> str:
         "`--tables` for what is beyond its defaults; every row is in `imputers.csv`. One thread, a "
         "process for each imputer, table, seed and part.",
         "",
-        "RMSE over the hidden entries, columns scaled to [0, 1] by their observed entries (large "
-        "tables: to standard deviation 1); mean over seeds. `in-sample`: all rows are fitted to and "
+        "RMSE over the hidden entries, columns scaled to [0, 1] by their observed entries (those "
+        "by size: to standard deviation 1); mean over seeds. `in-sample`: all rows are fitted to and "
         "scored; `new`: a quarter of the rows, kept from `fit`. Mechanisms: "
         "`bench/imputation/mechanisms.py`. Ranked are the imputers that have every table with every "
         "seed; ratios are to the best of them, table by table. Coverage is that of central intervals "

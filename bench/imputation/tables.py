@@ -3,7 +3,7 @@
 UCI tables lie in `$RVI_FAST_DATA/tables/uci.npz` (float64 [N, D] by name: targets and class codes are
 columns, as in the papers on HyperImpute and ReMasker); those of scikit-learn, without their targets,
 and synthetic ones need no files. Tables longer than `MOST_ROWS` are cut to so many rows, drawn once
-and for all; those of `LARGE` are not.
+and for all; those of `SIZED` are not.
 
 Development: the tables and seeds by which defaults and rules are chosen. Confirmation: all tables, the
 former with other seeds; published figures are theirs.
@@ -84,7 +84,8 @@ BUILT_IN: dict[str, Callable[[], np.ndarray]] = {
     "series": _series,
     "friedman": _friedman,
 }
-LARGE: dict[str, Callable[[], np.ndarray]] = {
+SIZED: dict[str, Callable[[], np.ndarray]] = {
+    "low_rank_800": lambda: low_rank(800, 10, 4),
     "low_rank_100k": lambda: low_rank(100_000, 100, 8),
     "low_rank_1m": lambda: low_rank(1_000_000, 50, 8),
 }
@@ -110,20 +111,20 @@ def load(name: str) -> np.ndarray:
     """A complete table, float64 [N, D].
 
     Args:
-        name: of `TABLES` or `LARGE`.
+        name: of `TABLES` or `SIZED`.
 
     Raises:
         ValueError: there is no table of that name.
         FileNotFoundError: it is one of UCI's, and their file is not there.
     """
-    if name in LARGE:
-        return LARGE[name]()
+    if name in SIZED:
+        return SIZED[name]()
     if name in BUILT_IN:
         x = np.asarray(BUILT_IN[name](), np.float64)
     elif name in UCI:
         x = _uci(name)
     else:
-        raise ValueError(f"table: expected one of {', '.join((*TABLES, *LARGE))}, got {name!r}")
+        raise ValueError(f"table: expected one of {', '.join((*TABLES, *SIZED))}, got {name!r}")
     if len(x) > MOST_ROWS:
         x = x[np.sort(np.random.default_rng(0).permutation(len(x))[:MOST_ROWS])]
     return x

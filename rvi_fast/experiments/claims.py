@@ -219,6 +219,13 @@ CLAIMS = (
         "test error of RVI, over observed and over missing entries < that of VAD, of VAE",
         boxes,
     ),
+    Claim(
+        "RVI converges faster than VAD whether Adam learns the scale or it is found in closed form",
+        "beyond the paper",
+        "scale",
+        _ENDS.format("VAD", "VAD") + ", under either rule",
+        reaches("vad", "missing", "scale_update"),
+    ),
     *(
         Claim(
             f"RVI imputes a table with outliers no worse than VAD with the same recipe: {words}",

@@ -46,6 +46,7 @@ class Experiment:
         latents: keep straight lines between latent means and a map of the test rows.
         seed: of rows, masks, parameters, order and noise.
         initial_log_std: where rows' log standard deviations start, unless the recipe says it.
+        scale_update: how the likelihood's scale is learned, see `fit`.
 
     Further fields need a default, and count towards the name of a run where they differ from it: see
     `sweep.directory_of`.
@@ -82,6 +83,7 @@ class Experiment:
     latents: bool = False
     seed: int = 0
     initial_log_std: float = RelayPosterior.initial_log_std
+    scale_update: str = Settings.scale_update
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -189,6 +191,7 @@ def trained(
         "lr": experiment.lr,
         "posterior_lr": experiment.posterior_lr,
         "kl_weight": RECIPES[experiment.model].kl_weight,
+        "scale_update": experiment.scale_update,
         "seed": experiment.seed,
         "run_dir": directory,
         "resume": True,

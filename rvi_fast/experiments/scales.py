@@ -135,6 +135,7 @@ SCALES = {
             "interpolation": {"images": ("mnist", "fashion-mnist")},
             "imputation": {"missing": (0.5, 0.9), "seeds": 1},
             "map": {"images": ("mnist", "fashion-mnist")},
+            "scale": {"epochs": 250},
         },
         sets={
             # 1,284 and 686 rows; batches that make as many steps an epoch as 10,000 rows in 256

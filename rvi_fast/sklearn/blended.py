@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import _checks
 from ..likelihoods import Likelihood
 from ..models import LatentModel, LinearGaussian, ppca
 from ..posteriors.relay import RelayPosterior
@@ -25,6 +26,8 @@ from .stopping import HeldOutStopping
 _STEPS, _VISITS = 600, 10
 # what is so much better than the linear model, in squared error, does not start from it
 _BETTER = 0.8
+# entries of each column that a part of the rows shows, if all of them do
+_SHOWN = 1000
 # looks at held-out entries in a training that is not stopped
 _LOOKS = 24
 
@@ -33,12 +36,16 @@ class BlendedEstimator(RelayEstimator):
     """Table in, members trained and weighted: a linear-Gaussian model, the relay model, and trees."""
 
     members: Any
+    subsample: Any
     # pickles of versions without it have the relay model alone
     blend_: Blend | None = None
 
     def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
         """Trains the members, on all but the held-out entries first and then on all."""
         self.blend_ = None
+        most = self._options()["subsample"]
+        if most is not None and _checks.check_positive_int("subsample", most) < len(rows):
+            rows = rows[_some_of(rows, most, seed)]
         names = self._members_of(law, rows)
         entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
         if entries is None:
@@ -170,6 +177,16 @@ class BlendedEstimator(RelayEstimator):
         """What the relay model says of rows [N, D], in its units."""
         with full_precision():
             return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
+
+
+def _some_of(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Numbers of `most` rows drawn at random, and of those that show what these show too little of."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    chosen, others = order[:most], order[most:]
+    more = [chosen]
+    for column in np.flatnonzero((~np.isnan(rows[chosen])).sum(0) < _SHOWN):
+        more.append(others[~np.isnan(rows[others, column])][:_SHOWN])
+    return np.unique(np.concatenate(more))
 
 
 def _means_of(rows: np.ndarray) -> np.ndarray:

@@ -92,6 +92,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             which is copied. X may hold nothing else, in `fit` and in `transform`.
         members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
             ("linear", "relay", "forest").
+        subsample: rows that `fit` learns from at most, drawn at random; None for all. A column that they
+            show less than 1,000 entries of has up to 1,000 more rows that show it. Scales and the column
+            transforms are those of all rows.
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.
@@ -155,6 +158,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
         members: Any = "auto",
+        subsample: int | None = 131_072,
         estimate: str | None = None,
         min_value: Any = -np.inf,
         max_value: Any = np.inf,
@@ -187,6 +191,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             verbose=verbose,
         )
         self.members = members
+        self.subsample = subsample
         self.estimate = estimate
         self.min_value = min_value
         self.max_value = max_value
