@@ -90,7 +90,7 @@ def launches():
     ]
     shown = figure(11, 3.0)
     axes = shown.subplots()
-    axes.set(xlim=(0, 12.1), ylim=(0, 3.2))
+    axes.set(xlim=(-0.1, 12.1), ylim=(-0.05, 3.2))
     axes.axis("off")
     for number, (name, text) in enumerate(steps):
         left = 2.02 * number + 0.05
