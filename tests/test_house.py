@@ -26,6 +26,8 @@ BELOW = {
     "_checks": "",
     "_devices": "",
     "data": "files _devices",
+    "_figures": "",
+    "plot": "models _figures",
     "_op_checks": "layout _checks _devices",
     "kernels": "_op_checks",
     "reference": "_op_checks",
@@ -43,15 +45,15 @@ BELOW = {
     "drawing": "",
     "scaler": "data _devices",
     "models": "posteriors likelihoods memory scaler data drawing",
-    "training": "models optim data memory files _version",
+    "training": "models optim data memory files _version _figures",
     "testing": "posteriors",
     "_info": "optim _version",
     "info": "_info",
-    "experiments": "training",
+    "experiments": "training _figures",
     "sklearn": "training",
     "cli": "training experiments info",
     "__main__": "cli",
-    "__init__": "training info",
+    "__init__": "training info plot",
 }
 # what a room of training may import of the others
 ROOMS = {
@@ -66,6 +68,7 @@ ROOMS = {
     "held_out": "inputs loop",
     "opening": "loop",
     "fit": "opening",
+    "callbacks": "loop",
     "start_linear": "opening",
     "workers": "loop",
     "many": "opening workers",
@@ -74,7 +77,7 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "fit_many load impute collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
@@ -91,6 +94,8 @@ MODE = (
 ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
+    "_figures": {"numpy", "matplotlib"},
+    "plot": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "scaler": {"torch", "numpy"},
     "training": {"torch", "numpy", "tqdm", "safetensors"},
@@ -297,7 +302,7 @@ def test_everything_public_has_a_docstring():
 def public_members():
     """Name and object of everything public: of the package, and of the modules that users import."""
     modules = [rvi_fast, *(getattr(rvi_fast, name) for name in rvi_fast.__all__)]
-    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "training"):
+    for name in ("functional", "sklearn", "testing", "data", "models", "optim", "plot", "training"):
         try:
             modules.append(importlib.import_module(f"rvi_fast.{name}"))
         except ImportError:  # an extra is missing

@@ -357,6 +357,11 @@ def _add_reproduce(commands: Any) -> None:
         help="runs whose numbers DIR/FIGURE.csv holds count as done, though DIR/runs lacks them",
     )
     figures.add_argument(
+        "--redraw",
+        action="store_true",
+        help="draw the curves anew from the tables DIR/FIGURE.csv that are there; nothing is run",
+    )
+    figures.add_argument(
         "--out",
         type=Path,
         default=Path("results"),

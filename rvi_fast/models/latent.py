@@ -74,6 +74,7 @@ class LatentModel(nn.Module):
     Attributes:
         scaler: a `Scaler`, the data's scale, in `state_dict` too; None until `fit` sets it, and for
             pixels.
+        columns: names of the features, if `fit` was given a DataFrame; others are refused then.
 
     Raises:
         ValueError: the decoder's layers say that it does not take T latents, or does not give K outputs.
@@ -93,6 +94,8 @@ class LatentModel(nn.Module):
     scaler: Scaler | None
     # fingerprint of the data that `fit` has trained it on
     trained_on: dict[str, Any] | None = None
+    # names of the features, where they came as a DataFrame
+    columns: tuple[str, ...] | None = None
 
     def __init__(
         self,

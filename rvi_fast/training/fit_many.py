@@ -16,6 +16,7 @@ from .. import _checks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
 from .fit import fit
+from .loop.callback import Callback
 from .loop.history import History
 from .loop.interrupts import Interrupted, Request, deferred
 from .many.call import Call, Count, Outcome
@@ -174,6 +175,9 @@ def _check_apart(calls: Sequence[Call]) -> None:
             found[tables.resolve()] = f"model: expected tables of its own, got {tables}"
         if (run_dir := call.settings.directory) is not None:
             found[Path(run_dir).resolve()] = f"run_dir: expected one of its own, got {run_dir}"
+        for callback in call.settings.callbacks:
+            if isinstance(callback, Callback) and not callback.shared:
+                found[id(callback)] = f"callbacks: expected a {type(callback).__name__} of its own"
         for key, text in found.items():
             if owners.setdefault(key, number) != number:
                 raise ValueError(f"runs[{number}]: {text}, which runs[{owners[key]}] has")

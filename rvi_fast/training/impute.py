@@ -17,7 +17,7 @@ from ..models import LatentModel, alone
 from ..posteriors.relay import RelayPosterior
 from .infer import infer
 from .inputs.fingerprint import fingerprint, same
-from .inputs.prepare import open_source
+from .inputs.prepare import open_source, plain
 from .inputs.sources import Opened, convert
 from .loop.seeds import MODULES, NOISE, stream
 from .loop.step import drawing_of
@@ -98,6 +98,7 @@ def impute(
         # the draws that quantiles are taken of are made at once
         chunk = _CHUNK if interval is None else max(1, _CHUNK // num_draws)
     seed = _checks.check_seed(seed)
+    x, mask = plain(model, x, mask)
     source = open_source(model, x, mask)
     # pixels beside a scale of other data are refused where they are read
     pixels = source.pixels() and model.scaler is not None

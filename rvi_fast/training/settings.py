@@ -44,6 +44,13 @@ def _check_annealing(name: str, value: Any) -> tuple[float, float] | None:
     return factor, _checks.check_between(f"{name}[1]", value[1], 0.0, 1.0)
 
 
+def _check_share(name: str, value: Any) -> float:
+    share = _checks.check_non_negative(name, value)
+    if share >= 1.0:
+        raise ValueError(f"{name}: expected a share below 1, got {value!r}")
+    return share
+
+
 def _check_kl_weight(name: str, value: Any) -> KLWeight:
     return value if callable(value) else _checks.check_non_negative(name, value)
 
@@ -61,6 +68,7 @@ _CHECKS: dict[str, _Check] = {
     "scale_update": _check_scale_update,
     "scale_annealing": _check_annealing,
     "eval_every": _checks.check_count,
+    "held_out": _check_share,
     "checkpoint_every": _checks.check_non_negative,
     "posterior_lr": _unless_none(_checks.check_positive_float),
     "seed": lambda _, value: _checks.check_seed(value),
@@ -81,7 +89,12 @@ _KEPT = (
 )
 # what a resume compares as well, and their values in checkpoints that do not say so: those hold what
 # is not as usual
-_ADDED = {"decoder_weight_decay": 0.0, "scale_update": "adam", "scale_annealing": None}
+_ADDED = {
+    "decoder_weight_decay": 0.0,
+    "scale_update": "adam",
+    "scale_annealing": None,
+    "held_out": 0.0,
+}
 # what the command line says of those that are its options
 _TEXTS = {
     "epochs": "passes over the data",
@@ -130,6 +143,7 @@ class Settings:
     device: torch.device | str | None = None
     progress: bool = True
     eval_every: int = 1
+    held_out: float = 0.0
     callbacks: Sequence[Callable[..., bool | None]] = ()
     run_dir: str | os.PathLike[str] | None = None
     resume: bool = False
@@ -143,6 +157,10 @@ class Settings:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.resume and self.run_dir is None:
             raise ValueError("run_dir: expected a directory to resume from, got None")
+        if self.held_out and not self.eval_every:
+            raise ValueError(
+                f"eval_every: expected at least 1 with held_out={self.held_out}, got 0"
+            )
         if self.lr * self.decoder_weight_decay >= 1.0:
             raise ValueError(
                 f"decoder_weight_decay: expected less than 1 / lr = {1.0 / self.lr:g}, got "
