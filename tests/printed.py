@@ -4,10 +4,10 @@
 
 A request is a line of JSON: the name of a page, a list of [kind, line, text], a directory. Python
 blocks share one namespace, as a reader who types them in has it; a block whose first line names a file
-(`# train.py`) is written to that file and run as a program of its own, by torchrun where it says so;
-bash blocks are commands. The answer is a line of JSON: what each block has printed, or the error.
-Every request is answered by a fork of this process, which has imported torch and scikit-learn and
-nothing of rvi_fast, so that a page does its own imports and does not wait for theirs.
+(`# train.py`) is written to that file and run as a program of its own, as the only process that
+torchrun starts where it says so; bash blocks are commands. The answer is a line of JSON: what each block
+has printed, or the error. Every request is answered by a fork of this process, which has imported what
+takes long, and of rvi_fast what `import rvi_fast` does: a page does all imports of its own.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -45,14 +45,23 @@ def file_of(text):
     return found and found[1]
 
 
+def torchrun():
+    """The variables that torchrun sets for one process."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, ("0", "0", "1", "1", "localhost", str(port)), strict=True))
+
+
 def output_of(kind, text):
     """What a command prints, or a program of several lines in a file of its own."""
     if kind == "bash":
         command = ["bash", "-euo", "pipefail", "-c", text]
     else:
         Path(file_of(text)).write_text(text, encoding="utf-8")
-        command = [sys.executable, *(TORCHRUN if "torchrun" in text else ()), file_of(text)]
-    done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, file_of(text)]
+    environment = os.environ | (torchrun() if "torchrun" in text else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
@@ -99,10 +108,13 @@ def serve(requests, answers):
 
 
 if __name__ == "__main__":
+    import matplotlib.pyplot
+    import pandas
     import sklearn.datasets
     import sklearn.ensemble
-    import sklearn.impute  # noqa: F401
-    import torch  # noqa: F401
+    import sklearn.impute
+
+    import rvi_fast  # noqa: F401
 
     # what a page writes to the descriptor of the output itself is no answer
     answers = os.fdopen(os.dup(1), "w")

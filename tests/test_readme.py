@@ -21,7 +21,8 @@ KINDS = {"python", "bash", "text", "console"}
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """A function from name and blocks of a page to what they print, in an empty directory."""
-    pytest.importorskip("sklearn")
+    for name in ("sklearn", "matplotlib", "pandas"):
+        pytest.importorskip(name)
     programs = tmp_path_factory.mktemp("programs")
     (programs / "rvi-fast").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rvi_fast "$@"\n')
     (programs / "rvi-fast").chmod(0o755)
