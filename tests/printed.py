@@ -11,6 +11,7 @@ takes long, and of rvi_fast what `import rvi_fast` does: a page does all imports
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -21,6 +22,15 @@ import sys
 import traceback
 from pathlib import Path
 
+# what pages import and takes seconds
+SLOW = (
+    "matplotlib.pyplot",
+    "pandas",
+    "sklearn.datasets",
+    "sklearn.ensemble",
+    "sklearn.impute",
+    "rvi_fast",
+)
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -108,14 +118,8 @@ def serve(requests, answers):
 
 
 if __name__ == "__main__":
-    import matplotlib.pyplot
-    import pandas
-    import sklearn.datasets
-    import sklearn.ensemble
-    import sklearn.impute
-
-    import rvi_fast  # noqa: F401
-
+    for name in SLOW:
+        importlib.import_module(name)
     # what a page writes to the descriptor of the output itself is no answer
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
