@@ -141,12 +141,13 @@ def draw_history(history: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     left, right = figure.subplots(1, 2)
     _by_epoch(left, curves, range(1, len(history["loss"]) + 1), "nats per row")
     errors = {"observed": history["elastic"]}
-    if history["held_out"]:
-        errors["held out"] = history["held_out"]
+    held_out = history.get("held_out", [])
+    if held_out:
+        errors["held out"] = held_out
     _by_epoch(right, errors, history["evaluated"], "elastic error")
-    if history["held_out"] and np.isfinite(history["held_out"]).any():
-        best = int(np.nanargmin(history["held_out"]))
-        at = (history["evaluated"][best], history["held_out"][best])
+    if np.isfinite(held_out).any():
+        best = int(np.nanargmin(held_out))
+        at = (history["evaluated"][best], held_out[best])
         right.plot(*at, "o", color=style_of(1)["color"], markersize=5)
         right.set_title(
             f"held out: least, {at[1]:.3g}, in epoch {at[0]:.0f}", fontsize="small", loc="left"

@@ -27,6 +27,7 @@ BELOW = {
     "_devices": "",
     "data": "files _devices",
     "_figures": "",
+    "progress": "",
     "plot": "models _figures",
     "_op_checks": "layout _checks _devices",
     "kernels": "_op_checks",
@@ -45,7 +46,7 @@ BELOW = {
     "drawing": "",
     "scaler": "data _devices",
     "models": "posteriors likelihoods memory scaler data drawing",
-    "training": "models optim data memory files _version _figures",
+    "training": "models optim data memory files _version _figures progress",
     "testing": "posteriors",
     "_info": "optim _version",
     "info": "_info",
@@ -98,7 +99,8 @@ THIRD_PARTY = {
     "plot": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "scaler": {"torch", "numpy"},
-    "training": {"torch", "numpy", "tqdm", "safetensors"},
+    "progress": {"tqdm"},
+    "training": {"torch", "numpy", "safetensors"},
     "testing": {"torch", "pytest"},
 }
 # at the top: they may take whatever the package and its extras have

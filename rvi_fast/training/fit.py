@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..models import LatentModel
+from ..progress import progress_bar
 from .loop.callback import AfterEpoch
 from .loop.history import History
 from .loop.interrupts import deferred
@@ -194,4 +194,4 @@ def _bar_of(run: Run) -> Any:
     """A bar over the steps of a run, hidden where nobody asked for one or nothing is left to do."""
     left, total = run.steps_left, run.settings.epochs * run.steps_per_epoch
     shown = run.settings.progress and run.ranks.leads and left
-    return tqdm(total=total, initial=total - left, unit="step", disable=not shown)
+    return progress_bar(total, initial=total - left, unit="step", shown=bool(shown))

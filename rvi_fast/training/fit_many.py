@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
+from ..progress import progress_bar
 from .fit import fit
 from .loop.callback import Callback
 from .loop.history import History
@@ -115,7 +115,7 @@ def fit_many(
     plan = _plan(calls, jobs)
     outcomes = [Outcome() for _ in calls]
     total = sum(call.num_steps for call in calls)
-    with tqdm(total=total, unit="step", disable=not progress) as bar, deferred() as request:
+    with progress_bar(total, unit="step", shown=progress) as bar, deferred() as request:
         for train, numbers in plan:
             ended = train([calls[number] for number in numbers], request, bar.update)
             for number, outcome in zip(numbers, ended, strict=True):

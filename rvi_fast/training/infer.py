@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel, alone
 from ..optim import RowAdam
 from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
+from ..progress import progress_bar
 from .held_out import check_scale_factor, find_held_out
 from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
@@ -135,7 +135,7 @@ def _optimise(
     with (
         frozen(model.decoder, model.likelihood),
         torch.no_grad(),
-        tqdm(total=len(batches) * steps, unit="step", disable=not progress) as bar,
+        progress_bar(len(batches) * steps, unit="step", shown=progress) as bar,
     ):
         decoder = decoder_step(model, learn=False)
         for index in batches:

@@ -21,6 +21,7 @@ from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
 from ..posteriors.encoder import EncoderPosterior
+from ..progress import logger
 from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.feed import HostInputs
@@ -110,9 +111,14 @@ def opened(
         model.trained_on = own
         model.columns = model.columns if columns is None else columns
         unbegun.pop_all()
+        if ranks.leads:
+            shape = ranks.num_data, model.num_features, run.device
+            logger.info("training on %d rows of %d features on %s", *shape)
         yield run
         if ranks.leads and run.history.epochs and not run.steps_left:
             warn_of_prior(run.history["kl"][-1], settings.lr)
+        if ranks.leads and run.standing.stopped:
+            logger.info("a callback has ended training after %d epochs", run.history.epochs)
         run.end()
 
 

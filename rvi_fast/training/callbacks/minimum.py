@@ -38,12 +38,13 @@ def values_of(history: History, quantity: Quantity) -> list[float]:
     Raises:
         ValueError: entries were to be held out, and `fit` was not told so.
     """
-    if quantity == "held_out" and history["evaluated"] and not history["held_out"]:
+    values = history.get(quantity, [])
+    if quantity == "held_out" and history["evaluated"] and not values:
         raise ValueError(
             "quantity: expected fit(held_out=), a share of the observed entries, beside "
             "quantity='held_out', got none"
         )
-    return history[quantity]
+    return values
 
 
 def is_new(history: History, quantity: Quantity, min_delta: float = 0.0) -> bool:

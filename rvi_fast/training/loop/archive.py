@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...models import LatentModel
+from ...progress import logger
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint, same
@@ -174,6 +175,7 @@ class Archive(NoArchive):
         load = partial(self.callbacks.load, metadata.get("callbacks", {}), held, checkpoint.path)
         self.ranks.first(load)
         self.last = checkpoint.path
+        logger.info("goes on from %s, after %d epochs", checkpoint.path, standing.history.epochs)
 
     def record(self, standing: Standing, seconds: float) -> bool:
         self._write_metrics({**standing.history.records()[-1], "seconds": round(seconds, 3)})
@@ -238,6 +240,7 @@ class Archive(NoArchive):
         self.place.before_saving(epochs, tensors, metadata)
         self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
         self.place.saved()
+        logger.debug("wrote %s", self.last)
 
     def _states(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Those of the callbacks, of the first process, which alone calls them."""

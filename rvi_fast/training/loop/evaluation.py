@@ -60,7 +60,7 @@ class Evaluation:
             return
         history["elastic"].append(self.observed())
         if self.entries is not None:
-            history["held_out"].append(self.held_out(self.entries))
+            history.setdefault("held_out", []).append(self.held_out(self.entries))
         history["evaluated"].append(epoch)
 
     def observed(self) -> float:

@@ -12,17 +12,16 @@ class History(dict[str, list[float]]):
     """What a training run has been through, a list for each quantity.
 
     "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
-    "elastic" has one per evaluation, "held_out" too where `fit` was told to hold entries out, and
+    "elastic" has one per evaluation, "held_out" too, which only `fit(held_out=)` adds, and
     "evaluated" the epochs (counted from 1) of those. All are in the units of the model: of standardised
     data, where `fit` standardises, and of pixels in [0, 1].
     """
 
     def __init__(self, values: dict[str, list[float]] | None = None) -> None:
         empty: dict[str, list[float]] = {
-            name: [] for name in ("loss", "kl", "log_prob", "elastic", "held_out", "evaluated")
+            name: [] for name in ("loss", "kl", "log_prob", "elastic", "evaluated")
         }
-        # those of earlier versions have held nothing out
-        super().__init__(empty | (values or {}))
+        super().__init__(values or empty)
 
     @property
     def epochs(self) -> int:
@@ -53,7 +52,7 @@ class History(dict[str, list[float]]):
         scores = {
             name: dict(zip(self["evaluated"], self[name], strict=True))
             for name in ("elastic", "held_out")
-            if self[name]
+            if self.get(name)
         }
         return [
             {

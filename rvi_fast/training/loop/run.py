@@ -123,7 +123,8 @@ class Run:
             self.place.settle()
             self.finite.parameters(epoch)
             record = self.history.records()[-1]
-            bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
+            errors = {k: f"{v:.4g}" for k, v in record.items() if k in ("loss", "elastic")}
+            bar.set_postfix(errors, refresh=False)
             self.standing.stopped, due = self.ranks.first(partial(self._finish_epoch, started))
             last = self.standing.stopped or epoch + 1 == epochs
             if self.ranks.any(request.signum is not None):
