@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,10 @@ class Likelihood(nn.Module):
     def made(cls, num_features: int, arguments: dict[str, Any]) -> Self:
         """The law that `arguments` has described."""
         return cls(num_features, **arguments)
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood of the observed entries of each row, in nats, at least float32.

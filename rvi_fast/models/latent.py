@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,18 @@ class LatentModel(nn.Module):
     def amortized(self) -> bool:
         """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
         return not as_posterior(self.posterior).owns_rows
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(
+            self,
+            index: Tensor,
+            x: Tensor,
+            mask: Tensor | None = None,
+            *,
+            kl_weight: float | Tensor = 1.0,
+            seed: Tensor | int | None = None,
+        ) -> Objective: ...
 
     def forward(
         self,

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from ..models import LatentModel
+from ..optim import Mode
 from ..progress import progress_bar
 from .loop.callback import AfterEpoch
 from .loop.history import History
 from .loop.interrupts import deferred
 from .loop.run import Run
 from .opening import opened
-from .settings import KLWeight, Settings
+from .settings import KLWeight, ScaleUpdate, Settings
 
 
 def fit(
@@ -28,10 +29,10 @@ def fit(
     batch_size: int = Settings.batch_size,
     lr: float = Settings.lr,
     posterior_lr: float | None = Settings.posterior_lr,
-    optimizer: str = Settings.optimizer,
+    optimizer: Mode = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
     decoder_weight_decay: float = Settings.decoder_weight_decay,
-    scale_update: str = Settings.scale_update,
+    scale_update: ScaleUpdate = Settings.scale_update,
     scale_annealing: Sequence[float] | None = Settings.scale_annealing,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
@@ -159,6 +160,33 @@ def fit(
         CheckpointError: no checkpoint in `run_dir` can be read, it is that of another model, or the
             last one cannot be written; the model is trained all the same then.
         KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x = torch.linspace(-1, 1, 60)[:, None] * torch.tensor([1.0, -2.0, 3.0])
+        >>> model = rvi_fast.models.rvi(60, 3, latent_dim=2, groups=(4,))
+        >>> rvi_fast.fit(model, x, epochs=5, progress=False).epochs
+        5
+
+        A loop of your own: a `DataLoader` gives row numbers and data, `RowAdam` drives the rows and any
+        optimiser of torch the rest. The folder examples of the repository has one that is resumed bit
+        for bit, and the same under Lightning and accelerate.
+
+        >>> from torch.utils.data import DataLoader
+        >>> model = rvi_fast.models.rvi(60, 3, latent_dim=2, groups=(4,))
+        >>> rows = rvi_fast.optim.RowAdam(model.posterior, lr=0.01)
+        >>> shared = [p for p in model.parameters() if p is not model.posterior.rows]
+        >>> others = torch.optim.Adam(shared, lr=0.001)
+        >>> loader = DataLoader(list(enumerate(x)), batch_size=16, shuffle=True)
+        >>> for index, batch in loader:
+        ...     objective = model(index, batch)
+        ...     for optimizer in (rows, others):
+        ...         optimizer.zero_grad()
+        ...     objective.loss.backward()
+        ...     for optimizer in (rows, others):
+        ...         optimizer.step()
+        >>> bool(objective.loss.isfinite())
+        True
     """
     settings = Settings(
         standardize=standardize,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -30,6 +30,34 @@ _DRAWS = 200
 _AROUND = 8
 
 
+@overload
+def impute(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    posterior: RelayPosterior | None = None,
+    num_draws: None = None,
+    estimate: Literal["mean", "mode"] | None = None,
+    interval: None = None,
+    seed: int = 0,
+) -> Tensor: ...
+
+
+@overload
+def impute(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    posterior: RelayPosterior | None = None,
+    num_draws: int | None = None,
+    estimate: None = None,
+    interval: float | None = None,
+    seed: int = 0,
+) -> Tensor: ...
+
+
 @torch.no_grad()
 def impute(
     model: LatentModel,
@@ -38,7 +66,7 @@ def impute(
     mask: Any = None,
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
-    estimate: str | None = None,
+    estimate: Literal["mean", "mode"] | None = None,
     interval: float | None = None,
     seed: int = 0,
 ) -> Tensor:

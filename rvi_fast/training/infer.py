@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def infer(
     lr: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    scale_factor: float | str = 1.0,
+    scale_factor: float | Literal["held-out"] = 1.0,
     shared_noise: bool = False,
     progress: bool = False,
 ) -> RelayPosterior:

@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 
 from .. import _checks
-from ..optim import MODES
+from ..optim import MODES, Mode
 
 KLWeight = float | Callable[[int], float]
 _Check = Callable[[str, Any], Any]
 # what moves the scale of a likelihood
-SCALE_UPDATES = ("adam", "closed-form")
+ScaleUpdate = Literal["adam", "closed-form"]
+SCALE_UPDATES: tuple[ScaleUpdate, ...] = get_args(ScaleUpdate)
 
 
 def _unless_none(check: _Check) -> _Check:
@@ -134,10 +135,10 @@ class Settings:
     batch_size: int = 256
     lr: float = 1e-3
     posterior_lr: float | None = None
-    optimizer: str = "dense"
+    optimizer: Mode = "dense"
     kl_weight: KLWeight = 1.0
     decoder_weight_decay: float = 0.0
-    scale_update: str = "adam"
+    scale_update: ScaleUpdate = "adam"
     scale_annealing: Sequence[float] | None = None
     seed: int = 0
     device: torch.device | str | None = None
@@ -248,6 +249,8 @@ class Settings:
     def option(cls, name: str) -> tuple[type, Any, str]:
         """Type, default and help of one of them, for a command line."""
         hint = get_type_hints(cls)[name]
+        if get_origin(hint) is Literal:
+            return str, getattr(cls, name), _TEXTS[name]
         kind = next(k for k in get_args(hint) or (hint,) if k in (int, float, str))
         return kind, getattr(cls, name), _TEXTS[name]
 

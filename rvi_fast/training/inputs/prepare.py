@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ... import _checks
 from ...data.frames import columns_of, unframed
@@ -169,6 +169,11 @@ def open_source(
 ) -> Opened:
     """Checks all of x and mask but their entries; see `prepare`."""
     model.check_decoder()
+    if isinstance(x, DataLoader):
+        raise TypeError(
+            "x: expected data, of which batches are made here, got a DataLoader; pass its dataset, or "
+            "write a loop of your own as help(rvi_fast.fit) shows"
+        )
     x, mask = unmasked(*plain(model, x, mask))
     if isinstance(x, Dataset):
         if mask is not None:
