@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -327,19 +327,23 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
             kind: "mean" or "mode"; None for what each law takes for the better estimate.
         """
-        values = self._units().to_data(self._estimates(means, rows, kind))
+        estimates = self._read(means, rows, lambda law, outputs: law.estimate(outputs, kind))
+        values = self._units().to_data(estimates)
         return np.where(np.isnan(self._constants), values, self._constants)
 
-    def _estimates(
-        self, means: torch.Tensor, rows: np.ndarray | None, kind: str | None
+    def _read(
+        self,
+        means: torch.Tensor,
+        rows: np.ndarray | None,
+        read: Callable[[Likelihood, torch.Tensor], torch.Tensor],
     ) -> np.ndarray:
-        """As `_decode`, in the units of the model."""
+        """What is read from a law and outputs, of posterior means; see `_decode`."""
         shown = None if rows is None else torch.from_numpy(rows).to(means.device)
         parts = []
         with torch.no_grad(), full_precision():
             for own in torch.arange(len(means), device=means.device).split(_DECODED):
                 law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
-                parts.append(law.estimate(self.model_.decode(means[own]), kind))
+                parts.append(read(law, self.model_.decode(means[own])))
         return torch.cat(parts).cpu().numpy()
 
 

@@ -316,7 +316,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         """What is filled in, [N, D] in X's units, for rows in the model's."""
         if self.blend_ is None:
             return self._decode(self._means(rows), rows, self.estimate)
-        return self._in_data(self._blended(rows, self.blend_))
+        blended = self._blended(rows, self.blend_)
+        return self._in_data(self.blend_.codes.estimate(self.model_.law, blended, self.estimate))
 
     def _in_data(self, values: np.ndarray) -> np.ndarray:
         """[..., D] in the units of the model -> X's."""
@@ -324,7 +325,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         return np.where(np.isnan(self._constants), values, self._constants)
 
     def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
-        return blend.complete(rows, self._relayed(rows, self.scale_factor_))
+        return blend.complete(rows, self._relayed(rows, blend.codes, self.scale_factor_))
 
     def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
         """Draws [S, N, D] in X's units."""
