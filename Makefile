@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: demo test test-compiled test-interpreted budget matrix check bench bench-large sanitize mutants gpu format clean
+.PHONY: demo test test-compiled test-interpreted budget matrix check bench bench-large docs sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -48,6 +48,11 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN) pytest bench/ --ignore bench/bench_large_n.py --write-results
+
+# the site, in build/docs/index.html; a warning is an error. RVI_FAST_INTERSPHINX=1 links to other projects, by the network
+docs: $(INSTALLED)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(RUN) sphinx -W --keep-going -q docs build/docs
 
 # up to five million rows, which take 22 GB of disk while it runs
 bench-large: $(INSTALLED)

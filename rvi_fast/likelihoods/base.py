@@ -79,6 +79,16 @@ class Likelihood(nn.Module):
         return [True] * self.num_features
 
     @property
+    def classes(self) -> list[int]:
+        """For each column of how many classes x is the code, from 0 on; 2 for yes/no, 0 for numbers."""
+        return [0] * self.num_features
+
+    @property
+    def widths(self) -> list[int]:
+        """For each column how many of the `num_outputs` are its own, one column after the other."""
+        return [(self.num_outputs or self.num_features) // self.num_features] * self.num_features
+
+    @property
     def restricted(self) -> bool:
         """Whether some finite numbers are no data of this law, so that `check` has to look at them."""
         return not all(self.standardizable)
@@ -122,6 +132,17 @@ class Likelihood(nn.Module):
     def mean(self, outputs: Tensor) -> Tensor:
         """The expected x [..., D], given outputs [..., K]."""
         raise ValueError(lacking(self, "mean"))
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """What x is on average, in as many numbers as there are outputs [..., K].
+
+        Of columns with an output for each class their probabilities, of all others the mean.
+        """
+        return self.mean(outputs)
+
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """Outputs [..., K] of which `expected` gives these numbers [..., K]."""
+        raise ValueError(lacking(self, "outputs_of"))
 
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable x [..., D], given outputs [..., K]."""
