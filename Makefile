@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: demo test test-compiled test-interpreted test-fast test-budget coverage wheels budget matrix check bench bench-large sanitize mutants gpu format clean
+.PHONY: demo test test-compiled test-interpreted test-fast test-budget coverage wheels sdist budget matrix check bench bench-large sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
@@ -14,6 +14,7 @@ demo: $(INSTALLED)
 # each part in as many processes as PROCESSES says, a file in one of them; Triton's interpreter needs processes
 # of its own
 PROCESSES ?= 2
+DIST ?= dist
 test: $(INSTALLED)
 	$(MAKE) --keep-going test-compiled test-interpreted
 
@@ -92,6 +93,18 @@ sanitize: $(INSTALLED)
 # seeds faults, one at a time, in a copy of the checkout, and expects a test to fail at each; takes an hour
 mutants: $(INSTALLED)
 	$(VENV)/bin/python tests/mutants.py
+
+# for people who have no compiler: a wheel for each Python that pyproject.toml names, in containers on Linux
+wheels:
+	$(PYTHON) -m pip install --quiet "cibuildwheel>=3.2"
+	$(PYTHON) -m cibuildwheel --output-dir $(DIST)
+
+# the source with its tests, and a wheel without kernels, which installs where no other does
+sdist:
+	$(PYTHON) -m pip install --quiet build twine
+	$(PYTHON) -m build --sdist --outdir $(DIST)
+	RVI_FAST_CPP=off $(PYTHON) -m build --wheel --outdir $(DIST)
+	$(PYTHON) -m twine check --strict $(DIST)/*
 
 # everything a GPU is needed for, in parts of under eight minutes; from a checkout, without a virtual environment
 # or a network: make gpu PYTHON=python3 OUT=build/gpu PART=tests|ops|step|large
