@@ -6,15 +6,15 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: demo test test-compiled test-interpreted test-fast test-budget coverage wheels sdist budget matrix check bench bench-large sanitize mutants gpu format clean
+.PHONY: demo test test-compiled test-interpreted test-fast test-budget coverage wheels sdist budget matrix
+.PHONY: check bench bench-large docs sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
 
-# each part in as many processes as PROCESSES says, a file in one of them; Triton's interpreter needs processes
-# of its own
+# one part after the other, each in PROCESSES processes, so that both end with all at work; Triton's interpreter
+# needs processes of its own
 PROCESSES ?= 2
-DIST ?= dist
 test: $(INSTALLED)
 	$(MAKE) --keep-going test-compiled test-interpreted
 
@@ -68,6 +68,11 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(RUN) pytest bench/ --ignore bench/bench_large_n.py --write-results
 
+# the site, in build/docs/index.html; a warning is an error. RVI_FAST_INTERSPHINX=1 links to other projects, by the network
+docs: $(INSTALLED)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(RUN) sphinx -W --keep-going -q docs build/docs
+
 # up to five million rows, which take 22 GB of disk while it runs
 bench-large: $(INSTALLED)
 	$(RUN) pytest bench/bench_large_n.py --write-results
@@ -93,6 +98,8 @@ sanitize: $(INSTALLED)
 # seeds faults, one at a time, in a copy of the checkout, and expects a test to fail at each; takes an hour
 mutants: $(INSTALLED)
 	$(VENV)/bin/python tests/mutants.py
+
+DIST ?= dist
 
 # for people who have no compiler: a wheel for each Python that pyproject.toml names, in containers on Linux
 wheels:

@@ -5,7 +5,7 @@ combination of a few vectors shared by all datapoints. No encoder; missing entri
 the likelihood.
 """
 
-from . import data, likelihoods, models, optim
+from . import data, likelihoods, models, optim, plot
 from ._info import info
 from ._version import __version__
 from .data import elastic
@@ -65,5 +65,6 @@ __all__ = [
     "models",
     "optim",
     "pack_mask",
+    "plot",
     "relay_sample",
 ]

@@ -254,6 +254,16 @@ def append_line(path: StrPath, record: Mapping[str, Any]) -> None:
     rewrite_lines(path, [*read_lines(path), record])
 
 
+def append_text(path: StrPath, text: str) -> None:
+    """Appends to a plain file, which is made where it is missing; it is not waited for.
+
+    Raises:
+        OSError: as the system raised it, with the path named; EINVAL for a link.
+    """
+    with naming(path), open_own(path, create=True, append=True) as file:
+        _write_all(file, text.encode())
+
+
 def rewrite_lines(path: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
     """Replaces a file of JSON lines as a whole: a kill leaves the old file or the new one."""
     with replacing(path) as file:

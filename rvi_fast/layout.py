@@ -12,10 +12,12 @@ import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 ALIGNMENT = 4  # elements: 16 bytes of float32, the widest load of a GPU lane
 BITS_PER_WORD = 32
-FORMS = ("linear", "cluster", "mixture")
+Form = Literal["linear", "cluster", "mixture"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def _padded(size: int) -> int:

@@ -17,7 +17,7 @@ from distributed_worker import TOLERANCE, alone, assert_close, assert_equal, tog
 import rvi_fast
 from rvi_fast import cli
 from rvi_fast.posteriors import rows as posterior_module
-from rvi_fast.training import distributed, export
+from rvi_fast.training import callbacks, distributed, export
 from rvi_fast.training.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,34 @@ def test_processes_take_the_scale_from_the_residuals_of_all_rows(tmp_path):
     changes = {"dtype": torch.float64, "scale_update": "closed-form", "decoder_weight_decay": 2.0}
     got = together(worker.run(2, worker.train, tmp_path, **changes))
     assert_close(got, alone(**changes), 1e-11)
+
+
+def test_processes_hold_out_the_entries_that_one_holds_out(tmp_path):
+    schedule = callbacks.LearningRate.cosine(4, warmup=1)
+    changes = {
+        "dtype": torch.float64, "held_out": 0.2, "epochs": 4, "callbacks": [schedule],
+        "run_dir": tmp_path / "run", "checkpoint_every": 0,
+    }  # fmt: skip
+    got = together(worker.run(3, worker.train, tmp_path, **changes))
+    expected = alone(**{**changes, "run_dir": tmp_path / "alone"})
+    assert len(got["history"]["held_out"]) == 4
+    assert_close(got, expected, 1e-11)
+    # a checkpoint holds the state of the callbacks that the first process has called
+    resumed = {**changes, "epochs": 5, "resume": True, "callbacks": []}
+    with pytest.raises(AssertionError, match="callbacks: expected a LearningRate as in"):
+        worker.run(2, worker.train, tmp_path / "more", **resumed)
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (callbacks.EarlyStopping(restore_best=True), "restore_best: expected False where several"),
+        (callbacks.Checkpoint("best.safetensors", best="loss"), "expected no Checkpoint where"),
+    ],
+)
+def test_callbacks_that_need_all_rows_are_refused_by_processes(tmp_path, refused, words):
+    with pytest.raises(AssertionError, match=words):
+        worker.run(2, worker.train, tmp_path, callbacks=[refused])
 
 
 def test_outputs_start_at_what_the_rows_of_all_processes_are(tmp_path):

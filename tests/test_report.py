@@ -74,14 +74,19 @@ def test_the_page_is_sound_and_needs_nothing_else(results, page):
     assert page.open == []
     assert "://" not in text
     assert not re.search(r"url\(|@import|<script|<link|<iframe", text)
+    kinds = []
     for attributes in page.all("img"):
         assert attributes["alt"]
-        content = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
-        assert content[:4] == b"\x89PNG"
+        kind, content = re.fullmatch(r"data:image/(.*);base64,(.*)", attributes["src"]).groups()
+        begins = {"png": b"\x89PNG", "svg+xml": b"<?xml"}[kind]
+        assert base64.b64decode(content).startswith(begins)
+        kinds.append(kind)
         assert (int(attributes["width"]), int(attributes["height"])) > (100, 100)
     # every picture of the figures that were made
     pictures = [path for name in MADE for path in results.glob(f"{name}[.-]*png")]
     assert len(page.all("img")) == len(pictures) > len(MADE)
+    # curves are drawn as curves
+    assert kinds.count("svg+xml") == len(MADE)
     assert {attributes["href"] for attributes in page.all("a")} <= {f"#{a}" for a in page.anchors}
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1

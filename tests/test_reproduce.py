@@ -274,3 +274,21 @@ def test_a_figure_is_made_although_runs_of_another_fail(tiny, tmp_path, capsys, 
     assert cli.main(["reproduce", "fig7", "fig8", "--out", str(tmp_path / "o"), "--quiet"]) == 2
     assert "4 of 5 runs failed" in capsys.readouterr().err
     assert {path.name for path in tmp_path.glob("o/fig*.csv")} == {"fig7.csv"}
+
+
+def test_pictures_are_redrawn_from_their_tables_byte_for_byte(out, tmp_path, capsys):
+    for name in ("fig2", "fig9", "outliers"):
+        (tmp_path / f"{name}.csv").write_bytes((out / f"{name}.csv").read_bytes())
+    capsys.readouterr()
+    assert cli.main(["reproduce", "all", "--redraw", "--out", str(tmp_path)]) == 0
+    written = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".csv")
+    assert written == sorted(
+        f"{n}{e}" for n in ("fig2", "fig9", "outliers") for e in (".png", ".svg")
+    )
+    assert sorted(capsys.readouterr().out.split()) == [str(tmp_path / name) for name in written]
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
+    assert cli.main(["reproduce", "fig8", "--redraw", "--out", str(tmp_path)]) != 0
+    (tmp_path / "fig8.csv").write_text("quantity,mean\n")
+    assert cli.main(["reproduce", "fig8", "--redraw", "--out", str(tmp_path)]) == 2
+    assert "fig8.csv: expected columns" in capsys.readouterr().err

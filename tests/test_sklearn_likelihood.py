@@ -215,3 +215,17 @@ def test_held_out_error_of_classes_tells_what_was_learned():
     with pytest.warns(UserWarning, match="no better than the means"):
         nothing = RelayImputer(likelihood=laws, **SMALL | {"epochs": 5}).fit(shuffled)
     assert nothing.held_out_error_ > 0.95
+
+
+def test_linear_model_relay_model_and_trees_are_blended_for_every_kind_of_column(imputer):
+    blend = imputer.blend_
+    assert blend.names == ("linear", "relay", "forest")
+    np.testing.assert_allclose(blend.weights.sum(0), 1.0)
+    assert (blend.weights >= 0).all()
+    errors = imputer.held_out_errors_
+    assert errors["blend"].shape == (5,)
+    for column in range(5):
+        assert errors["blend"][column] < 1.05 * errors["linear"][column], column
+    alone = RelayImputer(likelihood=LAWS, members=("relay",), **SMALL).fit(X)
+    assert alone.blend_ is None
+    assert imputer.held_out_error_ < 0.9

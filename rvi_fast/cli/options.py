@@ -95,10 +95,10 @@ def add_setting(parser: argparse.ArgumentParser, name: str, **options: Any) -> N
     )
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--run-dir",
-        required=True,
+        required=required,
         type=Path,
         metavar="DIR",
         help="a run directory that `rvi-fast train` or fit(run_dir=) wrote",

@@ -34,6 +34,10 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """Figures of the paper."""
     from ..experiments import registry, sweep
 
+    if arguments.redraw:
+        for path in registry.redraw(arguments.figures, arguments.out):
+            print(path)
+        return 0
     try:
         written = registry.reproduce(
             arguments.figures,

@@ -13,6 +13,7 @@ from ..data.transforms import TRANSFORMS
 from ..experiments.registry import FIGURES
 from ..layout import FORMS
 from . import apply, pages
+from .impute_options import add_impute
 from .laws import NAMES
 from .options import (
     DEVICE_HELP,
@@ -37,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rvi-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    model = (_add_train, _add_infer, _add_impute, _add_export)
+    model = (_add_train, _add_infer, add_impute, _add_export)
     for add in (*model, _add_info, _add_demo, _add_reproduce, _add_report):
         add(commands)
     return parser
@@ -227,46 +228,6 @@ def _add_infer(commands: Any) -> None:
     add_quiet(new)
 
 
-def _add_impute(commands: Any) -> None:
-    fill = command(
-        commands,
-        "impute",
-        apply.impute_table,
-        "fill in missing entries with a trained model; without --data those of the training data",
-    )
-    add_run_arguments(fill)
-    fill.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="completed table in the units of the data, observed entries as they were read: "
-        f"{WRITABLE}",
-    )
-    fill.add_argument(
-        "--draws",
-        type=int,
-        metavar="S",
-        help="write S random completions [S, N, D] instead of one; .npy or .npz",
-    )
-
-    fill.add_argument(
-        "--estimate",
-        choices=("mean", "mode"),
-        help="what is filled in (default: the mean of numbers and counts, the most probable of yes/no "
-        "and classes; mode: whole counts too)",
-    )
-
-    for bound, extreme in (("min", "smallest"), ("max", "largest")):
-        fill.add_argument(
-            f"--{bound}-value",
-            type=float,
-            metavar="NUMBER",
-            help=f"{extreme} number to fill in, in the units of the data (default: none)",
-        )
-    add_quiet(fill)
-
-
 def _add_export(commands: Any) -> None:
     file = command(
         commands,
@@ -355,6 +316,11 @@ def _add_reproduce(commands: Any) -> None:
         "--keep",
         action="store_true",
         help="runs whose numbers DIR/FIGURE.csv holds count as done, though DIR/runs lacks them",
+    )
+    figures.add_argument(
+        "--redraw",
+        action="store_true",
+        help="draw the curves anew from the tables DIR/FIGURE.csv that are there; nothing is run",
     )
     figures.add_argument(
         "--out",

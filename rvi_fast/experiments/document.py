@@ -184,10 +184,13 @@ def _html(block: Block) -> str:
         case Picture(path, alt, caption):
             content = path.read_bytes()
             width, height = png_size(content)
+            kind, vectors = "png", path.with_suffix(".svg")
+            if vectors.is_file():
+                kind, content = "svg+xml", vectors.read_bytes()
             source = base64.b64encode(content).decode("ascii")
             wide = ' class="wide"' if width > _WIDE else ""
             return (
-                f'<figure><img{wide} src="data:image/png;base64,{source}" width="{width}" '
+                f'<figure><img{wide} src="data:image/{kind};base64,{source}" width="{width}" '
                 f'height="{height}" alt="{html.escape(alt)}">'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             )

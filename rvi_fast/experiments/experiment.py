@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ def found(
     model: models.LatentModel,
     part: Part,
     *,
-    scale_factor: float | str | None = None,
+    scale_factor: float | Literal["held-out"] | None = None,
 ) -> RelayPosterior:
     """The posteriors of rows that were not trained on; the recipe says the factor if it is not given."""
     recipe = RECIPES[experiment.model]

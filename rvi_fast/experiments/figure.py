@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_text
+from ..files import read_bytes, write_text
 from .experiment import Experiment
 from .pictures import Panels, save_panels
 from .recipes import RECIPES
@@ -128,13 +128,37 @@ class Figure:
         return [(getattr(experiment, self.over), value)]
 
     def save(self, stem: Path, results: Results, directories: Sequence[Path]) -> None:
-        """Writes `stem`.csv, `stem`.png, and what `extra` adds."""
+        """Writes `stem`.csv, `stem`.png, `stem`.svg, and what `extra` adds."""
         rows = self.table(results)
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(stem.with_suffix(".csv"), text.getvalue())
+        self.draw(stem, rows)
+        if self.extra is not None:
+            self.extra(stem, results, directories)
+
+    def redraw(self, stem: Path) -> None:
+        """Writes `stem`.png and `stem`.svg anew from the numbers in `stem`.csv.
+
+        Raises:
+            FileNotFoundError: there is no such table.
+            ValueError: it is not one of this figure.
+        """
+        path = stem.with_suffix(".csv")
+        lines = list(csv.DictReader(io.StringIO(read_bytes(path).decode())))
+        needed = {"quantity", *self.panels, *self.curves, self.over, "mean", "std", "median"}
+        if not lines or not needed <= lines[0].keys():
+            raise ValueError(f"{path}: expected columns {', '.join(sorted(needed))}")
+        numbers = (self.over, "mean", "std", "median")
+        self.draw(stem, [
+            {key: float(value) if key in numbers else _read(value) for key, value in line.items()}
+            for line in lines
+        ])  # fmt: skip
+
+    def draw(self, stem: Path, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes `stem`.png and `stem`.svg, the curves of a table as `table` makes one."""
         panels: Panels = {}
         for row in rows:
             panel = (row["quantity"], *(row[key] for key in self.panels))
@@ -147,8 +171,6 @@ class Figure:
         }
         label = LABELS.get(self.over, self.over)
         save_panels(stem.with_suffix(".png"), titled, label, self.title, log=self.log)
-        if self.extra is not None:
-            self.extra(stem, results, directories)
 
 
 REGISTERED: dict[str, Figure] = {}
@@ -198,6 +220,14 @@ def figure(
 
 def _text(value: Any) -> Any:
     return "-".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _read(text: str) -> Any:
+    """A field of a table as `_text` had it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def shown(value: Any) -> str:

@@ -58,7 +58,7 @@ def reproduce(
     keep: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Makes figures: `out`/NAME.csv and NAME.png of each, and the runs in `out`/runs.
+    """Makes figures: `out`/NAME.csv, NAME.png and NAME.svg of each, and the runs in `out`/runs.
 
     Figures share runs; started again, only what is missing is run.
 
@@ -84,11 +84,8 @@ def reproduce(
     """
     if scale not in SCALES:
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
-    unknown = [name for name in names if name not in FIGURES and name != "all"]
-    if unknown:
-        raise ValueError(f"figures: expected all, {', '.join(FIGURES)}, got {unknown[0]!r}")
+    chosen = _chosen(names)
     check_matplotlib()
-    chosen = [name for name in FIGURES if name in names or "all" in names]
     runs = {name: _configurations(name, scale, sets) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, dict[Experiment, dict[str, Any]]] = {
@@ -122,3 +119,34 @@ def reproduce(
     if failed is not None:
         raise failed
     return sorted(path for name in chosen for path in out.glob(f"{name}[.-]*"))
+
+
+def redraw(names: Sequence[str], out: Path) -> list[Path]:
+    """Draws the curves of figures anew from the tables in `out`; nothing is run.
+
+    Args:
+        names: of `FIGURES`; "all" for those that have a table.
+        out: the directory of the tables, which gets the pictures.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: an unknown name, or a table that is none of the figure.
+        FileNotFoundError: a figure that was asked for by its name has no table.
+        ImportError: matplotlib is missing.
+    """
+    check_matplotlib()
+    chosen = _chosen(names)
+    if "all" in names:
+        chosen = [name for name in chosen if name in names or (out / f"{name}.csv").is_file()]
+    for name in chosen:
+        FIGURES[name].redraw(out / name)
+    return [out / f"{name}{ending}" for name in chosen for ending in (".png", ".svg")]
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    unknown = [name for name in names if name not in FIGURES and name != "all"]
+    if unknown:
+        raise ValueError(f"figures: expected all, {', '.join(FIGURES)}, got {unknown[0]!r}")
+    return [name for name in FIGURES if name in names or "all" in names]

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import _checks
 from .._version import __version__
 from ..files import read_bytes, write_text
+from ..progress import progress_bar
 from ..training.loop.interrupts import Interrupted, Request, deferred
 from ..training.runs.directory import RunDirectory
 from ..training.workers import Say, side_by_side
@@ -99,7 +99,7 @@ def sweep(
             _drop_checkpoints(directories[config])
         done = len(directories) - len(waiting)
         with (
-            tqdm(total=len(directories), initial=done, unit="run", disable=not progress) as bar,
+            progress_bar(len(directories), unit="run", initial=done, shown=progress) as bar,
             deferred() as request,
         ):
             groups = [*_of_one_shape(waiting, together)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,16 @@ class Likelihood(nn.Module):
         return [True] * self.num_features
 
     @property
+    def classes(self) -> list[int]:
+        """For each column of how many classes x is the code, from 0 on; 2 for yes/no, 0 for numbers."""
+        return [0] * self.num_features
+
+    @property
+    def widths(self) -> list[int]:
+        """For each column how many of the `num_outputs` are its own, one column after the other."""
+        return [(self.num_outputs or self.num_features) // self.num_features] * self.num_features
+
+    @property
     def restricted(self) -> bool:
         """Whether some finite numbers are no data of this law, so that `check` has to look at them."""
         return not all(self.standardizable)
@@ -102,6 +112,10 @@ class Likelihood(nn.Module):
         """The law that `arguments` has described."""
         return cls(num_features, **arguments)
 
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
     def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood of the observed entries of each row, in nats, at least float32.
 
@@ -118,6 +132,17 @@ class Likelihood(nn.Module):
     def mean(self, outputs: Tensor) -> Tensor:
         """The expected x [..., D], given outputs [..., K]."""
         raise ValueError(lacking(self, "mean"))
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """What x is on average, in as many numbers as there are outputs [..., K].
+
+        Of columns with an output for each class their probabilities, of all others the mean.
+        """
+        return self.mean(outputs)
+
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """Outputs [..., K] of which `expected` gives these numbers [..., K]."""
+        raise ValueError(lacking(self, "outputs_of"))
 
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable x [..., D], given outputs [..., K]."""
@@ -315,12 +340,8 @@ class Likelihood(nn.Module):
         return torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={value!r}"
-            for name, value in (
-                {"num_features": self.num_features} | (self.arguments() or {})
-            ).items()
-        )
+        shown = {"num_features": self.num_features} | (self.arguments() or {})
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class Elementwise(Likelihood):

@@ -46,6 +46,11 @@ class Bernoulli(Fused, Elementwise, law="bernoulli"):
         """Those of the op, or those of `log_density` where a subclass is not the op."""
         return 2.0 if self.fused else 8.0
 
+    @property
+    def classes(self) -> list[int]:
+        """Two in each column, see `Likelihood.classes`."""
+        return [2] * self.num_features
+
     def forward(self, x: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-likelihood of the observed entries of each row, see `Likelihood.forward`."""
         if not self.fused:
@@ -60,6 +65,10 @@ class Bernoulli(Fused, Elementwise, law="bernoulli"):
     def mean(self, outputs: Tensor) -> Tensor:
         """The probability of 1, [..., D]."""
         return outputs.sigmoid()
+
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """The logits [..., D] of probabilities of 1, see `Likelihood.outputs_of`."""
+        return expected.logit()
 
     def mode(self, outputs: Tensor) -> Tensor:
         """1 where it is more probable than 0, [..., D]."""

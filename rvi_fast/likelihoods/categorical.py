@@ -80,6 +80,16 @@ class Categorical(Likelihood, law="categorical"):
         """Columns of numbers: none, as classes have no order."""
         return [False] * self.num_features
 
+    @property
+    def classes(self) -> list[int]:
+        """The number of classes of each column."""
+        return list(self.num_classes)
+
+    @property
+    def widths(self) -> list[int]:
+        """An output for each class, see `Likelihood.widths`."""
+        return list(self.num_classes)
+
     @classmethod
     def made(cls, num_features: int, arguments: dict[str, Any]) -> Self:
         """The law of some arguments, see `Likelihood.made`."""
@@ -104,6 +114,14 @@ class Categorical(Likelihood, law="categorical"):
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Of each class, [..., D, k]; of columns with fewer classes than others, 0 for the rest."""
         return self._log_probabilities(self._logits(outputs)).exp()
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """The probability of each class of each column [..., K], see `Likelihood.expected`."""
+        return self.probabilities(outputs)[..., ~self._absent]
+
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """The logarithms [..., K] of probabilities, see `Likelihood.outputs_of`."""
+        return expected.log()
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The code of the most probable class [..., D], as `mode`: codes have no mean."""

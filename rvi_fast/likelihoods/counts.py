@@ -65,6 +65,10 @@ class Counts(Elementwise):
         """The rate, [..., D]."""
         return self.log_rate(outputs).exp()
 
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """The logarithms [..., D] of rates, of rows of size 1, see `Likelihood.outputs_of`."""
+        return expected.log()
+
     def totals(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sums of the counts, and of the sizes of their rows, see `Likelihood.totals`."""
         values, observed = self._observed(x, mask)

@@ -128,6 +128,10 @@ class LocationScale(Fused):
         """The expected x [..., D], given the decoder's output: that output."""
         return outputs
 
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """The outputs [..., D] of which these numbers are the mean: the numbers."""
+        return expected
+
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable x [..., D], given the decoder's output: that output."""
         return outputs

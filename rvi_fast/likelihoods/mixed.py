@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -68,7 +68,7 @@ class Mixed(Likelihood, law="mixed"):
             for column, width in zip(own, each, strict=True):
                 widths[column] = width
         ends = list(itertools.accumulate(widths))
-        self._width = ends[-1]
+        self._width, self._widths = ends[-1], widths
         for number, own in enumerate(self._columns):
             places = [range(ends[c] - widths[c], ends[c]) for c in own]
             outputs = [place for each in places for place in each]
@@ -113,6 +113,16 @@ class Mixed(Likelihood, law="mixed"):
         return self._by_column([part.numeric for part in self._laws()])
 
     @property
+    def classes(self) -> list[int]:
+        """Of how many classes each column holds codes, see `Likelihood.classes`."""
+        return self._by_column([part.classes for part in self._laws()])
+
+    @property
+    def widths(self) -> list[int]:
+        """Outputs of each column, see `Likelihood.widths`."""
+        return list(self._widths)
+
+    @property
     def num_noise(self) -> int:
         """The sum of what the laws take."""
         return sum(part.num_noise for part in self._laws())
@@ -146,6 +156,18 @@ class Mixed(Likelihood, law="mixed"):
         """The mean of each column [..., D]: a probability of 1 for yes/no; of a class, its mode."""
         return self._together(
             part.mean(self._of_outputs(i, outputs)) for i, part in enumerate(self._laws())
+        )
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """What x is on average [..., K], see `Likelihood.expected`."""
+        return self._by_outputs(
+            part.expected(self._of_outputs(i, outputs)) for i, part in enumerate(self._laws())
+        )
+
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """Outputs of which `expected` gives these numbers, see `Likelihood.outputs_of`."""
+        return self._by_outputs(
+            part.outputs_of(self._of_outputs(i, expected)) for i, part in enumerate(self._laws())
         )
 
     def mode(self, outputs: Tensor) -> Tensor:
@@ -269,8 +291,13 @@ class Mixed(Likelihood, law="mixed"):
         """Columns of all parts [..., D], in the order of x."""
         return torch.cat(list(parts), -1).index_select(-1, self._back)
 
-    def _by_column(self, parts: list[list[bool]]) -> list[bool]:
-        found = [False] * self.num_features
+    def _by_outputs(self, parts: Iterable[Tensor]) -> Tensor:
+        """Numbers of all parts [..., K], in the order of the outputs."""
+        places = [self._buffers[f"_outputs{i}"] for i in range(len(self.parts))]
+        return torch.cat(list(parts), -1).index_select(-1, torch.cat(places).argsort())  # type: ignore[arg-type]
+
+    def _by_column(self, parts: list[list[Any]]) -> list[Any]:
+        found: list[Any] = [None] * self.num_features
         for own, values in zip(self._columns, parts, strict=True):
             for column, value in zip(own, values, strict=True):
                 found[column] = value

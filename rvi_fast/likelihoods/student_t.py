@@ -115,6 +115,10 @@ class StudentT(Elementwise, law="student_t"):
         """The expected x [..., D]: the decoder's output."""
         return outputs
 
+    def outputs_of(self, expected: Tensor) -> Tensor:
+        """The outputs [..., D] of which these numbers are the centre: the numbers."""
+        return expected
+
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable x [..., D]: the decoder's output."""
         return outputs

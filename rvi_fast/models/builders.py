@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from .. import _checks
 from ..files import StrPath
+from ..layout import Form
 from ..likelihoods.base import Likelihood
 from ..likelihoods.foreign import as_likelihood
 from ..likelihoods.named import described, make
@@ -30,8 +31,8 @@ def rvi(
     hidden: Sequence[int] | None = None,
     groups: Sequence[int] = (25, 50, 100),
     top: float | int | Sequence[float | int] = 0.5,
-    form: str = "linear",
-    decoder: str = "dense",
+    form: Form = "linear",
+    decoder: Literal["dense", "conv"] = "dense",
     image_shape: Sequence[int] | None = None,
     skip: bool = False,
     likelihood: Any = "gaussian",
@@ -107,7 +108,7 @@ def vad(
     *,
     latent_dim: int = 64,
     hidden: Sequence[int] | None = None,
-    decoder: str = "dense",
+    decoder: Literal["dense", "conv"] = "dense",
     image_shape: Sequence[int] | None = None,
     skip: bool = False,
     likelihood: Any = "gaussian",

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class LatentModel(nn.Module):
     Attributes:
         scaler: a `Scaler`, the data's scale, in `state_dict` too; None until `fit` sets it, and for
             pixels.
+        columns: names of the features, if `fit` was given a DataFrame; others are refused then.
 
     Raises:
         ValueError: the decoder's layers say that it does not take T latents, or does not give K outputs.
@@ -93,6 +94,8 @@ class LatentModel(nn.Module):
     scaler: Scaler | None
     # fingerprint of the data that `fit` has trained it on
     trained_on: dict[str, Any] | None = None
+    # names of the features, where they came as a DataFrame
+    columns: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -135,6 +138,18 @@ class LatentModel(nn.Module):
     def amortized(self) -> bool:
         """Whether an encoder computes the posterior from the data; if not, each row owns its own."""
         return not as_posterior(self.posterior).owns_rows
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(
+            self,
+            index: Tensor,
+            x: Tensor,
+            mask: Tensor | None = None,
+            *,
+            kl_weight: float | Tensor = 1.0,
+            seed: Tensor | int | None = None,
+        ) -> Objective: ...
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class LinearGaussian(nn.Module):
         *,
         max_iter: int = 200,
         tol: float = 1e-5,
+        groups: Sequence[int] | None = None,
         seed: int = 0,
     ) -> LinearGaussian:
         """Finds weight, bias and scale of a table.
@@ -103,6 +104,8 @@ class LinearGaussian(nn.Module):
             mask: bool [N, D], true = observed; an entry that is NaN is missing all the same.
             max_iter: steps of expectation maximisation at most.
             tol: it ends after a step that has raised the likelihood by less, in nats for each entry.
+            groups: for each feature [D] a number that features have in common of which all or none are
+                held out, such as the codes of one class; None where each is for itself.
             seed: of the entries that are held out, and of the rows that stand for a large table.
 
         Returns:
@@ -114,6 +117,7 @@ class LinearGaussian(nn.Module):
         max_iter = _checks.check_positive_int("max_iter", max_iter)
         tol = _checks.check_non_negative("tol", tol)
         seed = _checks.check_seed(seed)
+        together = None if groups is None else self._grouped(groups)
         scalar, rank = self.noise == "scalar", self._rank
         data, seen = opened(*self._checked(x, mask), scalar=scalar)
         wide = ~torch.isfinite(data.spread)
@@ -124,7 +128,9 @@ class LinearGaussian(nn.Module):
                 f"{column}"
             )
         if data.num_rows:
-            found = fitted(data, rank, scalar=scalar, max_iter=max_iter, tol=tol, seed=seed)
+            found = fitted(
+                data, rank, together, scalar=scalar, max_iter=max_iter, tol=tol, seed=seed
+            )
         else:
             nothing = data.centre
             found = Factors(
@@ -266,6 +272,13 @@ class LinearGaussian(nn.Module):
                 row, column = _checks.first_entry(infinite)
                 raise ValueError(f"x: infinite in row {rows.start + row}, column {column}")
         return values, known
+
+    def _grouped(self, groups: Sequence[int]) -> Tensor:
+        """`groups` [D], counted from 0."""
+        found = torch.as_tensor(groups)
+        if found.shape != (self.num_features,) or found.dtype.is_floating_point:
+            raise ValueError(f"groups: expected {self.num_features} whole numbers, got {groups!r}")
+        return found.unique(return_inverse=True)[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # the number of factors is known by the numbers alone

@@ -43,20 +43,28 @@ class Choice(NamedTuple):
 
 
 def fitted(
-    data: Data, rank: int | None, *, scalar: bool, max_iter: int, tol: float, seed: int
+    data: Data,
+    rank: int | None,
+    groups: Tensor | None = None,
+    *,
+    scalar: bool,
+    max_iter: int,
+    tol: float,
+    seed: int,
 ) -> Factors:
     """The factors of a table, which converge on some of its rows and end with a few steps on all.
 
     Args:
         data: the rows that show anything, at least one.
         rank: R; None for the choice that predicts held-out entries best.
+        groups: [D] whole numbers; entries of features with the same are held out together.
         scalar: one noise variance for all features.
         max_iter: steps at most.
         tol: nats of an entry that the last step brings.
         seed: of the entries that are held out, and of the rows that stand for all.
     """
     generator = torch.Generator().manual_seed(seed)
-    choice = chosen(data, scalar, generator) if rank is None else Choice(rank)
+    choice = chosen(data, scalar, generator, groups) if rank is None else Choice(rank)
     if choice.rank is not None:
         sample = _sampled(data, _SAMPLE, generator)
         step, start = _factor_step(scalar), principal(_moments(sample), choice.rank, scalar)
@@ -72,13 +80,16 @@ def fitted(
     return joint.factors()
 
 
-def chosen(data: Data, scalar: bool, generator: torch.Generator) -> Choice:
+def chosen(
+    data: Data, scalar: bool, generator: torch.Generator, groups: Tensor | None = None
+) -> Choice:
     """What predicts entries best that are held out of the observed ones."""
     features = len(data.centre)
     size = max(_FEWEST, min(_MOST, _ENTRIES // features))
     if features <= _LARGEST:
         size = min(size, _COMPARED // features**3)
-    tables = list(_held_out(_standardized(_sampled(data, size, generator)), generator))
+    sample = _standardized(_sampled(data, size, generator))
+    tables = list(_held_out(sample, generator, groups))
     if not tables:
         return Choice(0)
     ranks = [0, *(1 << power for power in range(features.bit_length()))]
@@ -134,12 +145,15 @@ class _HeldOut(NamedTuple):
         return total
 
 
-def _held_out(whole: Data, generator: torch.Generator) -> Iterator[_HeldOut]:
+def _held_out(whole: Data, generator: torch.Generator, groups: Tensor | None) -> Iterator[_HeldOut]:
     """Tables that lack some entries each; none where there are too few to lack any."""
     known = ~torch.isnan(whole.x)
     number = min(_TABLES, -(-_ENOUGH // max(1, int(_HELD_OUT * int(known.sum())))))
     for _ in range(number):
         drawn = torch.rand(known.shape, generator=generator).to(known.device) < _HELD_OUT
+        if groups is not None:
+            # there are no more groups than features
+            drawn = drawn[:, groups.to(known.device)]
         if bool((known & drawn).any()):
             yield _HeldOut(replace(whole, x=whole.x.masked_fill(drawn, torch.nan)), whole)
 

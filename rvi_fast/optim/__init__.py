@@ -2,6 +2,6 @@
 
 from .clip_grad import clip_grad_norm_
 from .row_adam import RowAdam
-from .row_state import MAX_STEPS, MODES
+from .row_state import MAX_STEPS, MODES, Mode
 
-__all__ = ["MAX_STEPS", "MODES", "RowAdam", "clip_grad_norm_"]
+__all__ = ["MAX_STEPS", "MODES", "Mode", "RowAdam", "clip_grad_norm_"]

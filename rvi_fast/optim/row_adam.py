@@ -23,6 +23,7 @@ from .row_state import (
     MAX_STEPS,
     OPTIONS,
     Loaded,
+    Mode,
     Stepped,
     check_lr,
     check_options,
@@ -140,7 +141,7 @@ class RowAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        mode: str = "dense",
+        mode: Mode = "dense",
         decoupled_weight_decay: bool = True,
         moment_dtype: torch.dtype | None = None,
     ) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .. import _checks
 
-MODES = ("dense", "lazy", "row")
+Mode = Literal["dense", "lazy", "row"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 OPTIONS = ("lr", "betas", "eps", "weight_decay", "mode")
 # steps are counted in tables of int32
 MAX_STEPS = 2**31 - 1

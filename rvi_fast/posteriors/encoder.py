@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -76,6 +78,20 @@ class EncoderPosterior(Posterior):
     def latent_dim(self) -> int:
         """Number of latent dimensions T."""
         return self.layout.latent_dim
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(
+            self,
+            index: Tensor,
+            x: Tensor,
+            mask: Tensor | None = None,
+            *,
+            num_samples: int | None = None,
+            noise: Tensor | None = None,
+            seed: Tensor | int | None = None,
+            generator: torch.Generator | None = None,
+        ) -> RelaySample: ...
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 from .. import _checks, reference
 from ..files import StrPath
 from ..functional import RelaySample, relay_sample
-from ..layout import RowLayout
+from ..layout import Form, RowLayout
 from ..memory.room import check_memory
 from ..ops import ops
 from .base import Drawn
@@ -96,7 +96,7 @@ class RelayPosterior(OwnedRows):
         *,
         groups: Sequence[int] = (25, 50, 100),
         top: float | int | Sequence[float | int] = 0.5,
-        form: str = "linear",
+        form: Form = "linear",
         sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import _checks, reference
 from .._devices import beside, device_row
 from ..files import StrPath
+from ..functional.relay_sample import RelaySample
 from ..layout import FORMS, RowLayout
 from ..memory.room import check_memory
 from ..ops import check_rows_read
@@ -62,6 +63,19 @@ class OwnedRows(Posterior):
     learn_std: bool = True
     scale_factor: float = 1.0
     _row_optimizer: _RowOptimizer | None
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives anything
+
+        def __call__(
+            self,
+            index: Tensor,
+            *,
+            num_samples: int | None = None,
+            noise: Tensor | None = None,
+            noise_index: Tensor | None = None,
+            seed: Tensor | int | None = None,
+            generator: torch.Generator | None = None,
+        ) -> RelaySample: ...
 
     def _start_at(self, log_std: float, learn: bool) -> None:
         """Takes `initial_log_std` and `learn_std`."""

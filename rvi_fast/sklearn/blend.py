@@ -15,7 +15,11 @@ _SUM = 1e4
 
 
 def blend_weights(
-    predictions: np.ndarray, truth: np.ndarray, column: np.ndarray, num_columns: int
+    predictions: np.ndarray,
+    truth: np.ndarray,
+    column: np.ndarray,
+    num_columns: int,
+    entry: np.ndarray | None = None,
 ) -> np.ndarray:
     """Weights of the members for each column, which minimise the squared error on held-out entries.
 
@@ -28,6 +32,7 @@ def blend_weights(
         truth: [n].
         column: where the entries are [n].
         num_columns: D.
+        entry: of which entry each number says something [n], where some have several numbers.
 
     Returns:
         [M, D] float64.
@@ -40,7 +45,8 @@ def blend_weights(
     errors = (predictions - truth).T
     products = errors.T @ errors
     # what an entry weighs
-    unit = np.trace(products) / max(products.shape[0] * len(errors), 1)
+    count = len(errors) if entry is None else len(np.unique(entry))
+    unit = np.trace(products) / max(products.shape[0] * count, 1)
     first = np.eye(len(predictions))[0]
     whole = _simplex(products, first, _DOUBT * unit)
     weights = np.tile(whole[:, None], (1, num_columns))
@@ -67,14 +73,20 @@ def _simplex(products: np.ndarray, centre: np.ndarray, strength: float) -> np.nd
 
 
 def crossed(
-    predictions: np.ndarray, truth: np.ndarray, column: np.ndarray, num_columns: int
+    predictions: np.ndarray,
+    truth: np.ndarray,
+    column: np.ndarray,
+    num_columns: int,
+    entry: np.ndarray | None = None,
 ) -> np.ndarray:
     """The blend's predictions [n] with weights that have not seen the entry, in fifths."""
-    part = np.arange(len(truth)) % _PARTS
+    entry = np.arange(len(truth)) if entry is None else entry
+    part = entry % _PARTS
     blended = np.empty(len(truth))
     for number in range(_PARTS):
         own = part == number
-        weights = blend_weights(predictions[:, ~own], truth[~own], column[~own], num_columns)
+        others = (truth[~own], column[~own], num_columns, entry[~own])
+        weights = blend_weights(predictions[:, ~own], *others)
         blended[own] = blended_entries(weights, predictions[:, own], column[own])
     return blended
 

@@ -16,6 +16,7 @@ from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
 from ..training.held_out import FACTORS
 from ..training.start_linear import start_linear
+from .codes import Codes
 from .entries import HeldOutEntries
 from .estimator import RelayEstimator, full_precision
 from .forest import ColumnForest
@@ -47,31 +48,34 @@ class BlendedEstimator(RelayEstimator):
         if most is not None and _checks.check_positive_int("subsample", most) < len(rows):
             rows = rows[_some_of(rows, most, seed)]
         names = self._members_of(law, rows)
-        entries = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
-        if entries is None:
+        drawn = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
+        if drawn is None:
             return super()._learn(rows, law, seed)
-        shown = entries.without(rows)
-        blend = self._blend_of(shown, names, seed)
-        from_linear, epochs = self._stopped(blend.linear, shown, law, seed, entries)
+        shown = drawn.without(rows)
+        codes = Codes(law, shown)
+        entries = codes.entries(drawn)
+        blend = self._blend_of(shown, codes, names, seed)
+        from_linear, epochs = self._stopped(blend, shown, law, seed, entries)
         judged = shown[entries.rows]
-        relayed = self._with_factor(entries, judged)
+        relayed = self._with_factor(codes, entries, judged)
         blend.weigh_latents(entries, judged, relayed)
         if blend.forest is not None:
-            blend.grow(shown, self._relayed(shown, self.scale_factor_))
-        error = blend.weigh(entries, judged, relayed, _means_of(shown))
+            blend.grow(shown, self._relayed(shown, codes, self.scale_factor_))
+        error = blend.weigh(entries, judged, relayed, _means_of(codes.of_rows(shown)))
         self.held_out_error_, self.held_out_errors_ = error, blend.errors
         chosen = self._recipe(len(rows))._replace(epochs=epochs)
         warn_of_collapse(error, chosen.lr, epochs * -(-len(rows) // chosen.batch_size))
         # fewer factors than a whole covariance has: their number need not be looked for again
-        rank = blend.linear.latent_dim if blend.linear.latent_dim < rows.shape[1] - 1 else None
-        whole = self._blend_of(rows, names, seed, rank or None)
+        linear = blend.linear
+        rank = linear.latent_dim if linear.latent_dim < linear.num_features - 1 else None
+        whole = self._blend_of(rows, codes, names, seed, rank or None)
         start = whole.linear if from_linear and len(self._starts(whole.linear, law)) > 1 else None
         model = self._started(start, rows, law, seed)
         posterior = self._trained(model, rows, seed, chosen)
         whole.base, whole.weights = blend.base, blend.weights
         whole.residuals, whole.errors = blend.residuals, blend.errors
         if whole.forest is not None:
-            whole.grow(rows, self._relayed(rows, self.scale_factor_))
+            whole.grow(rows, self._relayed(rows, codes, self.scale_factor_))
         self.blend_ = whole
         return posterior
 
@@ -92,23 +96,32 @@ class BlendedEstimator(RelayEstimator):
     def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
         """The members that are asked for and that this table can have."""
         wanted = self._options()["members"]
-        suits = all(law.standardizable)
+        suits = Codes.suits(law)
         if wanted != "auto":
             if len(wanted) > 1 and not suits:
                 raise ValueError(
-                    "members: expected 'auto' or ('relay',) for a likelihood of yes/no, classes or "
-                    f"counts, got {wanted!r}"
+                    "members: expected 'auto' or ('relay',) for a likelihood that has no "
+                    f"outputs_of(expected), got {wanted!r}"
                 )
             return tuple(name for name in MEMBERS if name in wanted)
         if not suits or self._pixels:
             return ("relay",)
-        return MEMBERS if ColumnForest.suits(*rows.shape) else MEMBERS[:2]
+        size = rows.shape[1]
+        codes = size if all(law.standardizable) else sum(law.widths)
+        return MEMBERS if ColumnForest.suits(len(rows), size, codes) else MEMBERS[:2]
 
     def _blend_of(
-        self, rows: np.ndarray, names: Sequence[str], seed: int, rank: int | None = None
+        self,
+        rows: np.ndarray,
+        codes: Codes,
+        names: Sequence[str],
+        seed: int,
+        rank: int | None = None,
     ) -> Blend:
-        linear = ppca(rows.shape[1], latent_dim=rank).fit(rows, seed=seed)
-        return Blend(linear, ColumnForest(seed) if "forest" in names else None)
+        features, groups = codes.features(rows), codes.owner_of_features
+        linear = ppca(features.shape[1], latent_dim=rank)
+        linear.fit(features, groups=None if codes.plain else groups.tolist(), seed=seed)
+        return Blend(linear, ColumnForest(seed) if "forest" in names else None, codes)
 
     def _starts(self, linear: LinearGaussian, law: Likelihood) -> tuple[LinearGaussian | None, ...]:
         """Where the relay model may start: at values of its own, and at the linear model's solution."""
@@ -129,7 +142,7 @@ class BlendedEstimator(RelayEstimator):
 
     def _stopped(
         self,
-        linear: LinearGaussian,
+        blend: Blend,
         shown: np.ndarray,
         law: Likelihood,
         seed: int,
@@ -146,12 +159,18 @@ class BlendedEstimator(RelayEstimator):
         if given is None:
             steps = -(-len(shown) // chosen.batch_size)
             chosen = chosen._replace(epochs=max(_VISITS, -(-_STEPS // steps)))
-        judged = linear.predictive(shown[entries.rows])[0].numpy()
-        of_linear = float(np.mean((entries.of(judged) - entries.truth) ** 2))
+        judged = shown[entries.rows]
+        predicted = blend.predicted(judged)[0]
+        of_linear = float(np.mean((entries.of(predicted) - entries.truth) ** 2))
+        given_rows = torch.from_numpy(judged)
+
+        def read(law: Likelihood, outputs: torch.Tensor) -> torch.Tensor:
+            return blend.codes.of_outputs(law.of_rows(given_rows.to(outputs.device)), outputs)
+
         found = []
-        for start in self._starts(linear, law):
+        for start in self._starts(blend.linear, law):
             every = chosen.epochs if given is not None else max(1, chosen.epochs // _LOOKS)
-            stopping = HeldOutStopping(entries, every)
+            stopping = HeldOutStopping(entries, every, read)
             model = self._started(start, shown, law, seed)
             self._trained(model, shown, seed, chosen, callbacks=[stopping])
             found.append((stopping, start is not None))
@@ -161,11 +180,12 @@ class BlendedEstimator(RelayEstimator):
         self.model_ = best.model
         return from_linear, best.epochs
 
-    def _with_factor(self, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
-        """What the relay model says of rows under the best factor, which is then `scale_factor_`."""
+    def _with_factor(self, codes: Codes, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
+        """Codes that the relay model expects under the best factor, which is then `scale_factor_`."""
         given, best = self._options()["scale_factor"], math.inf
-        for factor in FACTORS if isinstance(given, str) else (float(given),):
-            relayed = self._relayed(judged, factor)
+        factors = FACTORS if isinstance(given, str) else (float(given),)
+        for factor in (1.0,) if self._without_scale(self.model_.law) else factors:
+            relayed = self._relayed(judged, codes, factor)
             error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
             # they are tried in rising order, and what one loses the next does not win back
             if error >= best:
@@ -173,10 +193,11 @@ class BlendedEstimator(RelayEstimator):
             best, found, self.scale_factor_ = error, relayed, factor
         return found
 
-    def _relayed(self, rows: np.ndarray, factor: float) -> np.ndarray:
-        """What the relay model says of rows [N, D], in its units."""
+    def _relayed(self, rows: np.ndarray, codes: Codes, factor: float) -> np.ndarray:
+        """Codes [N, K] that the relay model expects of rows [N, D]."""
         with full_precision():
-            return self._estimates(self._infer(rows, factor).mean().detach(), rows, None)
+            means = self._infer(rows, factor).mean().detach()
+            return self._read(means, rows, codes.of_outputs)
 
 
 def _some_of(rows: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -25,17 +25,14 @@ class RelayEmbedder(ClassNamePrefixFeaturesOutMixin, RelayEstimator):
     Features that were never observed in `fit` say nothing here, and `inverse_transform` gives them 0;
     constant features get their value. uint8 are pixels, as in `RelayImputer`.
 
+    The arguments that are not named below, and all attributes (`model_`, `history_`,
+    `column_transform_`, `standardizer_`, `scale_factor_`, `held_out_error_`, `n_features_in_`,
+    `feature_names_in_`), are those of `RelayImputer` with `members=("relay",)`.
+
     Args:
-        missing_values, hidden, groups, top, epochs, batch_size, lr, kl_weight, decoder_weight_decay,
-            initial_log_std, steps, infer_lr, standardize, column_transform, likelihood, random_state,
-            device, verbose: as in `RelayImputer` with `members=("relay",)`.
         latent_dim: T, the number of columns of the result.
         scale_factor: as in `RelayImputer` with `members=("relay",)`; 1 gives the posterior under the
             trained model itself.
-
-    Attributes:
-        model_, history_, column_transform_, standardizer_, scale_factor_, held_out_error_,
-            n_features_in_, feature_names_in_: as in `RelayImputer` with `members=("relay",)`.
 
     Example:
         >>> import numpy as np

@@ -6,6 +6,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from ..data.withheld import withheld
+
 # a tenth of the observed entries, of small tables up to a fifth, so that about 200 judge
 _SHARE, _LARGEST_SHARE, _ENOUGH = 0.1, 0.2, 200
 # entries of more rows would make no judgement better
@@ -37,16 +39,7 @@ class HeldOutEntries(NamedTuple):
         some = np.sort(generator.permutation(len(rows))[:_ROWS])
         observed = ~np.isnan(rows[some])
         share = min(max(_SHARE, _ENOUGH / max(observed.sum(), 1)), _LARGEST_SHARE)
-        hidden = np.zeros_like(observed)
-        for column in generator.permutation(rows.shape[1]):
-            # a row keeps one entry at least
-            spare = (observed & ~hidden).sum(1) > 1
-            candidates = np.flatnonzero(observed[:, column] & spare)
-            seen = int(observed[:, column].sum())
-            # with a fraction at random, so that many narrow columns lose their share on the whole
-            count = int(share * seen + generator.random())
-            count = min(max(count, int(seen >= 3)), len(candidates))
-            hidden[generator.choice(candidates, count, replace=False), column] = True
+        hidden = withheld(observed, share, generator)
         row, column = np.nonzero(hidden)
         if len(row) < _FEWEST:
             return None

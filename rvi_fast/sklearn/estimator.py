@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from .. import _checks
 from ..data.recipe import Units
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
+from ..frames import FrameEncoder
 from ..likelihoods import Likelihood, make
 from ..models import LatentModel, rvi
 from ..posteriors.relay import RelayPosterior
@@ -27,6 +28,7 @@ from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_fac
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
 from ..training.recipes import Recipe, recipe
+from .framed import encoded, encoder_of
 from .tables import checked_table, is_nan
 
 # rows decoded at once
@@ -35,6 +37,9 @@ _DECODED = 8192
 
 class RelayEstimator(TransformerMixin, BaseEstimator):
     """Table in, `LatentModel` trained; what both estimators do."""
+
+    # of DataFrames that are no numbers; pickles of versions without it took none
+    encoder_: FrameEncoder | None = None
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         standardize: bool = True,
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
+        categorical_features: Any = "from_dtype",
         random_state: Any = None,
         device: Any = None,
         verbose: bool = False,
@@ -77,6 +83,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.standardize = standardize
         self.column_transform = column_transform
         self.likelihood = likelihood
+        self.categorical_features = categorical_features
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -194,12 +201,16 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         }
 
     def _table(self, X: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        """X as checked numbers [N, D], and which of them are missing."""
+        """X as checked numbers [N, D], and which of them are missing; text is, throughout."""
+        if reset:
+            self.encoder_ = encoder_of(self, X)
+        if self.encoder_ is not None:
+            X = encoded(self.encoder_, X)
         return checked_table(self, X, self.missing_values, reset=reset)
 
     def _law_of(self, num_features: int) -> Likelihood:
         """What `likelihood` stands for; a module learns in the model, and the user's stays as it is."""
-        given = self._options()["likelihood"]
+        given = self._options()["likelihood"] if self.encoder_ is None else self.encoder_.laws
         law = make(copy.deepcopy(given), num_features)
         if not isinstance(law, Likelihood):
             raise TypeError(
@@ -327,19 +338,23 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             rows: those as the model sees them, where the sizes of rows of counts are to be theirs.
             kind: "mean" or "mode"; None for what each law takes for the better estimate.
         """
-        values = self._units().to_data(self._estimates(means, rows, kind))
+        estimates = self._read(means, rows, lambda law, outputs: law.estimate(outputs, kind))
+        values = self._units().to_data(estimates)
         return np.where(np.isnan(self._constants), values, self._constants)
 
-    def _estimates(
-        self, means: torch.Tensor, rows: np.ndarray | None, kind: str | None
+    def _read(
+        self,
+        means: torch.Tensor,
+        rows: np.ndarray | None,
+        read: Callable[[Likelihood, torch.Tensor], torch.Tensor],
     ) -> np.ndarray:
-        """As `_decode`, in the units of the model."""
+        """What is read from a law and outputs, of posterior means; see `_decode`."""
         shown = None if rows is None else torch.from_numpy(rows).to(means.device)
         parts = []
         with torch.no_grad(), full_precision():
             for own in torch.arange(len(means), device=means.device).split(_DECODED):
                 law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
-                parts.append(law.estimate(self.model_.decode(means[own]), kind))
+                parts.append(read(law, self.model_.decode(means[own])))
         return torch.cat(parts).cpu().numpy()
 
 

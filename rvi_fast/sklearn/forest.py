@@ -23,8 +23,10 @@ class ColumnForest:
 
     As missForest does, with the rows completed by a latent model to begin with: in a pass all columns
     are predicted from the table as it was before, and what was missing is replaced by that for the next.
-    Trees learn from up to 4,096 rows. They are not grown deeper than three rows in a leaf; their memory
-    grows with the rows that they learn from.
+    Of yes/no and classes they predict the shares of a leaf's rows; the variance of 0 and 1 is Gini's
+    impurity up to a factor, so that these are a classifier's trees. Trees learn from up to 4,096
+    rows. They are not grown deeper than three rows in a leaf; their memory grows with the rows that they
+    learn from.
 
     Args:
         seed: of the trees and rows.
@@ -38,60 +40,72 @@ class ColumnForest:
         self.passes: list[dict[int, list[Any]]] = []
 
     @staticmethod
-    def suits(num_rows: int, num_columns: int) -> bool:
+    def suits(num_rows: int, num_columns: int, num_codes: int | None = None) -> bool:
         """Whether trees of a table of this size are grown in seconds."""
-        return num_columns > 1 and min(num_rows, _ROWS) * num_columns**2 <= _LARGEST
+        num_codes = num_columns if num_codes is None else num_codes
+        return num_columns > 1 and min(num_rows, _ROWS) * num_columns * num_codes <= _LARGEST
 
-    def fit(self, filled: np.ndarray, observed: np.ndarray) -> Self:
+    def fit(
+        self, filled: np.ndarray, observed: np.ndarray, owner: np.ndarray | None = None
+    ) -> Self:
         """Grows trees.
 
         Args:
-            filled: completed rows [N, D], observed entries as they are.
+            filled: codes of completed rows [N, K], observed ones as they are.
             observed: bool [N, D]: what trees learn to predict.
+            owner: of each code the column [K]; None where each column is one code.
         """
+        owner = np.arange(filled.shape[1]) if owner is None else owner
         if len(filled) > _ROWS:
             some = np.sort(np.random.default_rng(self.seed).permutation(len(filled))[:_ROWS])
             filled, observed = filled[some], observed[some]
         self.passes = []
         for number in range(_PASSES):
             trees = {}
-            for column in range(filled.shape[1]):
-                own = observed[:, column]
-                values = filled[own, column]
+            for column in range(observed.shape[1]):
+                own, codes = observed[:, column], owner == column
+                values = filled[own].compress(codes, 1)
                 # nothing is to be found where all are alike
-                if len(values) < 2 or values.min() == values.max():
+                if len(values) < 2 or (values == values[0]).all():
                     continue
                 seeds = np.random.default_rng((self.seed, number, column))
-                trees[column] = _grown(np.delete(filled[own], column, 1), values, seeds)
+                trees[column] = _grown(filled[own].compress(~codes, 1), values, seeds)
             self.passes.append(trees)
             if number + 1 < _PASSES:
-                filled = self._pass(trees, filled, ~observed)
+                filled = self._pass(trees, filled, ~observed, owner)
         return self
 
-    def complete(self, filled: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        """What trees say of missing entries of rows [N, D]; elsewhere the rows as they are.
+    def complete(
+        self, filled: np.ndarray, missing: np.ndarray, owner: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What trees say of missing entries, as codes of rows [N, K]; elsewhere the codes as they are.
 
         Args:
-            filled: completed rows, as the latent model fills them.
+            filled: codes of completed rows, as the latent model fills them.
             missing: bool [N, D].
+            owner: as in `fit`.
         """
+        owner = np.arange(filled.shape[1]) if owner is None else owner
         for trees in self.passes:
-            filled = self._pass(trees, filled, missing)
+            filled = self._pass(trees, filled, missing, owner)
         return filled
 
     @staticmethod
-    def _pass(trees: dict[int, list[Any]], filled: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    def _pass(
+        trees: dict[int, list[Any]], filled: np.ndarray, missing: np.ndarray, owner: np.ndarray
+    ) -> np.ndarray:
         found = filled.copy()
         for column, own in trees.items():
-            holes = missing[:, column]
+            holes, codes = missing[:, column], owner == column
             if holes.any():
-                given = np.delete(filled[holes], column, 1)
-                found[holes, column] = sum(tree.predict(given)[:, 0] for tree in own) / len(own)
+                given = filled[holes].compress(~codes, 1)
+                said = sum(tree.predict(given).reshape(len(given), -1) for tree in own) / len(own)
+                found[np.ix_(holes, codes)] = said
         return found
 
 
 def _grown(x: np.ndarray, y: np.ndarray, generator: np.random.Generator) -> list[Any]:
-    """Trees from float32 rows x [n, D - 1] to y [n]."""
+    """Trees from float32 codes x [n, K - k] to those of a column, y [n, k]."""
     share = 1.0 if x.shape[1] < _WIDE else 0.5
     seeds = generator.integers(2**31 - 1, size=_TREES).tolist()
     options = {"min_samples_leaf": _LEAF, "max_features": share}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..models import LinearGaussian
 from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
 from .calibration import Residuals
+from .codes import Codes
 from .entries import HeldOutEntries
 from .forest import ColumnForest
 
@@ -21,19 +23,21 @@ MEMBERS = ("linear", "relay", "forest")
 class Blend:
     """A linear-Gaussian model, a relay model and trees, weighted for each column.
 
-    The first two complete rows; trees start from what these say together. Everything is in the units of
-    the relay model, and whatever is found for a row depends on that row alone.
+    The first two complete rows; trees start from what these say together. Rows are in the units of the
+    relay model, predictions are expected codes (see `Codes`), and whatever is found for a row depends on
+    that row alone.
 
     Args:
-        linear: a fitted linear-Gaussian model of the same rows.
+        linear: a linear-Gaussian model fitted to the features of the same rows.
         forest: trees to be fitted, or None.
+        codes: of the columns; None for those of a table of numbers, which are the rows.
 
     Attributes:
         names: the members, of `MEMBERS`.
         base: weights [2, D] of linear and relay model in the rows that trees are given.
         weights: [M, D], what `complete` weighs the members with.
-        residuals: `Residuals` on held-out entries, in units of the linear model's predictive standard
-            deviations.
+        residuals: `Residuals` on held-out entries of numbers and counts, in units of the linear model's
+            predictive standard deviations.
         errors: of each member and of "blend" the root mean square error on held-out entries of each
             column [D], relative to that of the column's mean; NaN where none was held out.
     """
@@ -43,27 +47,33 @@ class Blend:
     residuals: Residuals
     errors: dict[str, np.ndarray]
 
-    def __init__(self, linear: LinearGaussian, forest: ColumnForest | None) -> None:
+    def __init__(
+        self, linear: LinearGaussian, forest: ColumnForest | None, codes: Codes | None = None
+    ) -> None:
         self.linear, self.forest = linear, forest
+        self.codes = Codes.numbers(linear.num_features) if codes is None else codes
         self.names = MEMBERS if forest is not None else MEMBERS[:2]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # pickles of versions that blended tables of numbers alone have no codes
+        self.__dict__.update({"codes": Codes.numbers(state["linear"].num_features)} | state)
 
     def grow(self, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them."""
         if self.forest is not None:
-            filled, missing = self._completed(rows, self._linear(rows), relayed)
-            self.forest.fit(filled, ~missing)
+            filled, missing = self._completed(rows, self.predicted(rows)[0], relayed)
+            self.forest.fit(filled, ~missing, self.codes.owner)
 
     def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
 
         Args:
-            entries: that nobody has seen.
+            entries: codes of entries that nobody has seen.
             rows: those that hold them, without them [m, D].
-            relayed: what the relay model says of them [m, D].
+            relayed: codes that the relay model expects there [m, K].
         """
-        predictions = np.stack([entries.of(self._linear(rows)), entries.of(relayed)])
-        found = (predictions, entries.truth, entries.column, rows.shape[1])
-        self.base = blend_weights(*found)
+        predictions = np.stack([entries.of(self.predicted(rows)[0]), entries.of(relayed)])
+        self.base = blend_weights(predictions, *self._judged(entries))
 
     def weigh(
         self,
@@ -76,69 +86,105 @@ class Blend:
 
         Args:
             entries, rows, relayed: as in `weigh_latents`.
-            means: of the columns [D], without the held-out entries.
+            means: of the codes [K], without the held-out entries.
         """
-        spread = self.linear.predictive(rows)[1].numpy()
+        spread = self.predicted(rows)[1]
         predictions = np.stack([entries.of(own) for own in self._members(rows, relayed)])
-        found = (predictions, entries.truth, entries.column, rows.shape[1])
-        self.weights = blend_weights(*found)
-        wrong = entries.truth - crossed(*found)
-        self.residuals = Residuals(wrong / entries.of(spread), entries.column, rows.shape[1])
-        of_means = entries.truth - means[entries.column]
-        own = [*(predictions - entries.truth), wrong]
+        judged = self._judged(entries)
+        truth, column, size, entry = judged
+        self.weights = blend_weights(predictions, *judged)
+        wrong = truth - crossed(predictions, *judged)
+        numeric = self.codes.numeric[column]
+        if numeric.any():
+            ratios = wrong[numeric] / entries.of(spread)[numeric]
+            self.residuals = Residuals(ratios, column[numeric], size)
+        of_means = truth - means[entries.column]
+        own = [*(predictions - truth), wrong]
         self.errors = {
-            name: _relative(error, of_means, entries.column, rows.shape[1])
+            name: _relative(error, of_means, column, size)
             for name, error in zip([*self.names, "blend"], own, strict=True)
         }
         expected = np.mean(of_means**2)
-        judged = len(wrong) >= JUDGED and expected > 0
-        return float(np.sqrt(np.mean(wrong**2) / expected)) if judged else np.nan
+        enough = len(np.unique(entry)) >= JUDGED and expected > 0
+        return float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
 
     def complete(self, rows: np.ndarray, relayed: np.ndarray) -> np.ndarray:
-        """The blend's predictions [N, D] for rows, NaN for missing, from those of the relay model."""
+        """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model."""
         members = self._members(rows, relayed)
-        return sum(w * own for w, own in zip(self.weights, members, strict=True))
+        weights = self.weights[:, self.codes.owner]
+        return sum(w * own for w, own in zip(weights, members, strict=True))
+
+    def predicted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The codes [N, K] that the linear model expects, and their standard deviations."""
+        mean, spread = self.linear.predictive(self.codes.features(rows))
+        return self.codes.of_features(mean.numpy(), spread.numpy())
 
     def interval(
         self, rows: np.ndarray, blended: np.ndarray, coverage: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds [N, D] that hold an entry with the probability `coverage`, around `complete`'s."""
-        spread = self.linear.predictive(rows)[1].numpy()
-        low, high = (self.residuals.at(0.5 + side * coverage / 2) for side in (-1, 1))
-        return blended + spread * low, blended + spread * high
+        """Bounds [N, D] that hold an entry with the probability `coverage`, around `complete`'s.
+
+        Those of yes/no and classes are codes at both ends of so much of the distribution.
+        """
+        spread = self.predicted(rows)[1]
+        low, high = (0.5 + side * coverage / 2 for side in (-1, 1))
+        return self._at(low, rows, blended, spread), self._at(high, rows, blended, spread)
 
     def draws(
         self, rows: np.ndarray, blended: np.ndarray, num_draws: int, generator: torch.Generator
     ) -> np.ndarray:
         """Draws [S, N, D] around `complete`'s predictions.
 
-        An entry's distribution is that of the residuals on held-out entries; the entries of a row depend
-        on each other as the linear model has them depend.
+        Numbers and counts are distributed as the residuals on held-out entries, yes/no and classes as
+        the members say together; entries of a row depend on each other as the linear model has them.
         """
-        mean, spread = (part.numpy() for part in self.linear.predictive(rows))
+        features = self.codes.features(rows)
+        mean, spread = (part.numpy() for part in self.linear.predictive(features))
         drawn = self.linear.impute(
-            torch.from_numpy(rows).double(), draws=num_draws, generator=generator
+            torch.from_numpy(features).double(), draws=num_draws, generator=generator
         ).numpy()
-        return blended + spread * self.residuals.of(ndtr((drawn - mean) / spread))
+        levels, last = self.codes.levels(ndtr((drawn - mean) / spread), blended)
+        moved = blended
+        if self.codes.numeric.any():
+            around = self.codes.of_features(mean, spread)[1]
+            moved = blended + around * self.residuals.of(levels)[..., self.codes.owner]
+        return self.codes.entries_at(levels, blended, moved, last, whole=True)
+
+    def _at(
+        self, share: float, rows: np.ndarray, blended: np.ndarray, spread: np.ndarray
+    ) -> np.ndarray:
+        """Entries [N, D] which others are below with this probability."""
+        moved = blended
+        if self.codes.numeric.any():
+            moved = blended + spread * self.residuals.at(share)[self.codes.owner]
+        return self.codes.entries_at(np.full(rows.shape, share), blended, moved)
+
+    def _judged(self, entries: HeldOutEntries) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        """What weights are found by, beside predictions: truth, columns, their number, entries."""
+        column = self.codes.owner[entries.column]
+        size = len(self.codes.widths)
+        return (
+            entries.truth,
+            column,
+            size,
+            np.unique(entries.row * size + column, return_inverse=True)[1],
+        )
 
     def _members(self, rows: np.ndarray, relayed: np.ndarray) -> Sequence[np.ndarray]:
-        linear = self._linear(rows)
+        linear = self.predicted(rows)[0]
         found = [linear, relayed]
         if self.forest is not None:
             filled, missing = self._completed(rows, linear, relayed)
-            found.append(self.forest.complete(filled, missing))
+            found.append(self.forest.complete(filled, missing, self.codes.owner))
         return found
-
-    def _linear(self, rows: np.ndarray) -> np.ndarray:
-        return self.linear.predictive(rows)[0].numpy()
 
     def _completed(
         self, rows: np.ndarray, linear: np.ndarray, relayed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as trees are given them, and where they were missing."""
-        missing = np.isnan(rows)
-        filled = np.where(missing, self.base[0] * linear + self.base[1] * relayed, rows)
-        return filled.astype(np.float32), missing
+        """Codes of rows as trees are given them, and where the rows were missing [N, D]."""
+        codes, base = self.codes.of_rows(rows), self.base[:, self.codes.owner]
+        filled = np.where(np.isnan(codes), base[0] * linear + base[1] * relayed, codes)
+        return filled.astype(np.float32), np.isnan(rows)
 
 
 def _relative(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..likelihoods import Likelihood
 from ..models import LatentModel
 from .entries import HeldOutEntries
 from .estimator import without_rows
@@ -23,8 +26,9 @@ class HeldOutStopping:
     The posteriors of the rows in training say what stands there.
 
     Args:
-        entries: observed entries of the table that `fit` is given without them.
+        entries: observed entries of the table that `fit` is given without them, or their codes.
         every: epochs between looks.
+        read: what law and outputs say of the rows that hold entries, [m, D] or codes [m, K].
 
     Attributes:
         epochs: of the best look, 0 before the first.
@@ -32,8 +36,10 @@ class HeldOutStopping:
         model: as it was then, over one row.
     """
 
-    def __init__(self, entries: HeldOutEntries, every: int) -> None:
-        self.entries, self.every = entries, every
+    def __init__(
+        self, entries: HeldOutEntries, every: int, read: Callable[[Likelihood, Tensor], Tensor]
+    ) -> None:
+        self.entries, self.every, self.read = entries, every, read
         self.epochs, self.error = 0, math.inf
         self.model: LatentModel
         self._since = 0
@@ -45,7 +51,7 @@ class HeldOutStopping:
             return False
         index = torch.from_numpy(self.entries.rows).to(next(model.decoder.parameters()).device)
         with torch.no_grad():
-            found = model.law.estimate(model.decode(model.posterior.mean(index)), None)
+            found = self.read(model.law, model.decode(model.posterior.mean(index)))
         wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
         error = float(np.mean(wrong**2))
         self._since += 1

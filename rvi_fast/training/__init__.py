@@ -1,7 +1,9 @@
 """Training, inference for new data, imputation, checkpoints."""
 
+from . import callbacks
+from .callbacks import EarlyStopping
 from .collapse import CollapseWarning, held_out_error
-from .fit import EarlyStopping, fit
+from .fit import fit
 from .fit_many import FitManyError, fit_many
 from .impute import impute
 from .infer import infer
@@ -30,6 +32,7 @@ __all__ = [
     "MemoryEstimate",
     "Recipe",
     "RunDirectoryInUse",
+    "callbacks",
     "estimate_memory",
     "export",
     "fit",

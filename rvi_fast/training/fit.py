@@ -7,41 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from .. import _checks
 from ..models import LatentModel
-from .loop.history import Callback, History
+from ..optim import Mode
+from ..progress import progress_bar
+from .loop.callback import AfterEpoch
+from .loop.history import History
 from .loop.interrupts import deferred
 from .loop.run import Run
 from .opening import opened
-from .settings import KLWeight, Settings
-
-
-class EarlyStopping:
-    """A callback that stops when a quantity has not fallen for `patience` of its values.
-
-    Args:
-        patience: values without a new minimum after which training stops.
-        quantity: "loss" or "elastic".
-        min_delta: by how much a value must fall below the minimum to count.
-    """
-
-    def __init__(
-        self, patience: int = 10, *, quantity: str = "loss", min_delta: float = 0.0
-    ) -> None:
-        self.patience = _checks.check_positive_int("patience", patience)
-        self.min_delta = _checks.check_non_negative("min_delta", min_delta)
-        if quantity not in History():
-            raise ValueError(f"quantity: expected one of {sorted(History())}, got {quantity!r}")
-        self.quantity = quantity
-
-    def __call__(self, model: LatentModel, history: History) -> bool:
-        """True when it is time to stop. Looks at nothing but the history, so it survives a resume."""
-        best, since = float("inf"), 0
-        for value in history[self.quantity]:
-            best, since = (value, 0) if value < best - self.min_delta else (best, since + 1)
-        return since >= self.patience
+from .settings import KLWeight, ScaleUpdate, Settings
 
 
 def fit(
@@ -54,16 +29,17 @@ def fit(
     batch_size: int = Settings.batch_size,
     lr: float = Settings.lr,
     posterior_lr: float | None = Settings.posterior_lr,
-    optimizer: str = Settings.optimizer,
+    optimizer: Mode = Settings.optimizer,
     kl_weight: KLWeight = Settings.kl_weight,
     decoder_weight_decay: float = Settings.decoder_weight_decay,
-    scale_update: str = Settings.scale_update,
+    scale_update: ScaleUpdate = Settings.scale_update,
     scale_annealing: Sequence[float] | None = Settings.scale_annealing,
     seed: int = Settings.seed,
     device: torch.device | str | None = Settings.device,
     progress: bool = Settings.progress,
     eval_every: int = Settings.eval_every,
-    callbacks: Sequence[Callback] = Settings.callbacks,
+    held_out: float = Settings.held_out,
+    callbacks: Sequence[AfterEpoch] = Settings.callbacks,
     run_dir: str | os.PathLike[str] | None = Settings.run_dir,
     resume: bool = Settings.resume,
     checkpoint_every: float = Settings.checkpoint_every,
@@ -104,7 +80,9 @@ def fit(
             Where its decoder ends in a linear layer, biases of exactly 0 there are set to what yes/no,
             classes and counts are on the whole in x before the first step.
         x: data [N, D], tensor or numpy array; floating point with NaN for missing, or uint8 pixels,
-            which count as x / 255. Masked entries of a masked array are missing. A memory map
+            which count as x / 255. Masked entries of a masked array are missing. Or a pandas DataFrame
+            of numeric columns; `model.columns` keeps their names, and `infer`, `impute` and further
+            calls refuse a DataFrame with others. A memory map
             (`np.load(..., mmap_mode="r")`) is never read as a whole: the rows of a batch are read ahead
             of its step. So are those of a map-style `torch.utils.data.Dataset` whose items are x [D],
             (x,), (index, x) or a dict with "x", NaN for missing, the same whenever they are read. On
@@ -143,7 +121,14 @@ def fit(
         eval_every: epochs between evaluations of the elastic error over observed entries, from the
             posterior mean; 0 for none. The error of a class is 1 less the probability of the one that
             was observed.
-        callbacks: called with model and history after each epoch; a true result stops training.
+        held_out: share of the observed entries, in up to 4,096 rows, that the likelihood never sees.
+            Each evaluation finds them from the posterior mean of what is left of their rows, and
+            `History` has the error as "held_out", which callbacks can go by. No row loses all that it
+            shows. Which they are depends on table, share and seed; a table in memory is copied without
+            them. The model counts as trained on x, so that `impute(model, x)` fills it in.
+        callbacks: called with model and history after each epoch; a true result stops training. A
+            function, or a `training.callbacks.Callback` (early stopping, learning rates, CSV,
+            TensorBoard, files of the model), whose state lies in the checkpoints.
         run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
             Data, settings and what the model is made of have to be as they were; where there is no
@@ -175,6 +160,33 @@ def fit(
         CheckpointError: no checkpoint in `run_dir` can be read, it is that of another model, or the
             last one cannot be written; the model is trained all the same then.
         KeyboardInterrupt: after Ctrl-C, see above; says how to go on.
+
+    Example:
+        >>> import torch, rvi_fast
+        >>> x = torch.linspace(-1, 1, 60)[:, None] * torch.tensor([1.0, -2.0, 3.0])
+        >>> model = rvi_fast.models.rvi(60, 3, latent_dim=2, groups=(4,))
+        >>> rvi_fast.fit(model, x, epochs=5, progress=False).epochs
+        5
+
+        A loop of your own: a `DataLoader` gives row numbers and data, `RowAdam` drives the rows and any
+        optimiser of torch the rest. The folder examples of the repository has one that is resumed bit
+        for bit, and the same under Lightning and accelerate.
+
+        >>> from torch.utils.data import DataLoader
+        >>> model = rvi_fast.models.rvi(60, 3, latent_dim=2, groups=(4,))
+        >>> rows = rvi_fast.optim.RowAdam(model.posterior, lr=0.01)
+        >>> shared = [p for p in model.parameters() if p is not model.posterior.rows]
+        >>> others = torch.optim.Adam(shared, lr=0.001)
+        >>> loader = DataLoader(list(enumerate(x)), batch_size=16, shuffle=True)
+        >>> for index, batch in loader:
+        ...     objective = model(index, batch)
+        ...     for optimizer in (rows, others):
+        ...         optimizer.zero_grad()
+        ...     objective.loss.backward()
+        ...     for optimizer in (rows, others):
+        ...         optimizer.step()
+        >>> bool(objective.loss.isfinite())
+        True
     """
     settings = Settings(
         standardize=standardize,
@@ -191,6 +203,7 @@ def fit(
         device=device,
         progress=progress,
         eval_every=eval_every,
+        held_out=held_out,
         callbacks=callbacks,
         run_dir=run_dir,
         resume=resume,
@@ -209,4 +222,4 @@ def _bar_of(run: Run) -> Any:
     """A bar over the steps of a run, hidden where nobody asked for one or nothing is left to do."""
     left, total = run.steps_left, run.settings.epochs * run.steps_per_epoch
     shown = run.settings.progress and run.ranks.leads and left
-    return tqdm(total=total, initial=total - left, unit="step", disable=not shown)
+    return progress_bar(total, initial=total - left, unit="step", shown=bool(shown))

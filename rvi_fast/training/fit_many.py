@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
+from ..progress import progress_bar
 from .fit import fit
+from .loop.callback import Callback
 from .loop.history import History
 from .loop.interrupts import Interrupted, Request, deferred
 from .many.call import Call, Count, Outcome
@@ -114,7 +115,7 @@ def fit_many(
     plan = _plan(calls, jobs)
     outcomes = [Outcome() for _ in calls]
     total = sum(call.num_steps for call in calls)
-    with tqdm(total=total, unit="step", disable=not progress) as bar, deferred() as request:
+    with progress_bar(total, unit="step", shown=progress) as bar, deferred() as request:
         for train, numbers in plan:
             ended = train([calls[number] for number in numbers], request, bar.update)
             for number, outcome in zip(numbers, ended, strict=True):
@@ -174,6 +175,9 @@ def _check_apart(calls: Sequence[Call]) -> None:
             found[tables.resolve()] = f"model: expected tables of its own, got {tables}"
         if (run_dir := call.settings.directory) is not None:
             found[Path(run_dir).resolve()] = f"run_dir: expected one of its own, got {run_dir}"
+        for callback in call.settings.callbacks:
+            if isinstance(callback, Callback) and not callback.shared:
+                found[id(callback)] = f"callbacks: expected a {type(callback).__name__} of its own"
         for key, text in found.items():
             if owners.setdefault(key, number) != number:
                 raise ValueError(f"runs[{number}]: {text}, which runs[{owners[key]}] has")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..models import LatentModel, alone
 from ..posteriors.relay import RelayPosterior
 from .infer import infer
 from .inputs.fingerprint import fingerprint, same
-from .inputs.prepare import open_source
+from .inputs.prepare import open_source, plain
 from .inputs.sources import Opened, convert
 from .loop.seeds import MODULES, NOISE, stream
 from .loop.step import drawing_of
@@ -30,6 +30,34 @@ _DRAWS = 200
 _AROUND = 8
 
 
+@overload
+def impute(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    posterior: RelayPosterior | None = None,
+    num_draws: None = None,
+    estimate: Literal["mean", "mode"] | None = None,
+    interval: None = None,
+    seed: int = 0,
+) -> Tensor: ...
+
+
+@overload
+def impute(
+    model: LatentModel,
+    x: Any,
+    *,
+    mask: Any = None,
+    posterior: RelayPosterior | None = None,
+    num_draws: int | None = None,
+    estimate: None = None,
+    interval: float | None = None,
+    seed: int = 0,
+) -> Tensor: ...
+
+
 @torch.no_grad()
 def impute(
     model: LatentModel,
@@ -38,7 +66,7 @@ def impute(
     mask: Any = None,
     posterior: RelayPosterior | None = None,
     num_draws: int | None = None,
-    estimate: str | None = None,
+    estimate: Literal["mean", "mode"] | None = None,
     interval: float | None = None,
     seed: int = 0,
 ) -> Tensor:
@@ -98,6 +126,7 @@ def impute(
         # the draws that quantiles are taken of are made at once
         chunk = _CHUNK if interval is None else max(1, _CHUNK // num_draws)
     seed = _checks.check_seed(seed)
+    x, mask = plain(model, x, mask)
     source = open_source(model, x, mask)
     # pixels beside a scale of other data are refused where they are read
     pixels = source.pixels() and model.scaler is not None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import _checks
 from ..models import LatentModel, alone
 from ..optim import RowAdam
 from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
+from ..progress import progress_bar
 from .held_out import check_scale_factor, find_held_out
 from .inputs.feed import HostInputs
 from .inputs.prepare import Inputs, prepare
@@ -36,7 +36,7 @@ def infer(
     lr: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    scale_factor: float | str = 1.0,
+    scale_factor: float | Literal["held-out"] = 1.0,
     shared_noise: bool = False,
     progress: bool = False,
 ) -> RelayPosterior:
@@ -135,7 +135,7 @@ def _optimise(
     with (
         frozen(model.decoder, model.likelihood),
         torch.no_grad(),
-        tqdm(total=len(batches) * steps, unit="step", disable=not progress) as bar,
+        progress_bar(len(batches) * steps, unit="step", shown=progress) as bar,
     ):
         decoder = decoder_step(model, learn=False)
         for index in batches:

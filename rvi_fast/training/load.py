@@ -60,4 +60,6 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     data = kept.get("data")
     # 0.1.0 knew another fingerprint, of the model's numbers
     model.trained_on = data if isinstance(data, dict) else None
+    columns = checkpoint.metadata.get("columns")
+    model.columns = None if columns is None else tuple(columns)
     return model.eval()

@@ -14,20 +14,24 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._devices import wait_for
+from ..data.frames import columns_of
 from ..drawing import Drawing
 from ..likelihoods.base import observed_of
 from ..likelihoods.foreign import lacks
 from ..models import LatentModel
 from ..posteriors.base import as_posterior
 from ..posteriors.encoder import EncoderPosterior
+from ..progress import logger
 from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.feed import HostInputs
 from .inputs.fingerprint import fingerprint
-from .inputs.prepare import Inputs, inputs_of, open_source
+from .inputs.prepare import Inputs, inputs_of, open_source, plain
 from .inputs.sources import Opened, chunks, moments_of
+from .inputs.withheld import Withheld
 from .loop.checks import warn_of_prior
 from .loop.run import Run
+from .loop.seeds import WITHHELD, stream
 from .loop.shared import Observed
 from .loop.threads import one_thread_where_small
 from .places import directory_of, settled
@@ -73,6 +77,8 @@ def opened(
     if settings.device is not None:
         _check_evaluation(model, settings)
         model.to(settings.device)
+    given, columns = (x, mask), columns_of(x)
+    x, mask = plain(model, x, mask)
     settings, ranks, source = checked(model, x, mask, settings)
     kind = source.kind(next(model.posterior.parameters()).dtype)
     ranks.begin(model, kind, settings.called())
@@ -83,26 +89,37 @@ def opened(
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())
         unbegun.callback(setattr, model, "scaler", model.scaler)
+        entries = withheld_of(source, ranks, settings)
+        source = source if entries is None else entries.left()
         if settings.standardize:
             set_scale(model, source, ranks, settings)
         made = SharedInputs() if shared is None else shared
-        inputs = made.of(model, source, (x, mask), checked=settings.standardize)
+        hidden = (settings.held_out, settings.seed) if settings.held_out else None
+        inputs = made.of(model, source, (*given, hidden), checked=settings.standardize)
         _hold_directories(model, ranks, settings, stack)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(one_thread_where_small(model.decoder, settings.batch_size))
         stack.enter_context(_unchanged(model))
         closed = settings.scale_update == "closed-form"
         observed = _observed(model, source, ranks, settings) if closed else None
-        run = Run(model, inputs, ranks, settings, data, observed)
+        run = Run(model, inputs, ranks, settings, data, observed, entries)
+        stack.callback(run.callbacks.close)
         stack.callback(run.detach)
         if run.archive.found is None:
             _start_outputs(model, source, ranks, unbegun)
         run.start()
         model.trained_on = own
+        model.columns = model.columns if columns is None else columns
         unbegun.pop_all()
+        if ranks.leads:
+            shape = ranks.num_data, model.num_features, run.device
+            logger.info("training on %d rows of %d features on %s", *shape)
         yield run
         if ranks.leads and run.history.epochs and not run.steps_left:
             warn_of_prior(run.history["kl"][-1], settings.lr)
+        if ranks.leads and run.standing.stopped:
+            logger.info("a callback has ended training after %d epochs", run.history.epochs)
+        run.end()
 
 
 class SharedInputs:
@@ -112,12 +129,15 @@ class SharedInputs:
         self._made: dict[tuple[Any, ...], Inputs] = {}
 
     def of(
-        self, model: LatentModel, source: Opened, given: tuple[Any, Any], *, checked: bool
+        self, model: LatentModel, source: Opened, given: tuple[Any, Any, Any], *, checked: bool
     ) -> Inputs | HostInputs:
-        """See `inputs_of`; `given` are x and mask as the user has passed them, and keeps them."""
+        """See `inputs_of`; `given` are x and mask as the user has passed them, and keeps them.
+
+        What is beside them says which of their entries are left out, equal where the same are.
+        """
         like, scaler = next(model.posterior.parameters()), model.scaler
         scale = None if scaler is None else repr(scaler.to_dict())
-        key = (*map(id, given), like.device, like.dtype, scale)
+        key = (*map(id, given[:2]), given[2], like.device, like.dtype, scale)
         # a law that restricts its data has to look at them
         if key in self._made and not model.law.restricted:
             return self._made[key]
@@ -126,6 +146,16 @@ class SharedInputs:
             wait_for(like.device)  # others may read them on other streams
             self._made[key] = inputs
         return inputs
+
+
+def withheld_of(source: Opened, ranks: Alone, settings: Settings) -> Withheld | None:
+    """The entries that a run is not shown; None where it is shown all."""
+    if not settings.held_out:
+        return None
+    seed = stream(settings.seed, WITHHELD)
+    return Withheld.drawn(
+        source, settings.held_out, seed, ranks.first_row, ranks.num_data, ranks.gather
+    )
 
 
 def _check_evaluation(model: LatentModel, settings: Settings) -> None:

@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 
 from .. import _checks
-from ..optim import MODES
+from ..optim import MODES, Mode
 
 KLWeight = float | Callable[[int], float]
 _Check = Callable[[str, Any], Any]
 # what moves the scale of a likelihood
-SCALE_UPDATES = ("adam", "closed-form")
+ScaleUpdate = Literal["adam", "closed-form"]
+SCALE_UPDATES: tuple[ScaleUpdate, ...] = get_args(ScaleUpdate)
 
 
 def _unless_none(check: _Check) -> _Check:
@@ -44,6 +45,13 @@ def _check_annealing(name: str, value: Any) -> tuple[float, float] | None:
     return factor, _checks.check_between(f"{name}[1]", value[1], 0.0, 1.0)
 
 
+def _check_share(name: str, value: Any) -> float:
+    share = _checks.check_non_negative(name, value)
+    if share >= 1.0:
+        raise ValueError(f"{name}: expected a share below 1, got {value!r}")
+    return share
+
+
 def _check_kl_weight(name: str, value: Any) -> KLWeight:
     return value if callable(value) else _checks.check_non_negative(name, value)
 
@@ -61,6 +69,7 @@ _CHECKS: dict[str, _Check] = {
     "scale_update": _check_scale_update,
     "scale_annealing": _check_annealing,
     "eval_every": _checks.check_count,
+    "held_out": _check_share,
     "checkpoint_every": _checks.check_non_negative,
     "posterior_lr": _unless_none(_checks.check_positive_float),
     "seed": lambda _, value: _checks.check_seed(value),
@@ -81,7 +90,12 @@ _KEPT = (
 )
 # what a resume compares as well, and their values in checkpoints that do not say so: those hold what
 # is not as usual
-_ADDED = {"decoder_weight_decay": 0.0, "scale_update": "adam", "scale_annealing": None}
+_ADDED = {
+    "decoder_weight_decay": 0.0,
+    "scale_update": "adam",
+    "scale_annealing": None,
+    "held_out": 0.0,
+}
 # what the command line says of those that are its options
 _TEXTS = {
     "epochs": "passes over the data",
@@ -121,15 +135,16 @@ class Settings:
     batch_size: int = 256
     lr: float = 1e-3
     posterior_lr: float | None = None
-    optimizer: str = "dense"
+    optimizer: Mode = "dense"
     kl_weight: KLWeight = 1.0
     decoder_weight_decay: float = 0.0
-    scale_update: str = "adam"
+    scale_update: ScaleUpdate = "adam"
     scale_annealing: Sequence[float] | None = None
     seed: int = 0
     device: torch.device | str | None = None
     progress: bool = True
     eval_every: int = 1
+    held_out: float = 0.0
     callbacks: Sequence[Callable[..., bool | None]] = ()
     run_dir: str | os.PathLike[str] | None = None
     resume: bool = False
@@ -143,6 +158,10 @@ class Settings:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.resume and self.run_dir is None:
             raise ValueError("run_dir: expected a directory to resume from, got None")
+        if self.held_out and not self.eval_every:
+            raise ValueError(
+                f"eval_every: expected at least 1 with held_out={self.held_out}, got 0"
+            )
         if self.lr * self.decoder_weight_decay >= 1.0:
             raise ValueError(
                 f"decoder_weight_decay: expected less than 1 / lr = {1.0 / self.lr:g}, got "
@@ -230,6 +249,8 @@ class Settings:
     def option(cls, name: str) -> tuple[type, Any, str]:
         """Type, default and help of one of them, for a command line."""
         hint = get_type_hints(cls)[name]
+        if get_origin(hint) is Literal:
+            return str, getattr(cls, name), _TEXTS[name]
         kind = next(k for k in get_args(hint) or (hint,) if k in (int, float, str))
         return kind, getattr(cls, name), _TEXTS[name]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..work import Work
 
 WIDE = (256, 256)
 # how a posterior of test rows is found: model, decoder (None: that of the scale), scale factor
-_OURS: dict[str, tuple[str, tuple[int, ...] | None, float | str]] = {
+_OURS: dict[str, tuple[str, tuple[int, ...] | None, float | Literal["held-out"]]] = {
     "VAE": ("vae", None, 1.0),
     "VAD": ("vad", None, 1.0),
     "RVI": ("rvi", None, 1.0),

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def work(
         score("test", _OTHERS[experiment.method](holed[0], train=holed[1]))
         return result
     model, _ = yield from trained(experiment, own_train, directory)
-    factors: dict[str, float | str] = {"test": 1.0}
+    factors: dict[str, float | Literal["held-out"]] = {"test": 1.0}
     if not model.amortized:
         factors["wide"] = "held-out"
     for prefix, factor in factors.items():

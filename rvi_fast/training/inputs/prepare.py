@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ... import _checks
+from ...data.frames import columns_of, unframed
 from ...data.tables import as_tensor, row_chunks, unmasked
 from ...likelihoods.base import Likelihood
 from ...memory.room import check_memory
@@ -128,7 +129,8 @@ def prepare(
     Args:
         model: gives D, scale, and dtype and device where none is named.
         x: tensor or numpy array [N, D], floating point (NaN = missing) or uint8 (pixels), also masked
-            (masked = missing); or a map-style `torch.utils.data.Dataset` of rows.
+            (masked = missing); a DataFrame of numbers; or a map-style `torch.utils.data.Dataset` of
+            rows.
         mask: bool [N, D], true = observed.
         num_data: N that x must have.
         device: where to.
@@ -141,12 +143,38 @@ def prepare(
     return inputs_of(model, open_source(model, x, mask, num_data=num_data), device=device)
 
 
+def plain(model: LatentModel, x: Any, mask: Any = None) -> tuple[Any, Any]:
+    """x and mask as arrays where they are DataFrames of numbers; anything else as it is.
+
+    Raises:
+        TypeError: a column holds no numbers.
+        ValueError: the columns are not those that the model was trained on, in their order.
+    """
+    for name, given in (("x", x), ("mask", mask)):
+        found = columns_of(given)
+        expected = columns_of(x) if model.columns is None else model.columns
+        if None not in (found, expected) and found != expected:
+            raise ValueError(
+                f"{name}: expected the columns {_listed(expected)}, got {_listed(found)}"
+            )
+    return unframed("x", x), unframed("mask", mask)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
 def open_source(
     model: LatentModel, x: Any, mask: Any = None, *, num_data: int | None = None
 ) -> Opened:
     """Checks all of x and mask but their entries; see `prepare`."""
     model.check_decoder()
-    x, mask = unmasked(x, mask)
+    if isinstance(x, DataLoader):
+        raise TypeError(
+            "x: expected data, of which batches are made here, got a DataLoader; pass its dataset, or "
+            "write a loop of your own as help(rvi_fast.fit) shows"
+        )
+    x, mask = unmasked(*plain(model, x, mask))
     if isinstance(x, Dataset):
         if mask is not None:
             raise ValueError("mask: expected None beside a Dataset, whose NaN marks missing")

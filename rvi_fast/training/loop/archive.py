@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...models import LatentModel
+from ...progress import logger
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint, same
@@ -21,6 +23,7 @@ from ..runs.metrics import append_metrics, rewrite_metrics
 from ..runs.state import flatten, unflatten
 from ..runs.structure import difference, structure_of
 from ..settings import Settings
+from .callback import Callbacks
 from .history import History, Partial, Standing
 from .interrupts import Interrupted
 
@@ -71,6 +74,7 @@ class Archive(NoArchive):
         ranks: who trains.
         place: where the rows lie; not open yet.
         settings: of the run.
+        callbacks: what it calls.
 
     Raises:
         ValueError: `resume` does not say what is to become of a run that is there, or there is none to
@@ -87,9 +91,11 @@ class Archive(NoArchive):
         ranks: Alone,
         place: Place,
         settings: Settings,
+        callbacks: Callbacks,
     ) -> None:
         self.run_dir, self.model, self.inputs, self.data = run_dir, model, inputs, data
         self.ranks, self.place, self.settings = ranks, place, settings
+        self.callbacks = callbacks
         self.shared: torch.optim.Optimizer
         self.standing: Standing
         self.last: Path | None = None
@@ -165,7 +171,11 @@ class Archive(NoArchive):
             standing.partial = Partial(**metadata["partial"], generators=generators)
         standing.history = History(metadata["history"])
         standing.stopped = metadata["stopped"]
+        held = checkpoint.tensors.get("callbacks", {})
+        load = partial(self.callbacks.load, metadata.get("callbacks", {}), held, checkpoint.path)
+        self.ranks.first(load)
         self.last = checkpoint.path
+        logger.info("goes on from %s, after %d epochs", checkpoint.path, standing.history.epochs)
 
     def record(self, standing: Standing, seconds: float) -> bool:
         self._write_metrics({**standing.history.records()[-1], "seconds": round(seconds, 3)})
@@ -208,6 +218,8 @@ class Archive(NoArchive):
             "structure": structure_of(self.model),
             "kl_weights": standing.kl_weights,
         }
+        if self.model.columns is not None:
+            metadata["columns"] = list(self.model.columns)
         partial, epochs = standing.partial, standing.history.epochs
         values, rows = self.place.tensors(midway=partial is not None)
         shared = flatten("shared", self.shared.state_dict())
@@ -221,9 +233,24 @@ class Archive(NoArchive):
             # each process has generators of its own
             suffix = self.ranks.suffix
             tensors["generators"] = {f"{n}{suffix}": t for n, t in partial.generators.items()}
+        if (states := self.ranks.first(self._states))[0]:
+            metadata["callbacks"] = states[0]
+        if states[1]:
+            tensors["callbacks"] = states[1]
         self.place.before_saving(epochs, tensors, metadata)
         self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
         self.place.saved()
+        logger.debug("wrote %s", self.last)
+
+    def _states(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Those of the callbacks, of the first process, which alone calls them."""
+        values, tensors = self.callbacks.state()
+        if tensors and not self.ranks.alone:
+            raise ValueError(
+                "callbacks: expected states without tensors where several processes train, got "
+                f"{', '.join(tensors)}"
+            )
+        return values, tensors
 
     def kept(self) -> str:
         return super().kept() if self.last is None else f"the last good checkpoint is {self.last}"
@@ -242,11 +269,12 @@ def archive_of(
     ranks: Alone,
     place: Place,
     settings: Settings,
+    callbacks: Callbacks,
 ) -> NoArchive:
     """What keeps a run: see `Archive`, if the settings name a run directory."""
     if settings.directory is None:
         return NoArchive()
-    return Archive(settings.directory, model, inputs, data, ranks, place, settings)
+    return Archive(settings.directory, model, inputs, data, ranks, place, settings, callbacks)
 
 
 def restore(

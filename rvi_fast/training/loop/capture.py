@@ -19,6 +19,7 @@ from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..settings import Settings
+from .callback import Callbacks
 from .compilation import compile_kernels
 from .fused_step import fused_step
 from .refined_step import RefinedStep
@@ -96,6 +97,8 @@ def bound_step(
     told = settings.progress and ranks.leads
     compile_kernels(bound, batch_size, [batch_size], progress=told)
     captured = settings.capture and ranks.alone and inputs.tables is not None
+    # a graph of torch's optimiser would keep the learning rate of its capture
+    captured &= isinstance(shared, SharedAdam) or not Callbacks(settings.callbacks).set_lr
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
         return bound
     drawn = drawing if draws(model, training=True) else None

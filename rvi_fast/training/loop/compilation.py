@@ -8,10 +8,10 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..._devices import Unrehearsed
 from ...ops.table import implementation
+from ...progress import progress_bar
 from .step import BoundStep
 
 # seconds in which kernels that were compiled before are read from a file
@@ -52,7 +52,7 @@ def show(compiled: Iterable[Future[Any]], device: str) -> None:
     if left:
         kernels = f"{len(left)} kernel{'s' * (len(left) > 1)}"
         text = f"compiling {kernels} for {device}, once"
-        with tqdm(total=len(left), desc=text, unit="kernel") as bar:
+        with progress_bar(len(left), unit="kernel", description=text) as bar:
             for _ in as_completed(left):
                 bar.update()
 

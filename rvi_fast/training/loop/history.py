@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
-
-from ...models import LatentModel
 
 
 class History(dict[str, list[float]]):
     """What a training run has been through, a list for each quantity.
 
     "loss", "kl" and "log_prob" have one number per epoch, means over the datapoints in nats;
-    "elastic" has one per evaluation, "evaluated" the epochs (counted from 1) of those. All are in the
-    units of the model: of standardised data, where `fit` standardises, and of pixels in [0, 1].
+    "elastic" has one per evaluation, "held_out" too, which only `fit(held_out=)` adds, and
+    "evaluated" the epochs (counted from 1) of those. All are in the units of the model: of standardised
+    data, where `fit` standardises, and of pixels in [0, 1].
     """
 
     def __init__(self, values: dict[str, list[float]] | None = None) -> None:
@@ -29,22 +28,42 @@ class History(dict[str, list[float]]):
         """Number of epochs that have been trained."""
         return len(self["loss"])
 
+    def plot(self, *, ax: Any = None) -> Any:
+        """The curves of a training by epoch, as a matplotlib Figure (extra `plot`).
+
+        On the left the loss and its two parts in nats, on the right the elastic errors, of what the
+        likelihood has seen and of what was held out, whose least value is marked.
+
+        Args:
+            ax: matplotlib Axes to draw the loss in, and nothing else.
+
+        Raises:
+            ValueError: no epoch is over.
+            ImportError: matplotlib is missing.
+        """
+        from ..._figures import draw_history
+
+        if not self.epochs:
+            raise ValueError("history: expected at least one epoch, got none")
+        return draw_history(self, ax)
+
     def records(self) -> list[dict[str, float]]:
         """One record per epoch, as `metrics.jsonl` holds them."""
-        scores = dict(zip(self["evaluated"], self["elastic"], strict=True))
+        scores = {
+            name: dict(zip(self["evaluated"], self[name], strict=True))
+            for name in ("elastic", "held_out")
+            if self.get(name)
+        }
         return [
             {
                 "epoch": epoch,
                 "loss": self["loss"][epoch - 1],
                 "kl": self["kl"][epoch - 1],
                 "log_prob": self["log_prob"][epoch - 1],
-                **({"elastic": scores[epoch]} if epoch in scores else {}),
+                **{name: found[epoch] for name, found in scores.items() if epoch in found},
             }
             for epoch in range(1, self.epochs + 1)
         ]
-
-
-Callback = Callable[[LatentModel, History], bool | None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,13 @@ class Standing:
     def steps_broken_off(self) -> int:
         """Steps of the epoch that was broken off, 0 if none was."""
         return 0 if self.partial is None else self.partial.steps
+
+    def where(self, epochs: int, steps_per_epoch: int) -> str:
+        """In words, how far a run of so many epochs has come."""
+        place = f"epoch {min(self.history.epochs + 1, epochs)} of {epochs}"
+        if self.partial is not None:
+            place += f", after {self.partial.steps} of {steps_per_epoch} steps"
+        return place
 
     def steps_left(self, epochs: int, steps_per_epoch: int) -> int:
         """Steps to the end of the last of so many epochs; none where a callback has ended the run."""

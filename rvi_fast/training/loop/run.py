@@ -18,14 +18,17 @@ from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint
 from ..inputs.prepare import Inputs
+from ..inputs.withheld import Withheld
 from ..places import place_of
 from ..settings import Settings
 from .archive import archive_of
+from .callback import Callbacks
 from .capture import bound_step
 from .checks import Finite
-from .evaluation import observed_elastic
+from .evaluation import Evaluation
 from .history import History, Partial, Standing
 from .interrupts import Request
+from .rates import Rates
 from .seeds import MODULES, NOISE, ORDER, stream
 from .shared import Observed, shared_optimizer
 from .tally import Tally
@@ -41,6 +44,7 @@ class Run:
         settings: what `places.settled` has returned.
         data: fingerprint of the data of all processes.
         observed: see `shared_optimizer`.
+        entries: what it is not shown of the data, if anything.
     """
 
     def __init__(
@@ -51,33 +55,34 @@ class Run:
         settings: Settings,
         data: Fingerprint,
         observed: Observed | None = None,
+        entries: Withheld | None = None,
     ) -> None:
         self.model, self.inputs, self.ranks, self.settings = model, inputs, ranks, settings
         self.device = next(model.posterior.parameters()).device
         self.steps_per_epoch = -(-ranks.num_data // settings.batch_size)
-        self.standing = Standing()
+        self.standing, self.callbacks = Standing(), Callbacks(settings.callbacks)
         self.place = place_of(model, settings)
-        self.archive = archive_of(model, inputs, data, ranks, self.place, settings)
+        self.archive = archive_of(model, inputs, data, ranks, self.place, settings, self.callbacks)
         self.finite = Finite(ranks, self.place, self.archive.kept)
         # the optimisers let go of the model in it, those made last first
         self._optimizers = contextlib.ExitStack()
         try:
-            self._set_up(observed)
+            self._set_up(observed, entries)
         except BaseException:
             self.detach()
             raise
 
-    def _set_up(self, observed: Observed | None) -> None:
+    def _set_up(self, observed: Observed | None, entries: Withheld | None) -> None:
         """Makes the optimisers, and the step they take."""
-        model, settings = self.model, self.settings
+        model, inputs, ranks, settings = self.model, self.inputs, self.ranks, self.settings
         self._optimizers.callback(self.place.close)
         self.place.open(self.archive.found is not None)
         self.shared = self._optimizers.enter_context(shared_optimizer(model, settings, observed))
-        self.ranks.attach(self.shared)
-        self.drawing = Drawing(settings.seed)
-        self.step = bound_step(
-            model, self.inputs, self.ranks, self.place, self.shared, self.drawing, settings
-        )
+        ranks.attach(self.shared)
+        self.rates = Rates(self.shared, self.place.rows)
+        self.drawing, on = Drawing(settings.seed), (model, inputs, ranks, self.place)
+        self.step = bound_step(*on, self.shared, self.drawing, settings)
+        self.evaluation = Evaluation(*on, self.drawing, settings.eval_every, entries)
 
     def detach(self) -> None:
         """The model is the user's again, up to date and without optimisers."""
@@ -91,6 +96,12 @@ class Run:
     def start(self) -> None:
         """Goes on from the last checkpoint if there is one."""
         self.archive.start(self.shared, self.standing)
+        self.ranks.first(partial(self.callbacks.begin, self.model, self.history))
+
+    def end(self) -> None:
+        """Hands the model over, trained, and tells the callbacks."""
+        self.detach()
+        self.ranks.first(partial(self.callbacks.end, self.model, self.history))
 
     @property
     def steps_left(self) -> int:
@@ -108,11 +119,12 @@ class Run:
             if not (yield from self._train_epoch(epoch, bar, request)):
                 self.finite.parameters(epoch)
                 self._interrupt(request)
-            self._evaluate(epoch)
+            self.evaluation.after(epoch + 1, self.history)
             self.place.settle()
             self.finite.parameters(epoch)
             record = self.history.records()[-1]
-            bar.set_postfix({k: f"{record[k]:.4g}" for k in record if k in ("loss", "elastic")})
+            errors = {k: f"{v:.4g}" for k, v in record.items() if k in ("loss", "elastic")}
+            bar.set_postfix(errors, refresh=False)
             self.standing.stopped, due = self.ranks.first(partial(self._finish_epoch, started))
             last = self.standing.stopped or epoch + 1 == epochs
             if self.ranks.any(request.signum is not None):
@@ -170,31 +182,19 @@ class Run:
         self.drawing.reseed(stream(seed, MODULES, epoch, *self.ranks.counters))
         if broken_off is not None:
             self.drawing.restore(broken_off.generators)
+        self.rates.scale(self.ranks.first(partial(self.callbacks.lr_factor, self.history)))
         self.step.seed.fill_(stream(seed, NOISE, epoch))
         self.step.kl_weight.fill_(self.settings.kl_weight_in(epoch))
         generator = torch.Generator(self.device).manual_seed(stream(seed, ORDER, epoch))
         return self.place.order(self.ranks.num_data, generator)
 
-    def _evaluate(self, epoch: int) -> None:
-        """Scores the reconstruction of the data, in epochs that are to be evaluated."""
-        every = self.settings.eval_every
-        if every and (epoch + 1) % every == 0:
-            score = observed_elastic(self.model, self.inputs, self.ranks, self.place, self.drawing)
-            self.history["elastic"].append(score)
-            self.history["evaluated"].append(epoch + 1)
-
     def _finish_epoch(self, started: float) -> tuple[bool, bool]:
         """Calls callbacks and writes metrics; whether to stop, and whether a checkpoint is due."""
-        stopped = self.standing.stopped
-        for callback in self.settings.callbacks:
-            stopped = bool(callback(self.model, self.history)) or stopped
+        stopped = self.callbacks.stop(self.model, self.history)
         return stopped, self.archive.record(self.standing, time.monotonic() - started)
 
     def _interrupt(self, request: Request) -> NoReturn:
         """Leaves a checkpoint and ends the run."""
         signum = signal.SIGTERM if request.signum is None else request.signum
-        epochs, broken_off = self.settings.epochs, self.standing.partial
-        place = f"epoch {min(self.history.epochs + 1, epochs)} of {epochs}"
-        if broken_off is not None:
-            place += f", after {broken_off.steps} of {self.steps_per_epoch} steps"
-        self.archive.interrupted(signum, f"stopped by {signal.Signals(signum).name} in {place}")
+        where = self.standing.where(self.settings.epochs, self.steps_per_epoch)
+        self.archive.interrupted(signum, f"stopped by {signal.Signals(signum).name} in {where}")

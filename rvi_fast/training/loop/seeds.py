@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # uses of the seed; MODULES is for what modules draw, dropout for instance
 ORDER, NOISE, MODULES = 1, 2, 3
+# entries that a training is not shown
+WITHHELD = 9
 
 
 def stream(seed: int, *counters: int) -> int:

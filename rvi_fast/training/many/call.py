@@ -79,7 +79,7 @@ class Share:
     def set_description(self, text: str, refresh: bool = True) -> None:
         """Nothing is shown of a single run."""
 
-    def set_postfix(self, values: Any) -> None:
+    def set_postfix(self, values: Any, refresh: bool = True) -> None:
         """Nothing is shown of a single run."""
 
 

@@ -153,6 +153,7 @@ def _state_of(model: LatentModel) -> dict[str, Any]:
         "tensors": _tensors_of(model),
         "scaler": model.scaler,
         "trained_on": model.trained_on,
+        "columns": model.columns,
     }
 
 
@@ -165,6 +166,7 @@ def _take_back(model: LatentModel, path: Path) -> None:
     if model.scaler is None:
         model.scaler = state["scaler"]
     model.trained_on = state["trained_on"]
+    model.columns = state["columns"]
 
 
 def _numerics() -> dict[str, Any]:

@@ -25,6 +25,7 @@ class NoRows:
     """Stands where `RowAdam` stands, for a posterior that owns no rows: it has nothing to do."""
 
     num_steps = 0
+    param_groups: tuple[dict[str, Any], ...] = ()
 
     def zero_grad(self) -> None:
         """There are no gradients."""

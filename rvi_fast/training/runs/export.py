@@ -58,6 +58,8 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
         "config": json.dumps(config or None),
         "trained_on": json.dumps(model.trained_on),
     }
+    if model.columns is not None:
+        metadata["columns"] = json.dumps(model.columns)
     header = {"__metadata__": metadata, **header_of("model", tensors)}
     try:
         with replacing(path) as file:
@@ -82,6 +84,7 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
             raise CheckpointError(path, "is damaged: it has lost its SHA-256")
         config = json.loads(metadata.get("config", "null"))
         trained_on = json.loads(metadata.get("trained_on", "null"))
+        columns = json.loads(metadata.get("columns", "null"))
         tensors = load_tensors(path, device)
     if not isinstance(config, dict):
         raise ValueError(
@@ -97,6 +100,7 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
     model.trained_on = trained_on
+    model.columns = None if columns is None else tuple(columns)
     return model.eval()
 
 

@@ -1,0 +1,117 @@
+"""From typed columns to the values of their empty cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .date_form import DateForm
+from .kinds import Column
+from .sources import Fills, Source
+
+
+@dataclass(frozen=True)
+class Imputed:
+    """What was found for the empty cells of a table.
+
+    Args:
+        draws: the values, once or for each draw.
+        modelled: which columns the model has seen.
+        errors: held-out errors by member and column [len(modelled)], relative to column means; None
+            where too little was observed to hold out anything.
+        imputer: the fitted `rvi_fast.sklearn.RelayImputer`; None where nothing had to be modelled.
+    """
+
+    draws: list[Fills]
+    modelled: list[int]
+    errors: dict[str, np.ndarray] | None = None
+    imputer: Any = None
+
+
+def imputed(
+    source: Source,
+    *,
+    device: str,
+    seed: int,
+    draws: int | None = None,
+    progress: bool = False,
+) -> Imputed:
+    """Trains on a table and finds values for its empty cells.
+
+    Args:
+        source: the table.
+        device: where to train.
+        seed: of all random numbers.
+        draws: how many random completions instead of the best one.
+        progress: show progress bars.
+    """
+    columns = source.columns
+    modelled = [place for place, own in enumerate(columns) if own.values is not None]
+    constant = {
+        place: dict.fromkeys(np.flatnonzero(own.missing).tolist(), own.constant)
+        for place, own in enumerate(columns)
+        if own.constant is not None and own.missing.any()
+    }
+    wanted = [place for place in modelled if columns[place].missing.any()]
+    if not wanted:
+        return Imputed([constant] * (draws or 1), modelled)
+    frame = _frame(columns, modelled)
+    imputer = _imputer(device, seed, progress)
+    imputer.fit(frame)
+    frames = (
+        [imputer.transform(frame)]
+        if draws is None
+        else imputer.sample(frame, draws, random_state=seed)
+    )
+    found: list[Fills] = []
+    for filled in map(_named(frame), frames):
+        places = {place: filled.iloc[:, at] for at, place in enumerate(modelled)}
+        own = {place: _values(columns[place], places[place]) for place in wanted}
+        found.append({**constant, **own})
+    return Imputed(found, modelled, getattr(imputer, "held_out_errors_", None), imputer)
+
+
+def _imputer(device: str, seed: int, progress: bool) -> Any:
+    from ...sklearn import RelayImputer
+
+    return RelayImputer(device=device, random_state=seed, verbose=progress)
+
+
+def _frame(columns: list[Column], modelled: list[int]) -> Any:
+    """A DataFrame of what the model sees; names are numbers, as those of the file may recur."""
+    import pandas
+
+    parts = {f"column {place}": columns[place].values for place in modelled}
+    return pandas.DataFrame({name: own.reset_index(drop=True) for name, own in parts.items()})
+
+
+def _named(frame: Any) -> Callable[[Any], Any]:
+    """What makes a DataFrame of what the estimator gives: of numbers alone an array."""
+    import pandas
+
+    return lambda filled: pandas.DataFrame(filled, columns=frame.columns)
+
+
+def _values(column: Column, filled: Any) -> dict[int, Any]:
+    """Values of the empty cells of a column by row."""
+    rows = np.flatnonzero(column.missing)
+    values = filled.iloc[rows]
+    match column.kind:
+        case "integer":
+            values = values.astype("float64").round().astype("int64")
+        case "boolean":
+            values = values.astype("float64") >= 0.5
+        case "date":
+            values = _rounded(column, values)
+    return dict(zip(rows.tolist(), values.tolist(), strict=True))
+
+
+def _rounded(column: Column, dates: Any) -> Any:
+    """Dates in the unit in which the column has them."""
+    if isinstance(column.form, DateForm):
+        return dates.dt.round(column.form.unit)
+    known = column.values.dropna()
+    return dates.dt.round("D") if (known == known.dt.normalize()).all() else dates
