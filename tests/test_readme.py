@@ -13,7 +13,8 @@ from printed import blocks_of_a_notebook, blocks_of_a_page
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
-EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+# those that take a table; tests/test_training_examples.py runs the loops
+EXAMPLES = [path for path in sorted(ROOT.glob("examples/*.py")) if "--small" in path.read_text()]
 # python and bash are run, text is what they print, console takes data sets, hours or an installation
 KINDS = {"python", "bash", "text", "console"}
 
