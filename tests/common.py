@@ -1,6 +1,10 @@
 """What the tests of several files are made of."""
 
+import itertools
+import os
 import resource
+import subprocess
+import sys
 import traceback
 from contextlib import contextmanager
 
@@ -8,6 +12,29 @@ import torch
 from torch.utils.data import Dataset
 
 from rvi_fast import fit, models
+
+
+def pairs(*axes):
+    """Few tuples of one value of each axis: any two values of two axes stand together in one.
+
+    For parameters whose product is large, and of which no code looks at more than two at a time. The
+    next tuple is the first of those of the product that hold the most pairs not yet held.
+    """
+    places = [range(len(axis)) for axis in axes]
+    missing = {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(range(len(axes)), 2)
+        for i in places[a]
+        for j in places[b]
+    }
+    product = [(*itertools.combinations(enumerate(at), 2),) for at in itertools.product(*places)]
+    tuples = []
+    while missing:
+        held = max(product, key=lambda pairs: len(missing.intersection(pairs)))
+        missing.difference_update(held)
+        at = {axis: place for pair in held for axis, place in pair}
+        tuples.append(tuple(axis[at[number]] for number, axis in enumerate(axes)))
+    return tuples
 
 
 class Items(Dataset):
@@ -80,6 +107,18 @@ def files_up_to(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run_python(code, **environment):
+    """A process of its own that runs it, ended."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def run_cases(cases, run):

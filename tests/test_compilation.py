@@ -176,24 +176,46 @@ def nullrehearsal():
         yield []
 
 
-def futures(seconds):
-    """Kernels that take so long."""
-    found = []
-    for each in seconds:
-        found.append(Future())
-        if each:
-            threading.Timer(each, found[-1].set_result, [None]).start()
-        else:
-            found[-1].set_result(None)
-    return found
+@pytest.fixture
+def compiled_under_a_bar(monkeypatch):
+    """Makes kernels of which the first `read` are there at once, and the others once a bar is shown.
+
+    No clock says when: on a busy machine any time may have passed before somebody waits.
+    """
+    shown, threads = threading.Event(), []
+
+    class Bar(compilation.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            shown.set()
+
+    def make(read, others):
+        found = [Future() for _ in range(read + others)]
+        for each in found[:read]:
+            each.set_result(None)
+
+        def compile_others():
+            shown.wait()
+            for each in found[read:]:
+                each.set_result(None)
+
+        threads.append(threading.Thread(target=compile_others))
+        threads[-1].start()
+        return found
+
+    monkeypatch.setattr(compilation, "tqdm", Bar)
+    monkeypatch.setattr(compilation, "_READ", 0.01)
+    yield make
+    shown.set()
+    for thread in threads:
+        thread.join()
 
 
-def test_a_user_is_told_what_is_compiled_and_nothing_where_nothing_is(monkeypatch, capsys):
-    monkeypatch.setattr(compilation, "_READ", 0.1)
-    compilation.show(futures([0, 0]), "a GPU")
+def test_a_user_is_told_what_is_compiled_and_nothing_where_nothing_is(compiled_under_a_bar, capsys):
+    compilation.show(compiled_under_a_bar(2, 0), "a GPU")
     compilation.show([], "a GPU")
     assert capsys.readouterr() == ("", "")
-    compilation.show(futures([0, 0.3, 0.5, 0.7]), "a GPU")
+    compilation.show(compiled_under_a_bar(1, 3), "a GPU")
     said = capsys.readouterr().err
     assert "compiling 3 kernels for a GPU, once" in said
     assert "3/3" in said
@@ -201,20 +223,19 @@ def test_a_user_is_told_what_is_compiled_and_nothing_where_nothing_is(monkeypatc
 
 @pytest.mark.parametrize("progress", [False, True])
 def test_fit_compiles_before_its_first_step_and_keeps_quiet_where_it_is_to(
-    monkeypatch, capsys, progress
+    monkeypatch, capsys, compiled_under_a_bar, progress
 ):
     order, launch = [], BatchStep.launch
 
     @contextmanager
     def compiling():
         with rehearsal():
-            yield futures([0.3])
+            yield compiled_under_a_bar(0, 1)
 
     def watched(self, *given):
         order.append("rehearses" if rehearsing() else "runs")
         return None if rehearsing() else launch(self, *given)
 
-    monkeypatch.setattr(compilation, "_READ", 0.1)
     kernels_of_one = SimpleNamespace(compiling=compiling)
     monkeypatch.setattr(compilation, "implementation", lambda _: kernels_of_one)
     monkeypatch.setattr(BatchStep, "launch", watched)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from common import pairs, run_python
 
 from rvi_fast import functional, ops, reference, testing
 from rvi_fast.layout import RowLayout
@@ -109,11 +106,18 @@ def both_directions(layout, rows, relays, index, seed, noise=None, samples=1, ep
 # relay_sample
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("latent_dim", [1, 7, 63, 64, 65])
-@pytest.mark.parametrize("groups", [(), (1,), (7,), (33,), (25, 50, 100), (1000,), (1, 32, 65)])
-def test_relay_sample_equals_the_reference(latent_dim, groups, form, dtype):
+# a form in a dtype is one function of C++: each meets every width and every list of groups
+@pytest.mark.parametrize(
+    ("instance", "latent_dim", "groups"),
+    pairs(
+        [(form, dtype) for form in FORMS for dtype in (torch.float32, torch.float64)],
+        [1, 7, 63, 64, 65],
+        [(), (1,), (7,), (33,), (25, 50, 100), (1000,), (1, 32, 65)],
+    ),
+    ids=str,
+)
+def test_relay_sample_equals_the_reference(instance, latent_dim, groups):
+    form, dtype = instance
     for top, samples, batch in ((1.0, 1, 37), (0.5, 3, 16), (1, 1, 1), (0.8, 2, 5)):
         layout = RowLayout.resolve(latent_dim, groups, top, form)
         tables = make(layout, 40, batch, dtype)
@@ -335,10 +339,15 @@ def scales(batch, num_features, dtype):
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_features", [1, 7, 63, 64, 65, 784])
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+# the dtype of the data is that of a load, that of the output the one of the sums: any two meet, and each
+# meets every number of features
 @pytest.mark.parametrize(
-    "x_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8]
+    ("num_features", "dtype", "x_dtype"),
+    pairs([1, 7, 63, 64, 65, 784], FLOATS, [*FLOATS, torch.uint8]),
+    ids=str,
 )
 def test_likelihood_equals_the_reference(num_features, dtype, x_dtype):
     generator = torch.Generator().manual_seed(0)
@@ -432,13 +441,18 @@ def adam_state(num_data, width, dtype, seed=0, moments=None):
     }
 
 
-@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+# a mode in a dtype is one function of C++: each meets every width and all constants
 @pytest.mark.parametrize(
-    ("betas", "weight_decay"), [((0.9, 0.999), 0.0), ((0.0, 0.9), 0.0), ((0.5, 0.99), 0.1)]
+    ("instance", "constants", "width"),
+    pairs(
+        [(m, dtype) for m in ("dense", "lazy", "row") for dtype in (torch.float32, torch.float64)],
+        [((0.9, 0.999), 0.0), ((0.0, 0.9), 0.0), ((0.5, 0.99), 0.1)],
+        [1, 17, 308],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("width", [1, 17, 308])
-def test_row_adam_equals_the_reference(mode, dtype, betas, weight_decay, width):
+def test_row_adam_equals_the_reference(instance, constants, width):
+    (mode, dtype), (betas, weight_decay) = instance, constants
     weight_decay = weight_decay if mode == "dense" else 0.0
     ours, theirs = adam_state(30, width, dtype), adam_state(30, width, dtype)
     generator = torch.Generator().manual_seed(5)
@@ -584,17 +598,6 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
             assert torch.equal(result, value)
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 FORK = """
 import os, torch
 from torch.utils.data import DataLoader
@@ -619,50 +622,17 @@ if child == 0:  # torch would still use two threads here, and its own parallel r
     z = relay_sample(rows, relays, index, layout=layout).z
     os._exit(z.numpy().tobytes() != expected.numpy().tobytes())
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-print("done")
+import rvi_fast.cpp
+print("done on", rvi_fast.cpp.cpu_path())
 """
 
 
-def test_a_forked_process_does_not_hang(path):
+def test_a_forked_process_does_not_hang_and_the_environment_forces_its_path(path):
     result = run_python(FORK, RVI_FAST_CPU=path)
-    assert "done" in result.stdout, result.stderr
+    assert f"done on {path}" in result.stdout, result.stderr
 
 
 # Which implementation runs
-
-
-def test_the_environment_forces_a_path(path):
-    code = "import rvi_fast.cpp as cpp; print(cpp.cpu_path())"
-    assert run_python(code, RVI_FAST_CPU=path).stdout.strip() == path
-
-
-STALE = """
-import warnings
-import torch
-{change}
-from rvi_fast import info, ops, relay_sample
-from rvi_fast.layout import RowLayout
-layout = RowLayout.resolve(2, (3,))
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        relay_sample(torch.ones(2, layout.width), torch.ones(3, 2), torch.tensor([1]), layout=layout)
-print(ops.implementation("cpu").__name__, len(caught), caught[0].category.__name__)
-print(info()["devices"]["cpu"]["unused"])
-"""
-
-
-def test_a_stale_extension_is_noticed():
-    result = run_python(
-        STALE.format(change="import rvi_fast._C; rvi_fast._C.SIGNATURES += 'f() -> None\\n'")
-    )
-    assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
-    assert "must be built again" in result.stdout
-
-
-def test_a_missing_extension_is_noticed():
-    result = run_python(STALE.format(change="import sys; sys.modules['rvi_fast._C'] = None"))
-    assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
 
 
 def test_the_public_functions_run_in_cpp():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import run_python
 
 import rvi_fast
 from rvi_fast._op_checks import log_likelihood
@@ -179,3 +180,32 @@ def test_row_numbers_and_forms_are_of_their_own_types():
             log_std_offset=8,
             width=12,
         )
+
+
+STALE = """
+import warnings
+import torch
+{change}
+from rvi_fast import info, ops, relay_sample
+from rvi_fast.layout import RowLayout
+layout = RowLayout.resolve(2, (3,))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        relay_sample(torch.ones(2, layout.width), torch.ones(3, 2), torch.tensor([1]), layout=layout)
+print(ops.implementation("cpu").__name__, len(caught), caught[0].category.__name__)
+print(info()["devices"]["cpu"]["unused"])
+"""
+
+
+def test_a_stale_extension_is_noticed():
+    result = run_python(
+        STALE.format(change="import rvi_fast._C; rvi_fast._C.SIGNATURES += 'f() -> None\\n'")
+    )
+    assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
+    assert "must be built again" in result.stdout
+
+
+def test_a_missing_extension_is_noticed():
+    result = run_python(STALE.format(change="import sys; sys.modules['rvi_fast._C'] = None"))
+    assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr

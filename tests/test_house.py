@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Literal, get_origin
 
 import pytest
 
@@ -35,6 +36,7 @@ BELOW = {
     "cpp": "_op_checks _C",
     "memory": "",
     "files": "",
+    "frames": "",
     "ops": "reference kernels cpp",
     "functional": "ops _checks",
     "likelihoods": "functional",
@@ -51,7 +53,7 @@ BELOW = {
     "_info": "optim _version",
     "info": "_info",
     "experiments": "training _figures",
-    "sklearn": "training",
+    "sklearn": "training frames",
     "cli": "training experiments info",
     "__main__": "cli",
     "__init__": "training info plot",
@@ -95,6 +97,7 @@ MODE = (
 ONLY = {"kernels": "ops", "cpp": "ops", "_C": "cpp"}
 THIRD_PARTY = {
     "data": {"torch", "numpy"},
+    "frames": {"numpy", "pandas"},
     "_figures": {"numpy", "matplotlib"},
     "plot": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
@@ -298,7 +301,8 @@ def test_everything_public_has_a_docstring():
         assert name == "__version__" or inspect.getdoc(value), name
         if inspect.ismodule(value):
             for inner in getattr(value, "__all__", ()):
-                assert inspect.getdoc(getattr(value, inner)), f"{name}.{inner}"
+                found = getattr(value, inner)  # the words that an argument may be have no docstring
+                assert get_origin(found) is Literal or inspect.getdoc(found), f"{name}.{inner}"
 
 
 def public_members():

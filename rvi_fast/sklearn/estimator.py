@@ -18,6 +18,7 @@ from .. import _checks
 from ..data.recipe import Units
 from ..data.scaling import Standardizer
 from ..data.transforms import TRANSFORMS, ColumnTransform
+from ..frames import FrameEncoder
 from ..likelihoods import Likelihood, make
 from ..models import LatentModel, rvi
 from ..posteriors.relay import RelayPosterior
@@ -27,6 +28,7 @@ from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_fac
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
 from ..training.recipes import Recipe, recipe
+from .framed import encoded, encoder_of
 from .tables import checked_table, is_nan
 
 # rows decoded at once
@@ -35,6 +37,9 @@ _DECODED = 8192
 
 class RelayEstimator(TransformerMixin, BaseEstimator):
     """Table in, `LatentModel` trained; what both estimators do."""
+
+    # of DataFrames that are no numbers; pickles of versions without it took none
+    encoder_: FrameEncoder | None = None
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         standardize: bool = True,
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
+        categorical_features: Any = "from_dtype",
         random_state: Any = None,
         device: Any = None,
         verbose: bool = False,
@@ -77,6 +83,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.standardize = standardize
         self.column_transform = column_transform
         self.likelihood = likelihood
+        self.categorical_features = categorical_features
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -194,12 +201,16 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         }
 
     def _table(self, X: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        """X as checked numbers [N, D], and which of them are missing."""
+        """X as checked numbers [N, D], and which of them are missing; text is, throughout."""
+        if reset:
+            self.encoder_ = encoder_of(self, X)
+        if self.encoder_ is not None:
+            X = encoded(self.encoder_, X)
         return checked_table(self, X, self.missing_values, reset=reset)
 
     def _law_of(self, num_features: int) -> Likelihood:
         """What `likelihood` stands for; a module learns in the model, and the user's stays as it is."""
-        given = self._options()["likelihood"]
+        given = self._options()["likelihood"] if self.encoder_ is None else self.encoder_.laws
         law = make(copy.deepcopy(given), num_features)
         if not isinstance(law, Likelihood):
             raise TypeError(

@@ -17,6 +17,7 @@ from .. import _checks
 from ..training.impute import impute
 from .blended import BlendedEstimator
 from .estimator import full_precision
+from .framed import framed, holes_of, ordered_of, text_of
 from .members import Blend
 from .tables import holed
 
@@ -55,6 +56,12 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
     takes for the average row. uint8 are pixels: they share one scale, 255, instead of being
     standardised.
 
+    A DataFrame with columns that are no numbers (yes/no, classes, dates, durations, integers, text; see
+    `rvi_fast.frames.recognise`) has a law for each column, and `transform` gives a DataFrame with the
+    same dtypes: integers whole, dates in their unit, classes among those seen. Free text, and integers
+    that number the rows, are passed through as they are. Such a DataFrame needs no other settings;
+    `likelihood` stays "gaussian".
+
     Args:
         missing_values: what marks a missing entry, a number or NaN; with NaN also None and pandas' NA.
             What a NumPy masked array masks is missing whatever this is.
@@ -90,6 +97,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             "bernoulli" (0 and 1) or "poisson" (counts) for instance, or ("categorical", k) (codes 0 to
             k - 1); a list with one of these for each feature; or a `rvi_fast.likelihoods.Likelihood`,
             which is copied. X may hold nothing else, in `fit` and in `transform`.
+        categorical_features: which columns of a DataFrame are classes: "from_dtype", those that
+            `rvi_fast.frames.recognise` calls so; names, places or a mask of them; None, a DataFrame must
+            hold numbers. See below.
         members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
             ("linear", "relay", "forest").
         subsample: rows that `fit` learns from at most, drawn at random; None for all. A column that they
@@ -157,6 +167,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         standardize: bool = True,
         column_transform: str = "auto",
         likelihood: Any = "gaussian",
+        categorical_features: Any = "from_dtype",
         members: Any = "auto",
         subsample: int | None = 131_072,
         estimate: str | None = None,
@@ -186,6 +197,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             standardize=standardize,
             column_transform=column_transform,
             likelihood=likelihood,
+            categorical_features=categorical_features,
             random_state=random_state,
             device=device,
             verbose=verbose,
@@ -205,9 +217,11 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         self._check_members()
         x, missing, _ = self._fit(X)
         self._low, self._high = self._bounds()
-        self._kept = ~self._empty | bool(self.keep_empty_features)
+        # text is kept as it is, and nothing is sought of it
+        self._text = text_of(self.encoder_, x.shape[1])
+        self._kept = ~self._empty | bool(self.keep_empty_features) | self._text
         if not self._kept.all():
-            dropped = super().get_feature_names_out()[self._empty].tolist()
+            dropped = super().get_feature_names_out()[~self._kept].tolist()
             warnings.warn(
                 f"features without any observed entry are dropped: {dropped}; "
                 "keep_empty_features=True keeps them, filled with 0",
@@ -215,10 +229,11 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             )
         self.indicator_ = None
         if self.add_indicator:
-            self.indicator_ = MissingIndicator(error_on_new=False).fit(holed(x, missing))
+            shown = holes_of(self.encoder_, X, holed(x, missing))
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any) -> Any:
         """Fills in the missing entries of X, observed ones unchanged.
 
         Args:
@@ -226,22 +241,25 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
 
         Returns:
             [N, D] in X's units, float32 if X is and float64 if not, without features that `fit` has
-            dropped; the indicator's columns follow.
+            dropped; the indicator's columns follow. For a DataFrame that is not all numbers one with its
+            index and dtypes.
         """
         check_is_fitted(self)
         x, missing = self._table(X, reset=False)
         filled = holed(x, missing)
-        holes = None if self.indicator_ is None else self.indicator_.transform(filled)
+        holes = self.indicator_ and self.indicator_.transform(holes_of(self.encoder_, X, filled))
         self._check(self.model_.law, x, missing)
         rows = self._rows(x, missing)
-        incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
+        incomplete = self._incomplete(missing)
         if len(incomplete):
             values = self._values(rows[incomplete]).clip(self._low, self._high)
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
+        if self.encoder_ is not None:
+            return framed(self.encoder_, X, filled, self._kept, holes, self.get_feature_names_out())
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
 
-    def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+    def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """Bounds between which each missing entry of X lies with the probability `coverage`.
 
         Their widths come from the entries that `fit` held out: a bound is a quantile of the errors
@@ -254,7 +272,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             coverage: above 0, and 0.99 at most: errors that are rarer are not seen often enough.
 
         Returns:
-            Lower and upper bounds [N, D] in X's units; both are the entry itself where it is observed.
+            Lower and upper bounds [N, D] in X's units, DataFrames for one that is not all numbers; both
+            are the entry itself where it is observed. Yes/no and classes of such have none.
         """
         if _checks.check_positive_float("coverage", coverage) > _WIDEST:
             raise ValueError(f"coverage: expected a number up to {_WIDEST}, got {coverage!r}")
@@ -267,10 +286,14 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
                 np.stack(blend.interval(rows, self._blended(rows, blend), coverage))
             )
 
-        low, high = self._filled(X, 2, bounds)
+        def numbers(rows: np.ndarray) -> np.ndarray:
+            # between classes there is nothing
+            return np.where(ordered_of(self.encoder_, len(self._kept)), bounds(rows), np.nan)
+
+        low, high = self._filled(X, 2, numbers)
         return low, high
 
-    def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> np.ndarray:
+    def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> Any:
         """Draws tables in which the missing entries of X are drawn from their predictive distribution.
 
         For multiple imputation: what an analysis of the tables finds differs by what is not known of the
@@ -285,7 +308,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             random_state: of the draws; None draws others at each call.
 
         Returns:
-            [S, N, D] in X's units, observed entries as they are.
+            [S, N, D] in X's units, observed entries as they are; a list of S DataFrames for one that is
+            not all numbers.
         """
         n_draws = _checks.check_positive_int("n_draws", n_draws)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
@@ -298,19 +322,25 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             return names[self._kept]
         return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
 
-    def _filled(self, X: Any, count: int, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _filled(self, X: Any, count: int, values: Callable[[np.ndarray], np.ndarray]) -> Any:
         """X [`count`, N, D], so many values for each missing entry, from rows in the model's units."""
         check_is_fitted(self)
         x, missing = self._table(X, reset=False)
         self._check(self.model_.law, x, missing)
-        incomplete = np.flatnonzero(missing[:, self._kept].any(axis=1))
+        incomplete = self._incomplete(missing)
         shown = holed(x, missing)
         filled = np.repeat(shown[None], count, axis=0)
         rows = self._rows(x, missing)
         if len(incomplete):
             found = values(rows[incomplete]).clip(self._low, self._high)
             filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
+        if self.encoder_ is not None:
+            return [framed(self.encoder_, X, own, self._kept) for own in filled]
         return filled if self._kept.all() else filled[..., self._kept]
+
+    def _incomplete(self, missing: np.ndarray) -> np.ndarray:
+        """Numbers of the rows that miss something which is to be filled in."""
+        return np.flatnonzero(missing[:, self._kept & ~self._text].any(axis=1))
 
     def _values(self, rows: np.ndarray) -> np.ndarray:
         """What is filled in, [N, D] in X's units, for rows in the model's."""

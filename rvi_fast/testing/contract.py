@@ -135,35 +135,24 @@ class OpContract:
         inputs = self.prepared(implementation, function, case, dtype)
         self.check(implementation, function, self._each_read(inputs, transform))
 
-    def test_every_element_is_written(
+    def test_runs_are_bit_equal_whatever_memory_holds(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
     ) -> None:
+        # NaN shows in elements that are not written; the index in int32 is the same index
         inputs = self.prepared(implementation, function, case, dtype)
         expected = self.call(implementation, function, inputs)
+        if "index" in _arguments(function):
+            inputs["index"] = inputs["index"].to(torch.int32)
         with poisoned_memory():
             assert_bit_equal(self.call(implementation, function, inputs), expected)
-
-    def test_runs_are_bit_equal(
-        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
-    ) -> None:
-        inputs = self.prepared(implementation, function, case, dtype)
-        first, second = (self.call(implementation, function, inputs) for _ in range(2))
-        assert_bit_equal(first, second)
-
-    def test_index_may_be_int32(
-        self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
-    ) -> None:
-        inputs = self.prepared(implementation, function, case, dtype)
-        if "index" in _arguments(function):
-            narrow = inputs | {"index": inputs["index"].to(torch.int32)}
-            expected = self.call(implementation, function, inputs)
-            assert_bit_equal(self.call(implementation, function, narrow), expected)
 
     def test_what_is_not_needed_has_no_elements(
         self, implementation: Implementation, function: str, case: Any, dtype: torch.dtype
     ) -> None:
         inputs = self.prepared(implementation, function, case, dtype)
         needs = [name for name in _arguments(function) if name.startswith("need_")]
+        if not needs:
+            return
         expected = self.call(implementation, function, inputs)
         for need in needs:
             got = self.call(implementation, function, inputs | {need: False})
