@@ -50,13 +50,14 @@ def printed(tmp_path_factory):
 
 
 def words(text):
-    """Words, whole numbers and marks as they are; decimals as numbers, which training rounds anew."""
-    for word in re.findall(r"-?\d*\.\d+|\d+|[^\W\d]+|[^\w\s]", text):
-        yield float(word) if re.fullmatch(r"-?\d*\.\d+", word) else word
+    """Words, marks and short whole numbers as they are; as numbers what training may round anew."""
+    for word in re.findall(r"-?\d*[.,]\d+|\d+|[^\W\d]+|[^\w\s]", text):
+        measured = re.fullmatch(r"-?\d*[.,]\d+|\d{5,}", word)
+        yield float(word.replace(",", ".")) if measured else word
 
 
 def alike(found, expected):
-    """Whether two texts say the same, decimals to a tenth: another CPU sums in another order."""
+    """Whether two texts say the same, numbers to a tenth: another CPU sums in another order."""
     found, expected = list(words(found)), list(words(expected))
     return len(found) == len(expected) and all(
         abs(a - b) <= 0.1 * abs(b) + 0.0101
