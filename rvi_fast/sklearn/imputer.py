@@ -19,7 +19,7 @@ from .blended import BlendedEstimator
 from .estimator import full_precision
 from .framed import framed, holes_of, ordered_of, text_of
 from .members import Blend
-from .tables import holed
+from .tables import bounds_of, holed
 
 # of intervals, the largest coverage: some hundred held-out errors do not tell what is rarer
 _WIDEST = 0.99
@@ -223,7 +223,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {self.estimate!r}")
         self._check_members()
         x, missing, _ = self._fit(X)
-        self._low, self._high = self._bounds()
+        self._low, self._high = bounds_of(self.min_value, self.max_value, x.shape[1])
         # text is kept as it is, and nothing is sought of it
         self._text = text_of(self.encoder_, x.shape[1])
         self._kept = ~self._empty | bool(self.keep_empty_features) | self._text
@@ -379,26 +379,3 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             posterior = self._infer(rows, self.scale_factor_)
             found = impute(self.model_, torch.from_numpy(rows), posterior=posterior, **wanted)
         return self._in_data(found.cpu().numpy())
-
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """min_value and max_value, [D] float64 each."""
-        bounds = []
-        for name, nothing in (("min_value", -np.inf), ("max_value", np.inf)):
-            given = getattr(self, name)
-            try:
-                bound = np.asarray(nothing if given is None else given, np.float64)
-            except (TypeError, ValueError):
-                bound = np.array(np.nan)
-            if bound.shape not in ((), (1,), (self.n_features_in_,)) or np.isnan(bound).any():
-                raise ValueError(
-                    f"{name}: expected a number or {self.n_features_in_} numbers, got {given!r}"
-                )
-            bounds.append(np.broadcast_to(bound, self.n_features_in_))
-        low, high = bounds
-        if (low >= high).any():
-            column = int((low >= high).argmax())
-            raise ValueError(
-                f"min_value: expected less than max_value, got {low[column]} and {high[column]} for "
-                f"feature {column}"
-            )
-        return low, high

@@ -83,3 +83,27 @@ def _without_na(X: Any) -> Any:
     if isinstance(X, pandas.DataFrame) and any(dtype == objects for dtype in X.dtypes):
         return X.where(X.notna(), np.nan)
     return X
+
+
+def bounds_of(min_value: Any, max_value: Any, num_features: int) -> tuple[np.ndarray, np.ndarray]:
+    """`min_value` and `max_value`, numbers or one for each feature, as [D] float64 each."""
+    bounds = []
+    for name, given, nothing in (
+        ("min_value", min_value, -np.inf),
+        ("max_value", max_value, np.inf),
+    ):
+        try:
+            bound = np.asarray(nothing if given is None else given, np.float64)
+        except (TypeError, ValueError):
+            bound = np.array(np.nan)
+        if bound.shape not in ((), (1,), (num_features,)) or np.isnan(bound).any():
+            raise ValueError(f"{name}: expected a number or {num_features} numbers, got {given!r}")
+        bounds.append(np.broadcast_to(bound, num_features))
+    low, high = bounds
+    if (low >= high).any():
+        column = int((low >= high).argmax())
+        raise ValueError(
+            f"min_value: expected less than max_value, got {low[column]} and {high[column]} for "
+            f"feature {column}"
+        )
+    return low, high
