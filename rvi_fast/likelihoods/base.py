@@ -340,12 +340,8 @@ class Likelihood(nn.Module):
         return torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={value!r}"
-            for name, value in (
-                {"num_features": self.num_features} | (self.arguments() or {})
-            ).items()
-        )
+        shown = {"num_features": self.num_features} | (self.arguments() or {})
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class Elementwise(Likelihood):
