@@ -184,10 +184,12 @@ def compiled_under_a_bar(monkeypatch):
     """
     shown, threads = threading.Event(), []
 
-    class Bar(compilation.tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            shown.set()
+    bar = compilation.progress_bar
+
+    def shown_bar(*args, **kwargs):
+        made = bar(*args, **kwargs)
+        shown.set()
+        return made
 
     def make(read, others):
         found = [Future() for _ in range(read + others)]
@@ -203,7 +205,7 @@ def compiled_under_a_bar(monkeypatch):
         threads[-1].start()
         return found
 
-    monkeypatch.setattr(compilation, "tqdm", Bar)
+    monkeypatch.setattr(compilation, "progress_bar", shown_bar)
     monkeypatch.setattr(compilation, "_READ", 0.01)
     yield make
     shown.set()
