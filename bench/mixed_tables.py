@@ -13,8 +13,9 @@ BayesianRidge, 10 rounds, on standardised numbers and one-hot codes, of which th
 left out: with all of them each is 1 less the others, which miss with it, and stays at its mean; the
 class with the largest code is taken); `boosting` (scikit-learn's HistGradientBoosting, a classifier or
 regressor for each column from all others, their gaps as they are); `miceforest` (5 data sets, 5 rounds,
-mean or mode of the five) and `miceforest_point` (the same without mean matching: the model's
-predictions), which need `pip install miceforest`; `relay` (RelayImputer, defaults, with the laws).
+mean or mode of the five) and `miceforest_point` (one data set without mean matching: the models'
+predictions), which need `pip install miceforest "lightgbm<4.6"`; `relay` (RelayImputer, defaults, with
+the laws).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def boosting(x: np.ndarray, laws: list[Any], seed: int) -> np.ndarray:
     return filled
 
 
-def _miceforest(**options: Any) -> Callable[[np.ndarray, list[Any], int], np.ndarray]:
+def _miceforest(sets: int, **options: Any) -> Callable[[np.ndarray, list[Any], int], np.ndarray]:
     def fill(x: np.ndarray, laws: list[Any], seed: int) -> np.ndarray:
         import miceforest
         import pandas
@@ -97,10 +98,10 @@ def _miceforest(**options: Any) -> Callable[[np.ndarray, list[Any], int], np.nda
         for name, law in zip(frame.columns, laws, strict=True):
             if classes_of(law):
                 frame[name] = frame[name].astype("Int64").astype("category")
-        kernel = miceforest.ImputationKernel(frame, num_datasets=5, random_state=seed, **options)
+        kernel = miceforest.ImputationKernel(frame, num_datasets=sets, random_state=seed, **options)
         kernel.mice(5, num_threads=1)
         drawn = np.stack(
-            [kernel.complete_data(number).astype(float).to_numpy() for number in range(5)]
+            [kernel.complete_data(number).astype(float).to_numpy() for number in range(sets)]
         )
         filled = drawn.mean(0)
         for column, law in enumerate(laws):
@@ -123,8 +124,8 @@ IMPUTERS: dict[str, Callable[[np.ndarray, list[Any], int], np.ndarray]] = {
     "mean_mode": mean_mode,
     "iterative": iterative,
     "boosting": boosting,
-    "miceforest": _miceforest(),
-    "miceforest_point": _miceforest(mean_match_candidates=0),
+    "miceforest": _miceforest(5),
+    "miceforest_point": _miceforest(1, mean_match_candidates=0),
     "relay": relay,
 }
 
