@@ -6,30 +6,49 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: demo test test-compiled test-interpreted budget matrix check bench bench-large docs sanitize mutants gpu format clean
+.PHONY: demo test test-compiled test-interpreted test-fast test-budget coverage wheels sdist budget matrix
+.PHONY: check bench bench-large docs sanitize mutants gpu format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rvi-fast demo
 
-# side by side: Triton's interpreter needs a process of its own
+# one part after the other, each in PROCESSES processes, so that both end with all at work; Triton's interpreter
+# needs processes of its own
+PROCESSES ?= 2
 test: $(INSTALLED)
-	$(MAKE) --jobs=2 --output-sync=target test-compiled test-interpreted
+	$(MAKE) --keep-going test-compiled test-interpreted
 
 test-compiled: $(INSTALLED)
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-interpreted: $(INSTALLED)
-	TRITON_INTERPRET=1 $(RUN) pytest -p no:cacheprovider tests/interpreted
+	TRITON_INTERPRET=1 $(RUN) pytest -p no:cacheprovider --numprocesses $(PROCESSES) tests/interpreted
+
+# under two minutes: ops, laws, posteriors, a fit and the rules of the tree, without what starts processes or
+# compiles
+FAST := house layout settings noise adam_step row_adam relay_sample log_likelihood linear_log_likelihood cpp \
+	posterior latents inputs fingerprint step transforms scaling missingness metrics
+test-fast: $(INSTALLED)
+	$(RUN) pytest --numprocesses $(PROCESSES) --dist loadfile $(FAST:%=tests/test_%.py) \
+	    -k "not examples and not compiled and not fork and not importing and not threads"
+
+# what of rvi_fast the compiled suite runs, line by line
+coverage: $(INSTALLED)
+	$(RUN) pytest --numprocesses $(PROCESSES) --dist loadfile --cov --cov-report=term:skip-covered
 
 # the kernels compiled for every target: what tests/test_kernel_budget.py holds them to; with TRITON=3.8.0 that
 # test under another Triton, which takes the place of the installed one for it alone
 budget: $(INSTALLED)
 ifdef TRITON
 	$(RUN) pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
-	PYTHONPATH=build/triton-$(TRITON) $(RUN) pytest tests/test_kernel_budget.py
+	RVI_FAST_TARGETS=all PYTHONPATH=build/triton-$(TRITON) $(RUN) pytest tests/test_kernel_budget.py
 else
 	$(VENV)/bin/python tests/kernel_budget.py
 endif
+
+# every launch for every target, of which make test has half
+test-budget: $(INSTALLED)
+	RVI_FAST_TARGETS=all $(RUN) pytest tests/test_kernel_budget.py
 
 # the compiled suite under another torch, with the Triton that it asks for, in a virtual environment of its own
 # (6 GB with CUDA): make matrix PYTHON=python3.12 TORCH=2.11.0 TESTS="tests/test_fit.py tests/test_export.py"
@@ -79,6 +98,20 @@ sanitize: $(INSTALLED)
 # seeds faults, one at a time, in a copy of the checkout, and expects a test to fail at each; takes an hour
 mutants: $(INSTALLED)
 	$(VENV)/bin/python tests/mutants.py
+
+DIST ?= dist
+
+# for people who have no compiler: a wheel for each Python that pyproject.toml names, in containers on Linux
+wheels:
+	$(PYTHON) -m pip install --quiet "cibuildwheel>=3.2"
+	$(PYTHON) -m cibuildwheel --output-dir $(DIST)
+
+# the source with its tests, and a wheel without kernels, which installs where no other does
+sdist:
+	$(PYTHON) -m pip install --quiet build twine
+	$(PYTHON) -m build --sdist --outdir $(DIST)
+	RVI_FAST_CPP=off $(PYTHON) -m build --wheel --outdir $(DIST)
+	$(PYTHON) -m twine check --strict $(DIST)/*
 
 # everything a GPU is needed for, in parts of under eight minutes; from a checkout, without a virtual environment
 # or a network: make gpu PYTHON=python3 OUT=build/gpu PART=tests|ops|step|large

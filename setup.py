@@ -17,15 +17,23 @@ if MODE not in ("auto", "require", "off"):
 SOURCES = sorted(glob("csrc/**/*.cpp", recursive=True))
 HEADERS = glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True)
 # not -ffast-math: NaN marks what is missing
-FLAGS = [
-    "-O3",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-Wno-psabi",
-    "-Wno-maybe-uninitialized",
-]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
+# Apple's clang has no OpenMP: there the kernels run in one thread
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+if sys.platform != "darwin":
+    FLAGS.append("-Wno-maybe-uninitialized")
+# what the kernels need of a compiler, vectors and attributes of GCC, Microsoft's has not
+UNSUPPORTED = "Microsoft's compiler cannot build them" if sys.platform == "win32" else ""
+COST = (
+    "The package works without them: on a CPU a training step takes four to seven times as long. "
+    "Install g++ or clang++ and this package again, or a wheel that has them; RVI_FAST_CPP=require "
+    "makes this an error. `rvi-fast info` shows what is used."
+)
+
+
+def not_built(reason: str) -> None:
+    """Says so where a build can say it: pip shows it with --verbose, and `rvi-fast info` always."""
+    print(f"rvi_fast: the C++ kernels were NOT built ({reason}). {COST}", file=sys.stderr)
 
 
 class BuildKernels(build_ext):
@@ -37,24 +45,22 @@ class BuildKernels(build_ext):
         except Exception as error:  # whatever it is, the package works without
             if MODE == "require":
                 raise
-            print(
-                f"rvi_fast: the C++ kernels were NOT built ({type(error).__name__}: {error}). The "
-                "package works without them, slowly, on the CPU; RVI_FAST_CPP=require makes this "
-                "an error.",
-                file=sys.stderr,
-            )
+            not_built(f"{type(error).__name__}: {error}")
             self.extensions = []
 
 
 def extensions() -> list:
     if MODE == "off":
         return []
+    if UNSUPPORTED and MODE == "auto":
+        not_built(UNSUPPORTED)
+        return []
     try:
         from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
     except ImportError:
         if MODE == "require":
             raise
-        print("rvi_fast: no pybind11, so the C++ kernels are not built", file=sys.stderr)
+        not_built("no pybind11")
         return []
     ParallelCompile("RVI_FAST_JOBS", default=os.cpu_count() or 1).install()
     extra = os.environ.get("RVI_FAST_CXXFLAGS", "").split()
@@ -64,8 +70,8 @@ def extensions() -> list:
             SOURCES,
             include_dirs=["csrc"],
             cxx_std=17,
-            extra_compile_args=FLAGS + extra,
-            extra_link_args=["-fopenmp", *extra],
+            extra_compile_args=[*FLAGS, *OPENMP, *extra],
+            extra_link_args=[*OPENMP, *extra],
             depends=HEADERS,
         )
     ]

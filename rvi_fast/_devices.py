@@ -17,6 +17,9 @@ class Device(NamedTuple):
     # the package with its kernels, and what they are called; where there is none the reference serves
     wing: str = ""
     kernels: str = ""
+    # what it costs not to have them, and how to get them
+    cost: str = ""
+    remedy: str = ""
     # whether there are float64 tensors; where not, what must be float64 is kept on the CPU
     has_float64: bool = True
     # whether rows may lie in host memory, or in files, under a model on it
@@ -24,8 +27,21 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "cpu": Device("cpp", "C++", hosts=True),
-    "cuda": Device("kernels", "Triton", hosts=True),
+    "cpu": Device(
+        "cpp",
+        "C++",
+        cost="a training step takes four to seven times as long",
+        remedy="install a wheel that has them, or g++ or clang++ and then: "
+        "pip install --force-reinstall --no-deps --no-binary rvi-fast rvi-fast",
+        hosts=True,
+    ),
+    "cuda": Device(
+        "kernels",
+        "Triton",
+        cost="every op is many launches of torch",
+        remedy="on Linux: pip install 'rvi-fast[gpu]'",
+        hosts=True,
+    ),
     "xpu": Device(hosts=True),
     "mps": Device(has_float64=False, hosts=True),
 }

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -306,7 +308,8 @@ def test_interrupted_runs_end_where_others_do_bit_for_bit(tmp_path, options):
     callbacks = callbacks_of(whole)
     history = run(model, callbacks=callbacks, run_dir=whole / "run", **options)
     assert history.epochs < 40
-    for epoch in (2, 7, None):
+    # the last one comes after the best epoch
+    for epoch in (2, 7, history.epochs - 2, None):
         other, again = make(), callbacks_of(parts)
         stop = [] if epoch is None else [interrupt_at(epoch)]
         try:
@@ -322,6 +325,36 @@ def test_interrupted_runs_end_where_others_do_bit_for_bit(tmp_path, options):
         assert path.read_bytes() == (parts / path.name).read_bytes(), path.name
     best = rvi_fast.load(parts / "best.safetensors")
     assert torch.equal(best.posterior.rows, model.posterior.rows)
+
+
+def test_a_signal_within_an_epoch_loses_nothing_of_the_callbacks(tmp_path):
+    options = {"epochs": 12, "lr": 0.05, "held_out": 0.2, "run_dir": tmp_path / "run"}
+
+    def callbacks():
+        stop = EarlyStopping(4, quantity="held_out", restore_best=True)
+        return [stop, LearningRate.cosine(12, warmup=3), Counted()]
+
+    def hooked(kill_at):
+        model, calls = make(), []
+
+        def count(*_):
+            calls.append(len(calls))
+            if len(calls) == kill_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        # only a model in training mode is counted: evaluations call the decoder too
+        model.decoder.register_forward_hook(lambda part, *_: count() if part.training else None)
+        return model
+
+    # 4 steps an epoch
+    with pytest.raises(KeyboardInterrupt, match="in epoch 5 of 12, after 2 of 4 steps"):
+        run(hooked(18), callbacks=callbacks(), **options)
+    parts, again = hooked(0), callbacks()
+    resumed = run(parts, callbacks=again, resume=True, **options)
+    whole, once = hooked(0), callbacks()
+    history = run(whole, callbacks=once, **options | {"run_dir": None})
+    assert_same(parts, resumed, whole, history)
+    assert torch.equal(again[2].total, once[2].total)
 
 
 def test_a_finished_run_is_restored_again_by_a_resume(tmp_path):

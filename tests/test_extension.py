@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from common import run_python
 
 import rvi_fast
 from rvi_fast._op_checks import log_likelihood
+from rvi_fast.ops import table
 
 cpp = pytest.importorskip("rvi_fast.cpp", reason="the C++ part is not built")
 
@@ -206,6 +208,17 @@ def test_a_stale_extension_is_noticed():
     assert "must be built again" in result.stdout
 
 
-def test_a_missing_extension_is_noticed():
+def test_a_missing_extension_is_noticed_and_what_it_costs_is_said():
     result = run_python(STALE.format(change="import sys; sys.modules['rvi_fast._C'] = None"))
     assert "rvi_fast.reference 1 FallbackWarning" in result.stdout, result.stderr
+    assert "a training step takes four to seven times as long" in result.stdout
+    assert "pip install" in result.stdout
+
+
+def test_kernels_for_a_gpu_that_lack_triton_say_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rvi_fast.kernels", None)
+    table._serving.cache_clear()
+    with pytest.warns(table.FallbackWarning, match=r"cuda tensors, slowly: .*rvi-fast\[gpu\]"):
+        table.implementation("cuda")
+    assert "pip install 'rvi-fast[gpu]'" in table.unused("cuda")["Triton"]
+    table._serving.cache_clear()

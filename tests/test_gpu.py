@@ -109,6 +109,17 @@ def test_captured_steps_equal_the_others_bit_for_bit(moment_dtype):
     testing.assert_bit_equal(captured[1], plain[1])
 
 
+@pytest.mark.parametrize("optimizer", ["dense", "row"])
+def test_captured_steps_follow_learning_rates_that_change(optimizer):
+    schedule = rvi_fast.training.callbacks.LearningRate.cosine(6, warmup=2)
+    captured, plain, still = (
+        train(CUDA, capture=capture, epochs=6, optimizer=optimizer, callbacks=callbacks)
+        for capture, callbacks in ((True, [schedule]), (False, [schedule]), (True, []))
+    )
+    assert captured[0] == plain[0] != still[0]
+    testing.assert_bit_equal(captured[1], plain[1])
+
+
 @pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
 def test_a_loop_of_ones_own_can_be_captured(mode):
     x, found = digits()[0].to(CUDA) / 255, []

@@ -1,4 +1,7 @@
-"""Kernels as machine code, without a GPU: registers, spills, memory, and 64-bit addresses."""
+"""Kernels as machine code, without a GPU: registers, spills, memory, and 64-bit addresses.
+
+RVI_FAST_TARGETS=all compiles every case for every target; else each but a contract's first for two.
+"""
 
 import dataclasses
 import inspect
@@ -25,9 +28,12 @@ from rvi_fast import kernels
 SPILLS_UNDER_3_8 = "relay_sample_fwd/linear-B256-T64-S1-K175/_relay_sample_fwd_kernel/sm_120"
 
 
+EVERY = os.environ.get("RVI_FAST_TARGETS") == "all"
+
+
 @pytest.fixture(scope="module")
 def compiled(request):
-    return kernel_budget.compile_all(request.config.cache.mkdir("triton"))
+    return kernel_budget.compile_all(request.config.cache.mkdir("triton"), EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,8 @@ def test_shared_memory_fits_every_target(compiled):
 
 def test_machine_code_keeps_the_written_budget(compiled, pinned):
     written, got = json.loads(kernel_budget.FILE.read_text()), kernel_budget.budget(compiled)
-    assert written["kernels"].keys() == got["kernels"].keys(), "make budget"
+    keys = {key for key in written["kernels"] if kernel_budget.of_these_targets(key, EVERY)}
+    assert keys == got["kernels"].keys(), "make budget"
     if pinned:  # another version emits other code
         for key, row in got["kernels"].items():
             assert row == written["kernels"][key], f"{key}: make budget, and look at the difference"

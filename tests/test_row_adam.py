@@ -95,7 +95,8 @@ def change_everything(step, group):
         ({"lr": 1e-3}, {"change": change_everything}),
         ({"lr": 1e-3}, {"steps": 1100}),
     ],
-    ids=str,
+    # processes that share the tests know them by name: no address of a function
+    ids=lambda options: str({k: getattr(v, "__name__", v) for k, v in options.items()}),
 )
 def test_dense_mode_is_as_accurate_as_adam(options, rest):
     assert_no_worse(*race(options, **rest))

@@ -32,7 +32,7 @@ def implementation(device_type: str) -> ModuleType:
 
 
 def unused(device_type: str) -> dict[str, str]:
-    """Implementations that could serve the device and do not, each with the reason."""
+    """Implementations that could serve the device and do not: why, what that costs, and the remedy."""
     reason = _serving(device_type)[1]
     return {device_row(device_type).kernels: reason} if reason else {}
 
@@ -40,13 +40,16 @@ def unused(device_type: str) -> dict[str, str]:
 @functools.cache
 def _serving(device_type: str) -> tuple[ModuleType, str]:
     """What serves a device, and why that is the reference where there are kernels."""
-    wing = device_row(device_type).wing
-    if not wing:
+    row = device_row(device_type)
+    if not row.wing:
         return reference, ""
     try:
-        return importlib.import_module(f"rvi_fast.{wing}"), ""
+        return importlib.import_module(f"rvi_fast.{row.wing}"), ""
     except (ImportError, ValueError) as error:  # not built, built for another version, no such path
         reason = f"{type(error).__name__}: {error}"
+        # a path that is asked for by name and that the machine lacks is no matter of what is installed
+        if isinstance(error, ImportError):
+            reason += f"; {row.cost}; {row.remedy}"
         _warn(f"{device_type} tensors, slowly: {reason}")
         return reference, reason
 

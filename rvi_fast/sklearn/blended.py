@@ -156,7 +156,8 @@ class BlendedEstimator(RelayEstimator):
         many epochs it was trained for.
         """
         chosen, given = self._recipe(len(shown)), self._options()["epochs"]
-        if given is None:
+        # laws of classes and counts take the relay model's own number of steps to be learned
+        if given is None and blend.codes.plain:
             steps = -(-len(shown) // chosen.batch_size)
             chosen = chosen._replace(epochs=max(_VISITS, -(-_STEPS // steps)))
         judged = shown[entries.rows]

@@ -42,9 +42,15 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
     The held-out entries tell how each column's estimates are weighted (at least 0, with the sum 1),
     which `scale_factor` suits, how wide intervals are, and the error. Then all members are trained
     again, on all entries. Up to the noise of few entries the result is therefore not worse than that of
-    the linear model. Laws other than those of location and scale (yes/no, classes, counts, and tables
-    that have some), pixels, and tables of less than about 100 observed entries have the relay model
-    alone, and `members=("relay",)` asks for that.
+    the linear model. Pixels, laws without `outputs_of` (see `rvi_fast.likelihoods.Likelihood`), and
+    tables of less than about 100 observed entries have the relay model alone, and `members=("relay",)`
+    asks for that.
+
+    With yes/no, classes and counts among the columns all members say probabilities and means. The linear
+    model sees yes/no as 0 and 1, k classes as k - 1 codes of 0 and 1, and of counts x 2 sqrt(x + 3/8);
+    its probabilities are cut to [0, 1] and have the sum 1. Weights minimise the squared error: of
+    probabilities that is the Brier score, which, unlike the log loss, one sure mistake of a linear model
+    on few held-out entries cannot decide. Each column counts as its means' error does.
 
     `transform` finds the posterior of each row that misses something, with everything that the rows
     share as `fit` left it. Observed entries come back unchanged, and what a row gets does not depend on
@@ -132,8 +138,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             them. Of the relay model alone as `rvi_fast.training.held_out_error` gives it for a tenth of
             the entries of up to 1,024 training rows. Where it is not below 1 `fit` warns, with a
             `rvi_fast.training.CollapseWarning`.
-        held_out_errors_: the same for each column [D], a dict with the names of the members and "blend";
-            NaN for columns of which nothing was held out. Only where there is a `blend_`.
+        held_out_errors_: the same for each column [D], of probabilities for yes/no and classes: a dict
+            with the names of the members and "blend"; NaN for columns of which nothing was held out.
+            Only where there is a `blend_`.
         indicator_: the fitted `MissingIndicator`, or None.
         n_features_in_: D.
         feature_names_in_: names of the features, where X was a DataFrame.
@@ -264,7 +271,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
 
         Their widths come from the entries that `fit` held out: a bound is a quantile of the errors
         there, in units of the standard deviation that the linear member predicts for an entry given what
-        its row shows. Without members beside the relay model they are quantiles of 200 draws, see
+        its row shows. Of yes/no and classes they are the codes at both ends of so much of what the
+        members together say. Without members beside the relay model they are quantiles of 200 draws, see
         `sample`.
 
         Args:

@@ -37,14 +37,14 @@ class Blend:
         base: weights [2, D] of linear and relay model in the rows that trees are given.
         weights: [M, D], what `complete` weighs the members with.
         residuals: `Residuals` on held-out entries of numbers and counts, in units of the linear model's
-            predictive standard deviations.
+            predictive standard deviations; None where there are no such columns.
         errors: of each member and of "blend" the root mean square error on held-out entries of each
             column [D], relative to that of the column's mean; NaN where none was held out.
     """
 
     base: np.ndarray
     weights: np.ndarray
-    residuals: Residuals
+    residuals: Residuals | None = None
     errors: dict[str, np.ndarray]
 
     def __init__(
@@ -145,7 +145,7 @@ class Blend:
         ).numpy()
         levels, last = self.codes.levels(ndtr((drawn - mean) / spread), blended)
         moved = blended
-        if self.codes.numeric.any():
+        if self.residuals is not None:
             around = self.codes.of_features(mean, spread)[1]
             moved = blended + around * self.residuals.of(levels)[..., self.codes.owner]
         return self.codes.entries_at(levels, blended, moved, last, whole=True)
@@ -155,7 +155,7 @@ class Blend:
     ) -> np.ndarray:
         """Entries [N, D] which others are below with this probability."""
         moved = blended
-        if self.codes.numeric.any():
+        if self.residuals is not None:
             moved = blended + spread * self.residuals.at(share)[self.codes.owner]
         return self.codes.entries_at(np.full(rows.shape, share), blended, moved)
 
