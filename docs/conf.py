@@ -34,6 +34,8 @@ autodoc_typehints = "none"
 autodoc_default_options = {"show-inheritance": True}
 autosummary_ignore_module_all = False
 napoleon_numpy_docstring = False
+# an attribute may be documented as a property as well
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Gradient", "Source", "Shapes", "Traffic", "Limits"]
 
 # links to other projects, where there is a network to fetch their inventories from
