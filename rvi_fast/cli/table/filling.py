@@ -102,6 +102,8 @@ def _values(column: Column, filled: Any) -> dict[int, Any]:
     match column.kind:
         case "integer":
             values = values.astype("float64").round().astype("int64")
+        case "number" if column.decimals is not None:
+            values = values.astype("float64").round(column.decimals)
         case "boolean":
             values = values.astype("float64") >= 0.5
         case "date":

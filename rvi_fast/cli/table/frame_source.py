@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...data.files import require
-from .kinds import MISSING, Cells, Column, recognise
+from .kinds import MISSING, Cells, Column, Words, recognise
+from .number_form import NumberForm
 from .packing import is_text, packed
 from .sources import Fills, Options, kinds_of, labels_of, name_of
 
@@ -20,8 +21,7 @@ class FrameSource:
 
     def __init__(self, path: Path, options: Options) -> None:
         self.ending = path.suffix.lower()
-        self.assumed: tuple[str, ...] = ()
-        self.frame, self.names = _read(path, options)
+        self.frame, self.names, self.assumed = _read(path, options)
         self.path = path
         width = self.frame.shape[1]
         if not len(self.frame) or not width:
@@ -51,7 +51,7 @@ class FrameSource:
         """A column with the kind that its dtype says; of strings the kind that these say."""
         import pandas
 
-        series, label = self.series(place), self.labels[place]
+        series, label = _without_tokens(self.series(place), tokens), self.labels[place]
         api = pandas.api.types
         missing = series.isna().to_numpy()
         dtype = series.dtype
@@ -94,7 +94,9 @@ class FrameSource:
         kind = asked or ("integer" if whole else "number")
         fits = kind == "integer" and np.abs(numbers).max() < 2**63
         values = series.astype("Int64" if fits else "float64")
-        return Column(label, kind, missing, values)
+        # as text: the shortest that reads back as the same number, in float32 too
+        digits = NumberForm.of(np.unique(known.to_numpy()).astype(str).tolist(), ".")
+        return Column(label, kind, missing, values, decimals=digits.decimals_kept)
 
     def _of_words(
         self, series: Any, place: int, asked: str | None, tokens: frozenset[str]
@@ -103,8 +105,17 @@ class FrameSource:
             "" if gone else str(v).strip() for v, gone in zip(series, series.isna(), strict=True)
         ]
         name = name_of(self.names, place)
-        cells = Cells(self.labels[place], name, texts, lambda row: f"row {row}", tokens)
-        return recognise([cells], {0: asked} if asked else {})[0]
+        cells = Cells(self.labels[place], name, texts, self._where, tokens)
+        column = recognise([cells], {0: asked} if asked else {})[0]
+        if column.kind == "category":  # 1 and 3+ are a number and a word again
+            known = np.flatnonzero(~column.missing)[::-1]
+            column.form = Words({texts[row]: series.iloc[row] for row in known})
+        return column
+
+    def _where(self, row: int) -> str:
+        """What messages call a row: of an Excel file as it counts them itself."""
+        excel = self.ending == ".xlsx"
+        return f"row {row + 1 + (self.names is not None) if excel else row}"
 
 
 def frame_of(source: Any, fills: Fills) -> Any:
@@ -150,31 +161,43 @@ def frame_content(frames: Sequence[Any], out: Path) -> bytes:
             require("openpyxl", "tabular")
             frame.to_excel(file, index=False)
         case _:
-            numbers = np.stack([own.to_numpy(np.float64, na_value=np.nan) for own in frames])
+            plain = all(isinstance(dtype, np.dtype) for dtype in frame.dtypes)
+            dtype = np.result_type(*frame.dtypes) if plain else np.dtype(np.float64)
+            dtype = dtype if dtype.kind in "fiub" else np.dtype(np.float64)
+            numbers = np.stack([own.to_numpy(dtype, na_value=np.nan) for own in frames])
             np.save(file, numbers[0] if len(frames) == 1 else numbers, allow_pickle=False)
     return file.getvalue()
 
 
-def _read(path: Path, options: Options) -> tuple[Any, list[str] | None]:
+def _without_tokens(series: Any, tokens: frozenset[str]) -> Any:
+    """A column with nothing in the place of words that stand for nothing, numbers if that leaves some."""
+    if series.dtype != object:
+        return series
+    empty = [isinstance(cell, str) and cell.strip() in tokens for cell in series]
+    return series.mask(np.array(empty, bool)).infer_objects()
+
+
+def _read(path: Path, options: Options) -> tuple[Any, list[str] | None, tuple[str, ...]]:
     pandas = require("pandas", "tabular")
     if path.suffix.lower() == ".parquet":
         require("pyarrow", "tabular")
         frame = pandas.read_parquet(path)
-        return frame.reset_index(drop=True), [str(name) for name in frame.columns]
+        return frame.reset_index(drop=True), [str(name) for name in frame.columns], ()
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
         if array.ndim != 2 or array.dtype.kind not in "fiub":
             raise ValueError(f"expected numbers [N, D], got {array.dtype} {list(array.shape)}")
-        return pandas.DataFrame(array), None
+        return pandas.DataFrame(array), None, ()
     return _rows_of_sheet(path, options)
 
 
-def _rows_of_sheet(path: Path, options: Options) -> tuple[Any, list[str] | None]:
-    """The cells of the first sheet, and its names."""
+def _rows_of_sheet(path: Path, options: Options) -> tuple[Any, list[str] | None, tuple[str, ...]]:
+    """The cells of the first sheet, its names, and what was assumed."""
     pandas = require("pandas", "tabular")
     book = require("openpyxl", "tabular").load_workbook(path, read_only=True, data_only=True)
     try:
+        title, count = book.sheetnames[0], len(book.sheetnames)
         rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
     finally:
         book.close()
@@ -186,7 +209,11 @@ def _rows_of_sheet(path: Path, options: Options) -> tuple[Any, list[str] | None]
     header = all(words) if options.header is None else options.header
     names = ["" if cell is None else str(cell) for cell in rows[0]] if header else None
     frame = pandas.DataFrame(rows[1:] if header else rows)
-    return frame.infer_objects(), names
+    assumed = [] if count == 1 else [f"the first of {count} sheets, {title!r}"]
+    if options.header is None:
+        other = "--no-header if it is data" if header else "--header if it holds names"
+        assumed.append(f"the first row {'holds names' if header else 'is data'} ({other})")
+    return frame.infer_objects(), names, tuple(assumed)
 
 
 def _sheet(path: Path, frame: Any, fills: Fills, header: bool) -> bytes:

@@ -89,6 +89,7 @@ class Column:
         form: how cells are written, where it is to be filled.
         reason: why it is passed through; of others what has been noticed.
         constant: the one value of a column that has no other, as it is written.
+        decimals: of numbers, the digits behind the point; None for as many as there are.
     """
 
     label: str
@@ -97,7 +98,8 @@ class Column:
     values: Any = None
     form: Form | None = None
     reason: str = ""
-    constant: str | None = None
+    constant: Any = None
+    decimals: int | None = None
 
 
 @dataclass
@@ -338,7 +340,8 @@ def _numbers(own: Cells, reading: Reading, kind: str | None = None) -> Column:
         noticed.append(f"{form.group!r} between thousands")
     if kind == "number" and reading.decimal == COMMA and form.decimals:
         noticed.append("decimal comma")
-    return Column(own.label, kind, own.missing, values, form, ", ".join(noticed))
+    said = ", ".join(noticed)
+    return Column(own.label, kind, own.missing, values, form, said, decimals=form.decimals_kept)
 
 
 def _fits_in_int64(reading: Reading) -> bool:

@@ -137,6 +137,11 @@ class NumberForm:
             large += len(re.sub(r"\D", "", whole)) > 3
         return cls(decimal, group if grouped and grouped * 2 >= large else "", decimals, digits)
 
+    @property
+    def decimals_kept(self) -> int | None:
+        """Digits behind the decimal sign that a value is rounded to; None for significant digits."""
+        return self.decimals if self.digits is None else None
+
     def text(self, value: float) -> str:
         """A number as the column would write it."""
         if self.digits is not None:
