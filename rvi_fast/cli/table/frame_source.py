@@ -170,7 +170,7 @@ def frame_content(frames: Sequence[Any], out: Path) -> bytes:
 
 
 def _without_tokens(series: Any, tokens: frozenset[str]) -> Any:
-    """A column with nothing in the place of words that stand for nothing, numbers if that leaves some."""
+    """A column with nothing where words stand for nothing; of numbers if that leaves some."""
     if series.dtype != object:
         return series
     empty = [isinstance(cell, str) and cell.strip() in tokens for cell in series]
