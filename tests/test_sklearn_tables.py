@@ -213,7 +213,7 @@ def test_nullable_columns_and_columns_of_objects_are_numbers_with_holes(estimato
     objects = frame.astype(object).to_numpy()
     np.testing.assert_array_equal(fitted.transform(objects), fitted.transform(x))
     frame["c"] = "text"
-    with pytest.raises(ValueError, match="text|str dtype"):
+    with pytest.raises(ValueError, match=r"text|str dtype"):
         estimator(**TINY, categorical_features=None).fit(frame)
 
 
