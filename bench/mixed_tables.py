@@ -185,9 +185,16 @@ def page(rows: list[dict[str, str]]) -> str:
         of[row["seed"]] = float(row["error"])
         times[row["imputer"]].append(float(row["cpu_s"]))
     missed = []
-    lines = ["| table | column | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = [
+        "| table | column | seeds | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 3) + "|",
+    ]
     for (table, column), of in cells.items():
-        means = {name: float(np.mean(list(own.values()))) for name, own in of.items()}
+        # those that all imputers have been run on
+        seeds = sorted(set.intersection(*(set(own) for own in of.values())), key=int)
+        if not seeds:
+            continue
+        means = {name: float(np.mean([own[seed] for seed in seeds])) for name, own in of.items()}
         best = min(means.values())
         shown = [
             ("**{:.4f}**" if means[name] == best else "{:.4f}").format(means[name])
@@ -195,12 +202,10 @@ def page(rows: list[dict[str, str]]) -> str:
             else ""
             for name in names
         ]
-        lines.append(f"| {table} | {column} | " + " | ".join(shown) + " |")
+        lines.append(f"| {table} | {column} | {len(seeds)} | " + " | ".join(shown) + " |")
         for peer in PEERS:
             if "relay" in of and peer in of and means["relay"] > means[peer]:
-                apart = np.array(
-                    [of["relay"][s] - of[peer][s] for s in of["relay"] if s in of[peer]]
-                )
+                apart = np.array([of["relay"][seed] - of[peer][seed] for seed in seeds])
                 error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.nan
                 missed.append(
                     f"- {table} {column}: {means['relay']:.4f}, {peer} {means[peer]:.4f} "
@@ -245,8 +250,9 @@ def main() -> None:
     head = (
         "# Tables of numbers, counts, yes/no and classes\n\n`python bench/mixed_tables.py "
         "--write-results`; every row is in `mixed_tables.csv`. What is measured: the heading of that "
-        "file. 30 % missing completely at random, seeds "
-        f"{', '.join(sorted({row['seed'] for row in read(path)}, key=int))}; means over seeds.\n\n"
+        "file. 30 % missing completely at random, of seeds "
+        f"{', '.join(sorted({row['seed'] for row in read(path)}, key=int))}; means over those that "
+        "every imputer shown has been run on, whose number is given.\n\n"
     )
     path.with_suffix(".md").write_text(head + page(read(path)) + "\n", encoding="utf-8")
 

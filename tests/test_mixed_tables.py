@@ -63,4 +63,4 @@ def test_columns_that_are_missed_are_named():
     page = command.page(rows)
     assert "- t b: 0.3000, iterative 0.2000" in page
     assert "- t a" not in page
-    assert "| t | a | 0.5000 | **0.4000** |" in page
+    assert "| t | a | 2 | 0.5000 | **0.4000** |" in page

@@ -9,6 +9,7 @@ import torch
 from sklearn.tree import ExtraTreeClassifier, ExtraTreeRegressor
 
 from rvi_fast import likelihoods
+from rvi_fast.models import ppca
 from rvi_fast.models.linear_rows import opened
 from rvi_fast.models.linear_search import _held_out
 from rvi_fast.sklearn.blend import blend_weights, crossed
@@ -156,6 +157,12 @@ def test_codes_of_one_column_are_held_out_together():
         assert torch.equal(gone[:, 1], gone[:, 2])
         assert torch.equal(gone[:, 5], gone[:, 7])
         assert not torch.equal(gone[:, 1], gone[:, 5])
+
+
+@pytest.mark.parametrize("groups", [[0, 1], [0.0, 1.0, 2.0]])
+def test_groups_that_are_none_are_refused(groups):
+    with pytest.raises(ValueError, match="groups: expected 3 whole numbers"):
+        ppca(3).fit(np.zeros((5, 3)), groups=groups)
 
 
 def test_weights_count_an_entry_once_however_many_codes_it_has():
