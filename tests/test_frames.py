@@ -158,6 +158,13 @@ def test_text_and_empty_columns_are_no_part_of_a_model():
     pd.testing.assert_frame_equal(encoder.decode(np.zeros(frame.shape), frame), frame)
 
 
+@pytest.mark.parametrize("dtype", ["Int64", object])
+def test_integers_of_which_some_are_missing_number_no_rows(dtype):
+    years = pd.Series(range(1950, 1950 + N)).astype(dtype)
+    assert recognise(years.to_frame("year")) == {"year": "text"}
+    assert recognise(holed(years).to_frame("year")) == {"year": "integer"}
+
+
 def test_columns_may_stand_in_another_order():
     frame = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "x"]})
     encoder = FrameEncoder().fit(frame)

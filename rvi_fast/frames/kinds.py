@@ -22,8 +22,8 @@ def recognise(frame: Any, kinds: Mapping[Hashable, str] | None = None) -> dict[H
     "number" and "integer": of numeric dtypes, and objects that are all numbers; "boolean": of boolean
     dtypes, and objects that are all True or False; "date" and "duration": datetimes and timedeltas;
     "category": of categorical dtypes, and strings of at most 50 values, each seen twice on average;
-    "text": all other strings and objects, integers that are all different without a gap, as row
-    numbers are, and columns that hold nothing. What is text is no part of a model.
+    "text": all other strings and objects, integers that are all there and different without a gap, as
+    row numbers are, and columns that hold nothing. What is text is no part of a model.
 
     Args:
         frame: a `pandas.DataFrame`.
@@ -87,18 +87,18 @@ def kind_of(series: Any) -> str:
     if not len(values):
         return "text"
     if types.is_object_dtype(dtype):
-        return _kind_of_objects(values)
+        return _kind_of_objects(series, values)
     return _kind_of_strings(values)
 
 
-def _kind_of_objects(values: Any) -> str:
-    """Of Python objects, none of them missing."""
+def _kind_of_objects(series: Any, values: Any) -> str:
+    """Of Python objects, and those of them that are not missing."""
     found = {type(value) for value in values}
     if found <= {bool, np.bool_}:
         return "boolean"
     if all(issubclass(kind, numbers.Real) and kind is not bool for kind in found):
         whole = all(issubclass(kind, numbers.Integral) for kind in found)
-        return ("text" if _numbered(values) else "integer") if whole else "number"
+        return ("text" if _numbered(series) else "integer") if whole else "number"
     if all(issubclass(kind, datetime.date | np.datetime64) for kind in found):
         return "date"
     if all(issubclass(kind, datetime.timedelta | np.timedelta64) for kind in found):
@@ -115,10 +115,9 @@ def _kind_of_strings(values: Any) -> str:
 
 def _numbered(series: Any) -> bool:
     """Whether integers are all different and without a gap, as row numbers are."""
-    values = series[series.notna()]
-    if len(values) < _IDS or not values.is_unique:
+    if len(series) < _IDS or series.isna().any() or not series.is_unique:
         return False
-    return int(values.max()) - int(values.min()) + 1 == len(series)
+    return int(series.max()) - int(series.min()) + 1 == len(series)
 
 
 def _categorical() -> Any:
