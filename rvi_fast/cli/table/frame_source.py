@@ -79,7 +79,7 @@ class FrameSource:
         if not np.isfinite(numbers).all():
             row = int(known.index[~np.isfinite(numbers)][0])
             raise ValueError(
-                f"row {row}, column {label}: expected a finite number, got {series[row]}"
+                f"{self._where(row)}, column {label}: expected a finite number, got {series[row]}"
             )
         whole = bool((numbers == np.rint(numbers)).all())
         if asked == "integer" and not whole:
