@@ -8,6 +8,8 @@ import pytest
 pandas = pytest.importorskip("pandas", reason="pandas is missing: the extra tabular")
 pytest.importorskip("sklearn", reason="scikit-learn is missing: the extra sklearn")
 
+from messy_table import messy_table  # noqa: E402
+
 from rvi_fast.cli import main  # noqa: E402
 from rvi_fast.cli.parser import make_parser  # noqa: E402
 from rvi_fast.cli.table import filling  # noqa: E402
@@ -127,3 +129,70 @@ def test_every_option_of_a_file_has_a_default():
     assert isinstance(parsed, argparse.Namespace)
     assert set(parsed.defaults) <= set(vars(parsed))
     assert all(getattr(parsed, name) == default for name, default in parsed.defaults.items())
+
+
+def messy_cells(content):
+    """Cells of a messy table as they are written, notes with their quotes."""
+    rows = []
+    for line in content.decode("latin-1").split("\r\n")[1:-1]:
+        head, _, note = line.partition(';"')
+        rows.append([*head.split(";"), f'"{note}'])
+    return np.array(rows)
+
+
+@pytest.fixture
+def messy(tmp_path):
+    table = messy_table(160)
+    (tmp_path / "in.csv").write_bytes(table.content)
+    return table
+
+
+def test_a_messy_file_of_all_kinds_comes_back_filled_at_the_first_try(tmp_path, messy, capsys):
+    assert (
+        main(["impute", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"), "--quiet"])
+        == 0
+    )
+    content = (tmp_path / "out.csv").read_bytes()
+    assert content.split(b"\r\n")[0] == messy.content.split(b"\r\n")[0]
+    before, after = messy_cells(messy.content), messy_cells(content)
+    assert (before[~messy.hidden] == after[~messy.hidden]).all()
+    full = np.array(messy.full)
+    patterns = {
+        "Alter": r"\d+",
+        "Einkommen": r"-?\d+,\d\d",
+        "Eintritt": r"\d\d\.\d\d\.\d{4}",
+        "Besuche": r"\d+",
+        "Temperatur": r"\d+,\d\d",
+    }
+    for column, name in enumerate(messy.names):
+        filled = pandas.Series(after[messy.hidden[:, column], column], dtype=str)
+        if name in ("Region", "Raucher", "Stufe"):
+            assert set(filled) <= set(full[:, column])
+        else:
+            assert filled.str.fullmatch(patterns.get(name, r"-?\d+(,\d+)?")).all(), name
+    said = capsys.readouterr().out
+    for words in ("delimiter semicolon", "Latin-1", f"{messy.hidden.sum()} empty cells filled in"):
+        assert words in said
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_draws_are_several_tables_that_differ_where_nothing_was_observed(tmp_path, messy, separate):
+    path, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    more = ["--separate"] if separate else []
+    assert main(["impute", str(path), "--out", str(out), "--draws", "2", "--quiet", *more]) == 0
+    if separate:
+        parts = [own.read_bytes() for own in sorted(tmp_path.glob("out*.csv"))]
+    else:
+        header, *lines = (line.rpartition(b";") for line in out.read_bytes().split(b"\r\n")[:-1])
+        assert header[2] == b"draw"
+        parts = [
+            b"\r\n".join([b"", *(line for line, _, own in lines if own == number), b""])
+            for number in (b"1", b"2")
+        ]
+    assert len(parts) == 2
+    before, one, other = (messy_cells(part) for part in (messy.content, *parts))
+    for drawn in (one, other):
+        assert (before[~messy.hidden] == drawn[~messy.hidden]).all()
+    column = messy.names.index("Saldo")
+    gone = messy.hidden[:, column]
+    assert (one[gone, column] != other[gone, column]).mean() > 0.9
