@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from .._devices import rehearsal, rehearsing
 BLOCK_B = 16
 # elements and pieces that one program of the reduction reads at a time
 REDUCED_ELEMENTS, REDUCED_PIECES = 64, 32
+# how often a compilation is begun again
+_AGAIN = 5
 # bits of infinity; every NaN is given the next number
 INFINITY_KEY = tl.constexpr(0x7F800000)
 
@@ -53,8 +55,25 @@ def compiling() -> Iterator[list[Future[Any]]]:
     Raises:
         triton.CompilationError, and what else their launch would raise.
     """
-    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool) as mode, rehearsal():
+    with Compilers() as pool, triton.AsyncCompileMode(pool) as mode, rehearsal():
         yield mode.raw_futures
+
+
+class Compilers(ThreadPoolExecutor):
+    """Threads that compile kernels, and do again what only went wrong because they are several.
+
+    Python keeps count of the depth of `ast.parse` for all threads together, and where one is interrupted
+    by another takes the other's depth for an error of its own: "AST constructor recursion depth mismatch".
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def run() -> Any:
+            for _ in range(_AGAIN):
+                with suppress(SystemError):
+                    return fn(*args, **kwargs)
+            return fn(*args, **kwargs)
+
+        return super().submit(run)
 
 
 def input_precision() -> str:

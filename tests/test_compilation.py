@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 import rvi_fast
 from rvi_fast import kernels, testing
 from rvi_fast._devices import rehearsal, rehearsing
+from rvi_fast.kernels._common import Compilers
 from rvi_fast.ops import table
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.training.inputs.prepare import Inputs
@@ -245,3 +246,22 @@ def test_fit_compiles_before_its_first_step_and_keeps_quiet_where_it_is_to(
     rvi_fast.fit(model, torch.rand(20, 4), epochs=1, batch_size=10, progress=progress)
     assert order == ["rehearses", "runs", "runs"]
     assert ("compiling 1 kernel for cpu, once" in capsys.readouterr().err) is progress
+
+
+def test_a_compilation_that_another_thread_has_disturbed_is_done_again():
+    tried = []
+
+    def disturbed(times):
+        tried.append(times)
+        if len(tried) <= times:
+            raise SystemError("AST constructor recursion depth mismatch (before=33, after=91)")
+        return "compiled"
+
+    with Compilers() as pool:
+        assert pool.submit(disturbed, 3).result() == "compiled"
+        assert len(tried) == 4
+        # what is wrong each time is an error, and so is any other error at once
+        with pytest.raises(SystemError):
+            pool.submit(disturbed, 100).result()
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(lambda: 1 / 0).result()

@@ -193,7 +193,9 @@ def test_what_a_step_makes_of_a_law_by_autograd_is_what_is_estimated(likelihood,
         (-law(x, outputs).mean()).backward()
 
     step()
-    gc.collect()  # tensors of other tests are not to be freed meanwhile
+    # tensors of before, and of other tests, are not to be freed meanwhile
+    outputs.grad = None
+    gc.collect()
     gc.disable()
     try:
         with torch.profiler.profile(
