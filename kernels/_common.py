@@ -62,8 +62,8 @@ def compiling() -> Iterator[list[Future[Any]]]:
 class Compilers(ThreadPoolExecutor):
     """Threads that compile kernels, and do again what only went wrong because they are several.
 
-    Python counts the depth of `ast.parse` for all threads together, and one that another interrupts takes
-    the other's for an error of its own: "AST constructor recursion depth mismatch".
+    Python counts the depth of `ast.parse` for all threads together, and one that another interrupts
+    takes the other's for an error of its own: "AST constructor recursion depth mismatch".
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
