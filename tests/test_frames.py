@@ -55,6 +55,10 @@ def columns():
         "bool[pyarrow]": (g.random(N) < 0.5, "boolean"),
         "string[pyarrow]": (g.choice(["x", "y"], N), "category"),
         "timestamp[ns][pyarrow]": (pd.date_range("2021-01-01", periods=N), "date"),
+        "timestamp[ns, tz=Europe/Berlin][pyarrow]": (
+            pd.date_range("2021-01-01 10:00", periods=N, freq="h", tz="Europe/Berlin"),
+            "date",
+        ),
     }
     return found | {
         name: (pd.Series(pd.array(values, dtype=name)), kind)
@@ -180,6 +184,11 @@ def test_columns_may_stand_in_another_order():
         (lambda: pd.DataFrame({"a": [1.0]}), {"a": "colour"}, "number, integer.*'colour' for 'a'"),
         (lambda: pd.DataFrame({"a": ["x", "y"]}), {"a": "number"}, None),
         (lambda: pd.DataFrame({"a": ["x", "y"]}), {"a": "date"}, None),
+        # "no" is not True, and no number is a time
+        (lambda: pd.DataFrame({"a": ["yes", "no"]}), {"a": "boolean"}, "True and False, got 'yes'"),
+        (lambda: pd.DataFrame({"a": [0, 1, 7]}), {"a": "boolean"}, "True and False, got 7"),
+        (lambda: pd.DataFrame({"a": ["2020-01-02"]}), {"a": "date"}, "got '2020-01-02'"),
+        (lambda: pd.DataFrame({"a": [1.5, 2.5]}), {"a": "duration"}, "got 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(frame, kinds, words):
@@ -188,6 +197,15 @@ def test_what_does_not_fit_is_refused(frame, kinds, words):
         FrameEncoder(kinds).fit(own).encode(own)
     with pytest.raises(TypeError, match="DataFrame, got list"):
         recognise([[1.0]])
+
+
+def test_times_with_a_zone_and_without_are_not_mixed():
+    zoned = pd.DataFrame({"t": pd.date_range("2020-01-01", periods=3, tz="Europe/Berlin")})
+    encoder = FrameEncoder().fit(zoned)
+    with pytest.raises(ValueError, match=r"column 't'.*with a time zone"):
+        encoder.encode(zoned.assign(t=zoned["t"].dt.tz_localize(None)))
+    in_utc = zoned.assign(t=zoned["t"].dt.tz_convert("UTC"))
+    assert np.array_equal(encoder.encode(in_utc)[0], encoder.encode(zoned)[0])
 
 
 def test_other_columns_than_those_of_fit_are_named():

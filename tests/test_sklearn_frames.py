@@ -111,6 +111,29 @@ def test_text_does_not_change_what_is_found(fitted):
     )
 
 
+def test_bounds_hold_for_numbers_and_not_for_what_dates_and_classes_are_encoded_as(fitted):
+    imputer, frame = fitted
+    bounded = clone(imputer).set_params(min_value=68.0, max_value=69.0).fit(frame)
+    found, free = bounded.transform(frame), imputer.transform(frame)
+    gone = frame["weight"].isna()
+    assert found["weight"][gone].between(68, 69).all()
+    for name in ("since", "group", "smokes"):
+        assert found[name].equals(free[name]), name
+
+
+def test_pickles_from_before_there_were_frames_still_transform():
+    g = np.random.default_rng(0)
+    x = g.normal(size=(80, 3)) @ g.normal(size=(3, 4))
+    x[g.random(x.shape) < 0.2] = np.nan
+    imputer = RelayImputer(**SMALL).fit(x)
+    expected = imputer.transform(x), imputer.sample(x, 2, random_state=0)
+    for name in ("encoder_", "_text"):
+        del vars(imputer)[name]
+    again = pickle.loads(pickle.dumps(imputer))
+    assert np.array_equal(again.transform(x), expected[0])
+    assert np.array_equal(again.sample(x, 2, random_state=0), expected[1])
+
+
 def test_frames_of_numbers_are_what_they_were():
     g = np.random.default_rng(0)
     x = g.normal(size=(80, 3)) @ g.normal(size=(3, 4))

@@ -9,6 +9,8 @@ import numpy as np
 
 # units of dates and durations in nanoseconds, the coarsest first
 _UNITS = (86_400 * 10**9, 3600 * 10**9, 60 * 10**9, 10**9, 10**6, 10**3, 1)
+_DATES = (datetime.date, np.datetime64)
+_DURATIONS = (datetime.timedelta, np.timedelta64)
 
 
 class Column:
@@ -55,7 +57,11 @@ class Booleans(Column):
     law = "bernoulli"
 
     def encode(self, series: Any) -> np.ndarray:
-        return np.array([np.nan if isna else float(bool(value)) for value, isna in _pairs(series)])
+        values = [np.nan if isna else value for value, isna in _pairs(series)]
+        wrong = [own for own in values if own != 0 and own != 1 and own == own]
+        if wrong:
+            raise ValueError(f"expected True and False, got {wrong[0]!r}")
+        return np.array(values, np.float64)
 
     def entries(self, values: np.ndarray, dtype: Any) -> Any:
         return values > 0.5
@@ -106,7 +112,7 @@ class Times(Column):
 
     def fit(self, series: Any) -> Self:
         counts, missing = self._counts(series)
-        self.zone = getattr(series.dtype, "tz", None)
+        self.zone = _zone_of(series.dtype)
         # of objects, days that are no points in time
         self.days = all(type(own) is datetime.date for own in series[~missing].head(1))
         seen = counts[~missing]
@@ -115,6 +121,10 @@ class Times(Column):
         return self
 
     def encode(self, series: Any) -> np.ndarray:
+        if (_zone_of(series.dtype) is None) != (self.zone is None):
+            raise ValueError(
+                f"expected times {'with' if self.zone else 'without'} a time zone, got {series.dtype}"
+            )
         counts, missing = self._counts(series)
         values = (counts - self.first) / self.unit
         values[missing] = np.nan
@@ -144,6 +154,9 @@ class Times(Column):
         import pandas
 
         missing = series.isna().to_numpy(bool)
+        for own in series[~missing].head(1):
+            if not isinstance(own, _DURATIONS if self.durations else _DATES):
+                raise ValueError(f"expected datetimes or timedeltas, got {own!r}")
         if self.durations:
             found = pandas.to_timedelta(series).astype("timedelta64[ns]")
         else:
@@ -164,6 +177,11 @@ def column_of(kind: str) -> Column | None:
         "duration": lambda: Times(durations=True),
     }
     return made[kind]() if kind in made else None
+
+
+def _zone_of(dtype: Any) -> Any:
+    """The time zone of a dtype of pandas or pyarrow, None without one."""
+    return getattr(getattr(dtype, "pyarrow_dtype", dtype), "tz", None)
 
 
 def _pairs(series: Any) -> Any:

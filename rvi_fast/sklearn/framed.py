@@ -109,6 +109,13 @@ def ordered_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
     return np.array([kind not in ("boolean", "category") for kind in encoder.kinds_.values()])
 
 
+def numbers_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
+    """Which columns are numbers in the table that was given, bool [D]."""
+    if encoder is None:
+        return np.ones(num_features, bool)
+    return np.array([kind in _PLAIN for kind in encoder.kinds_.values()])
+
+
 def text_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
     """Which columns are text, bool [D]."""
     return np.zeros(num_features, bool) if encoder is None else ~encoder.modelled

@@ -17,7 +17,7 @@ from .. import _checks
 from ..training.impute import impute
 from .blended import BlendedEstimator
 from .estimator import full_precision
-from .framed import framed, holes_of, ordered_of, text_of
+from .framed import framed, holes_of, numbers_of, ordered_of, text_of
 from .members import Blend
 from .tables import bounds_of, holed
 
@@ -114,7 +114,8 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.
-        min_value: the least that is filled in, a number or one for each feature [D].
+        min_value: the least that is filled in, a number or one for each feature [D]; of a DataFrame that
+            is not all numbers it holds for numbers and integers.
         max_value: the most that is filled in, likewise.
         keep_empty_features: keep features that were never observed in `fit`, filled with 0, instead of
             dropping them.
@@ -153,6 +154,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         >>> filled.shape, bool(abs(filled[::5, 1] - np.linspace(-2, 2, 100)[::5]).max() < 0.5)
         ((100, 3), True)
     """
+
+    # which columns of `fit` are text; pickles of versions without it have none
+    _text: np.ndarray = np.zeros(1, bool)
 
     def __init__(
         self,
@@ -224,6 +228,10 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         self._check_members()
         x, missing, _ = self._fit(X)
         self._low, self._high = bounds_of(self.min_value, self.max_value, x.shape[1])
+        # of a DataFrame dates and classes are numbers for the model alone
+        bounded = numbers_of(self.encoder_, x.shape[1])
+        self._low = np.where(bounded, self._low, -np.inf)
+        self._high = np.where(bounded, self._high, np.inf)
         # text is kept as it is, and nothing is sought of it
         self._text = text_of(self.encoder_, x.shape[1])
         self._kept = ~self._empty | bool(self.keep_empty_features) | self._text
