@@ -85,7 +85,6 @@ BUILT_IN: dict[str, Callable[[], np.ndarray]] = {
     "friedman": _friedman,
 }
 SIZED: dict[str, Callable[[], np.ndarray]] = {
-    "low_rank_800": lambda: low_rank(800, 10, 4),
     "low_rank_100k": lambda: low_rank(100_000, 100, 8),
     "low_rank_1m": lambda: low_rank(1_000_000, 50, 8),
 }

@@ -10,15 +10,10 @@ import lzma
 import zipfile
 from pathlib import Path
 
+from ...data.formats.cells import MARKS
+
 TEXT = (".csv", ".tsv", ".txt")
 PACKED = (".gz", ".bz2", ".xz", ".zip")
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 def unpacked(path: Path) -> bytes:
@@ -72,7 +67,7 @@ def is_text(path: Path) -> bool:
 
 def decoded(written: bytes, encoding: str | None) -> tuple[str, str, bytes]:
     """The text of a file, its encoding, and the byte-order mark before it."""
-    mark, marked = next((m for m in _MARKS if written.startswith(m[0])), (b"", None))
+    mark, marked = next((m for m in MARKS if written.startswith(m[0])), (b"", None))
     body = written[len(mark) :]
     if encoding is not None:
         try:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 # cells that say that an entry is missing, in any case and with spaces around
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?", "-", ".")
 
-# longer marks first: that of UTF-32 begins with that of UTF-16
-_MARKS = (
+# byte-order marks; longer ones first: that of UTF-32 begins with that of UTF-16
+MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -98,7 +98,7 @@ class _UnclosedQuote(ValueError):
 
 def decode(written: bytes) -> tuple[str, str, bytes]:
     """The text of a file, its encoding, and the byte-order mark that said so."""
-    mark, encoding = next((m for m in _MARKS if written.startswith(m[0])), (b"", "utf-8"))
+    mark, encoding = next((m for m in MARKS if written.startswith(m[0])), (b"", "utf-8"))
     try:
         text = written[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
