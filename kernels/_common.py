@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from .._devices import rehearsal, rehearsing
 
@@ -25,8 +27,8 @@ from .._devices import rehearsal, rehearsing
 BLOCK_B = 16
 # elements and pieces that one program of the reduction reads at a time
 REDUCED_ELEMENTS, REDUCED_PIECES = 64, 32
-# how often a compilation is begun again
-_AGAIN = 5
+# threads that have kernels compiled take turns
+_COMPILING = threading.Lock()
 # bits of infinity; every NaN is given the next number
 INFINITY_KEY = tl.constexpr(0x7F800000)
 
@@ -55,25 +57,32 @@ def compiling() -> Iterator[list[Future[Any]]]:
     Raises:
         triton.CompilationError, and what else their launch would raise.
     """
-    with Compilers() as pool, triton.AsyncCompileMode(pool) as mode, rehearsal():
-        yield mode.raw_futures
+    with _COMPILING, _parsing_in_turn(), ThreadPoolExecutor() as pool:
+        # left by an error this mode of Triton would stay active: what went wrong is raised behind it
+        with triton.AsyncCompileMode(pool, ignore_errors=True) as mode, rehearsal():
+            yield mode.raw_futures
+        for future in mode.raw_futures:
+            future.result()
 
 
-class Compilers(ThreadPoolExecutor):
-    """Threads that compile kernels, and do again what only went wrong because they are several.
+@contextmanager
+def _parsing_in_turn() -> Iterator[None]:
+    """Within it one thread at a time makes a syntax tree of a kernel.
 
-    Python counts the depth of `ast.parse` for all threads together, and one that another interrupts
-    takes the other's for an error of its own: "AST constructor recursion depth mismatch".
+    Python 3.11 counts the depth of `ast.parse` for all threads together, and one that another interrupts
+    takes its depth for an error: "SystemError: AST constructor recursion depth mismatch".
     """
+    parse, turn = JITFunction.parse, threading.Lock()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        def run() -> Any:
-            for _ in range(_AGAIN):
-                with suppress(SystemError):
-                    return fn(*args, **kwargs)
-            return fn(*args, **kwargs)
+    def parse_in_turn(function: Any) -> Any:
+        with turn:
+            return parse(function)
 
-        return super().submit(run)
+    JITFunction.parse = parse_in_turn
+    try:
+        yield
+    finally:
+        JITFunction.parse = parse
 
 
 def input_precision() -> str:

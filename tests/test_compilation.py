@@ -15,6 +15,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import kernel_budget
 import torch
+import triton
+import triton.language as tl
 from test_launches import META, B, data, serve_without_memory, standard
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -22,7 +24,6 @@ from triton.runtime.jit import JITFunction
 import rvi_fast
 from rvi_fast import kernels, testing
 from rvi_fast._devices import rehearsal, rehearsing
-from rvi_fast.kernels._common import Compilers
 from rvi_fast.ops import table
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.training.inputs.prepare import Inputs
@@ -248,20 +249,40 @@ def test_fit_compiles_before_its_first_step_and_keeps_quiet_where_it_is_to(
     assert ("compiling 1 kernel for cpu, once" in capsys.readouterr().err) is progress
 
 
-def test_a_compilation_that_another_thread_has_disturbed_is_done_again():
-    tried = []
+def test_threads_make_syntax_trees_one_after_the_other(monkeypatch):
+    at_work, most, turn = [], [], threading.Lock()
 
-    def disturbed(times):
-        tried.append(times)
-        if len(tried) <= times:
-            raise SystemError("AST constructor recursion depth mismatch (before=33, after=91)")
-        return "compiled"
+    def parse(function):
+        with turn:
+            at_work.append(function)
+            most.append(len(at_work))
+        threading.Event().wait(0.01)  # long enough for another thread to come in
+        at_work.remove(function)
 
-    with Compilers() as pool:
-        assert pool.submit(disturbed, 3).result() == "compiled"
-        assert len(tried) == 4
-        # what is wrong each time is an error, and so is any other error at once
-        with pytest.raises(SystemError):
-            pool.submit(disturbed, 100).result()
-        with pytest.raises(ZeroDivisionError):
-            pool.submit(lambda: 1 / 0).result()
+    monkeypatch.setattr(JITFunction, "parse", parse)
+    with kernels.compiling() as compiled, ThreadPoolExecutor(8) as pool:
+        wanted = range(16)
+        list(pool.map(lambda number: JITFunction.parse(number), wanted))
+        assert not compiled
+    assert most == [1] * len(wanted)
+    assert JITFunction.parse is parse
+
+
+@triton.jit
+def _kernel_that_names_nothing(x_ptr):
+    tl.store(x_ptr, what_is_not_there)  # noqa: F821
+
+
+@triton.jit
+def _kernel_that_stores_one(x_ptr):
+    tl.store(x_ptr, 1)
+
+
+def test_a_kernel_that_does_not_compile_is_an_error_once_and_hinders_no_other(device):
+    x = torch.empty(4, dtype=torch.int32, device=META)
+    with pytest.raises(triton.CompilationError, match="what_is_not_there"), kernels.compiling():
+        _kernel_that_names_nothing.warmup(x, grid=(1,))
+    with kernels.compiling() as compiled:
+        _kernel_that_stores_one.warmup(x, grid=(1,))
+    assert len(compiled) == 1
+    assert compiled[0].exception() is None
