@@ -79,8 +79,9 @@ ROOMS = {
     "load": "places",
     "infer": "loop held_out",
     "impute": "infer",
+    "serving": "loop",
     "collapse": "infer",
-    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load impute serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -19,6 +19,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .serving import RowImputer
 from .start_linear import start_linear
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "History",
     "MemoryEstimate",
     "Recipe",
+    "RowImputer",
     "RunDirectoryInUse",
     "callbacks",
     "estimate_memory",
