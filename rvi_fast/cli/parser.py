@@ -19,6 +19,7 @@ from .options import (
     DEVICE_HELP,
     WRITABLE,
     add_data_arguments,
+    add_jobs,
     add_quiet,
     add_run_arguments,
     add_setting,
@@ -102,6 +103,13 @@ def _add_train(commands: Any) -> None:
         default=60.0,
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
+    )
+    train.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where the numbers of a directory of Parquet files are kept in one file, 4 bytes each "
+        "(default: beside --run-dir, with .cache at the end of its name)",
     )
     add_quiet(train)
 
@@ -223,8 +231,10 @@ def _add_infer(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=f"table of posterior means and standard deviations: {WRITABLE}",
+        help=f"table of posterior means and standard deviations: {WRITABLE}; of a directory of Parquet "
+        "files a directory",
     )
+    add_jobs(new)
     add_quiet(new)
 
 
