@@ -80,6 +80,17 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     )
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """An option of commands that train on a directory of files."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where the numbers of a directory of Parquet files are kept in one file, 4 bytes each "
+        "(default: beside --run-dir, with .cache at the end of its name)",
+    )
+
+
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """An option of commands that write a directory of files."""
     parser.add_argument(

@@ -18,6 +18,7 @@ from .laws import NAMES
 from .options import (
     DEVICE_HELP,
     WRITABLE,
+    add_cache,
     add_data_arguments,
     add_jobs,
     add_quiet,
@@ -104,13 +105,7 @@ def _add_train(commands: Any) -> None:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
-    train.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where the numbers of a directory of Parquet files are kept in one file, 4 bytes each "
-        "(default: beside --run-dir, with .cache at the end of its name)",
-    )
+    add_cache(train)
     add_quiet(train)
 
 
