@@ -71,10 +71,10 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
     missing = 1 - counts.sum() / (source.num_rows * len(counts))
     say(_summary(source, f"{missing:.1%} missing; {arguments.model} on {device}", run["unseen"]))
     fit_model(arguments, model, x, device, eval_every=0)
-    # of some rows, so that it takes no longer for more of them
-    error = held_out_error(model, x)
-    say(f"\nheld-out entries: {error:.3f} of the error of column means (root mean square)")
     if not distributed.launched():
+        # of some rows, so that it takes no longer for more of them
+        error = held_out_error(model, x)
+        print(f"\nheld-out entries: {error:.3f} of the error of column means (root mean square)")
         steps = arguments.epochs * -(-len(x) // arguments.batch_size)
         warn_of_collapse(error, arguments.lr, steps)
     say(f"\nwritten to {run_dir}")
