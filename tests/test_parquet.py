@@ -161,6 +161,48 @@ def test_what_is_no_table_of_numbers_is_refused_by_file_and_column(tmp_path):
         data.ParquetDirectory(tmp_path)
 
 
+def test_categories_are_codes_of_their_values_and_values_again(tmp_path):
+    ordered = pa.DictionaryArray.from_arrays(
+        pa.array([2, None, 0, 1], pa.int8()), ["low", "unused", "high"], ordered=True
+    )
+    texts = ["high", "low", None, "low"]
+    table = {"x": [1.0, 2.0, 3.0, 4.0], "text": texts, "level": ordered, "code": [7, 9, None, 8]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    more = {"x": [1.0], "text": ["north"], "level": ordered[:1], "code": [7]}
+    pq.write_table(pa.table(more), tmp_path / "b.parquet")
+    names = ["text", "level", "code"]
+    source = data.ParquetDirectory(tmp_path, categories=names)
+    assert source.features == ("x", "text", "level", "code")
+    assert source.categories == {
+        "text": ("high", "low", "north"),
+        "level": ("high", "low", "unused"),
+        "code": (7, 8, 9),
+    }
+    nan = np.nan
+    codes = [[0, 0, 0], [1, nan, 2], [nan, 1, nan], [1, 2, 1], [2, 0, 0]]
+    np.testing.assert_array_equal(source.mapped(tmp_path / "cache")[:, 1:], codes)
+    ((_, piece),) = source.chunks("a.parquet")
+    for name, expected in (
+        ("text", ["high", "low", "north", "low"]),
+        ("level", ["high", "unused", "low", "unused"]),
+        ("code", [7, 9, 9, 8]),
+    ):
+        column = piece.column(name)
+        gaps = ~column.is_valid().to_numpy()
+        filled = source.filled(name, column, np.array([nan, 1.8, 2.2, nan]), gaps)
+        assert filled.type == column.type
+        assert filled.to_pylist() == expected
+    level = source.filled("level", piece.column("level"), np.zeros(4), np.ones(4, bool)).chunk(0)
+    assert level.dictionary.to_pylist() == ["low", "unused", "high"]
+    known = {"text": ["high", "low"], "level": ["high", "low", "unused"], "code": [7, 8, 9]}
+    other = data.ParquetDirectory(tmp_path, categories=known)
+    with pytest.raises(data.DataError, match=r"b\.parquet.*'text': row 0: 'north' is none of"):
+        other.mapped(tmp_path / "cache")
+    for wrong, said in (({"categories": ["x"]}, "'x'"), ({"categories": "text"}, "sequence")):
+        with pytest.raises((data.DataError, TypeError), match=said):
+            data.ParquetDirectory(tmp_path, **wrong)
+
+
 def test_filled_cells_keep_the_type_of_their_column():
     where, values = np.array([True, False, True]), np.array([300.6, 5.0, -1e30])
 
@@ -291,9 +333,10 @@ def test_command_line_takes_a_directory_where_it_takes_a_file(directory, tmp_pat
     small = ("--epochs", 10, "--latent-dim", 3, "--hidden", 16, "--groups", 6, "--lr", 0.01)
     run_dir = tmp_path / "run"
     quiet = ("--run-dir", run_dir, "--quiet")
-    said = run("train", "--data", directory, "--likelihood", "flag=bernoulli", *quiet, *small).out
-    assert "4 files, 2012 rows, 6 features, 20.1% missing" in said
-    assert "carried along: 'key' (no number), 'when' (no number), 'place' (no number)" in said
+    laws = ("--likelihood", "flag=bernoulli", "place=categorical")
+    said = run("train", "--data", directory, *laws, *quiet, *small).out
+    assert "4 files, 2012 rows, 7 features, 17.3% missing" in said
+    assert "carried along: 'key' (no number), 'when' (no number)" in said
     assert len(list((tmp_path / "run.cache").glob("*.npy"))) == 1
     said = run("impute", "--out", tmp_path / "out", "--jobs", 1, "--min-value", -3, *quiet).out
     assert said.splitlines()[-1].endswith("4 files")
@@ -307,10 +350,12 @@ def test_command_line_takes_a_directory_where_it_takes_a_file(directory, tmp_pat
         assert table.column("x0").null_count == 0
     run("infer", "--data", directory, "--out", tmp_path / "latents", "--jobs", 1, *quiet)
     assert whole(tmp_path / "latents").keys() == whole(directory).keys()
-    # the same run goes on, and a file of such rows goes through its model
-    run("train", "--data", directory, "--likelihood", "flag=bernoulli", *quiet, *small, "--resume")
+    # the same run goes on
+    run("train", "--data", directory, *laws, *quiet, *small, "--resume")
+    other = ("--run-dir", tmp_path / "numbers", "--quiet")
+    run("train", "--data", directory, *other, *small)
     one = directory / "month=0/0.parquet"
-    run("impute", "--data", one, "--out", tmp_path / "one.parquet", *quiet)
+    run("impute", "--data", one, "--out", tmp_path / "one.parquet", *other)
     assert pq.ParquetFile(tmp_path / "one.parquet").read().num_rows == 500
     for option in ("--subset 5", "--missing 0.1", "--transform auto", "--no-header"):
         error = run(

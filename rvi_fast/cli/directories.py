@@ -57,13 +57,11 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
     """Trains a model on a directory and writes it to a run directory."""
     _check_options(arguments)
     run_dir: Path = arguments.run_dir
-    source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore)
-    rows = None
-    if distributed.launched():
-        rows = distributed.rows_of_rank(source.num_rows)
+    source, words = _with_categories(arguments)
+    rows = distributed.rows_of_rank(source.num_rows) if distributed.launched() else None
     cache = arguments.cache or run_dir.with_name(f"{run_dir.name}.cache")
     x = source.mapped(cache, rows=rows, progress=not arguments.quiet)
-    likelihood = laws_of(arguments.likelihood or (), x, source.features)
+    likelihood = laws_of(words, x, source.features)
     model, _ = build_model(arguments, (source.num_rows, len(source.features)), likelihood)
     counts = distributed.total(_counted(x)).numpy()
     run = _described(arguments, source, likelihood, counts == 0)
@@ -123,7 +121,9 @@ def _opened(
         raise ValueError(
             f"--ignore: expected none, the columns are those of {arguments.run_dir}: others are carried"
         )
-    source = data.ParquetDirectory(path, columns, ignore=arguments.ignore)
+    source = data.ParquetDirectory(
+        path, columns, ignore=arguments.ignore, categories=run.get("categories", {})
+    )
     unseen = [source.features[place] for place in run.get("unseen", ())]
     print(_summary(source, f"{arguments.run_dir} on {device}", run.get("unseen", ())), flush=True)
     options = {
@@ -136,6 +136,29 @@ def _opened(
         "progress": not arguments.quiet,
     }
     return model, source, options
+
+
+def _with_categories(
+    arguments: argparse.Namespace,
+) -> tuple[data.ParquetDirectory, list[str]]:
+    """The directory in training, and the words of --likelihood with a number of classes in each.
+
+    Columns that hold no numbers and have a categorical law are codes of their values.
+    """
+    source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore)
+    words = list(arguments.likelihood or ())
+    carried = [name for name, _ in source.carried]
+    classes = {place: word.rpartition("=")[0] for place, word in enumerate(words)
+               if word.rpartition("=")[2] == "categorical"}  # fmt: skip
+    texts = [name for name in classes.values() if name in carried]
+    if texts:
+        source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore, categories=texts)
+    for place, name in classes.items():
+        if name in source.categories:
+            words[place] += f":{len(source.categories[name])}"
+        elif distributed.launched():  # which see some of the codes each
+            raise ValueError(f"--likelihood: expected {words[place]}:K under torchrun, got no K")
+    return source, words
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -175,6 +198,7 @@ def _described(
         "pixels": False,
         "columns": list(source.features),
         "carried": [name for name, _ in source.carried],
+        "categories": {name: list(values) for name, values in source.categories.items()},
         "unseen": np.flatnonzero(unseen).tolist(),
     }
 

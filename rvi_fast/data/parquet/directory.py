@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 from ...files import StrPath
 from ..files import DataError, blaming, require
 from ..formats.arrow import index_names
-from .columns import is_number, numbers_of
+from .categories import codes_of, fill_categories, is_category, values_of
+from .columns import fill, is_number, numbers_of
 from .mapped import map_table
 
 # rows and numbers of a chunk
@@ -45,20 +46,25 @@ class ParquetDirectory:
     The files are those that end in .parquet, in directories below too, in the order of their names; what
     begins with a dot or an underscore is passed over, as pyarrow.dataset does. Their rows follow each
     other. A number that is null or NaN is missing. A model takes columns of floats, whole numbers, bools
-    and decimals, which every file must have; the others (keys, texts, dates, categories, the index of a
-    DataFrame) are carried along.
+    and decimals, which every file must have; the others (keys, texts, dates, the index of a DataFrame)
+    are carried along, and so are categories, unless `categories` names them.
 
     Args:
         path: the directory.
         columns: names of the columns that a model is to take, in the order that it is to see; all
             columns of numbers if not given.
         ignore: names of columns of numbers to carry along as well, where `columns` is not given.
+        categories: names of columns of texts, whole numbers or bools, perhaps dictionary-encoded, that a
+            model is to take as codes 0, 1, ... of their values in rising order, as the likelihood
+            ("categorical", k) has them. All files are read to find these, 1,000 at most; or a mapping
+            from names to the values, those of `categories` in training.
 
     Attributes:
         path: the directory.
         files: the `ParquetFile` of each.
         num_rows: N.
         features: names of the D columns.
+        categories: the values of each column of categories.
         carried: name of each other column of the first file, and why it is none of them.
 
     Raises:
@@ -87,13 +93,17 @@ class ParquetDirectory:
         columns: Sequence[str] | None = None,
         *,
         ignore: Sequence[str] = (),
+        categories: Sequence[str] | Mapping[str, Sequence[Any]] = (),
     ) -> None:
         self.path = Path(path).expanduser()
+        if isinstance(categories, str):
+            raise TypeError(f"categories: expected a sequence of names, got {categories!r}")
         names = list(_names(self.path))
         if not names:
             raise DataError(f"{self.path}: expected a directory with .parquet files, found none")
         footers = [(name, *self._footer(name)) for name in names]
-        self.features, self.carried = _chosen(footers[0][2], columns, ignore)
+        self.features, self.carried = _chosen(footers[0][2], columns, ignore, tuple(categories))
+        self.categories: dict[str, tuple[Any, ...]] = dict.fromkeys(categories, ())
         self._kinds: list[list[str]] = []
         self.files: list[ParquetFile] = []
         for name, num_rows, schema in footers:
@@ -104,6 +114,9 @@ class ParquetDirectory:
         self.num_rows = sum(file.num_rows for file in self.files)
         if not self.num_rows:
             raise DataError(f"{self.path}: expected rows, its files have none")
+        for name in self.categories:
+            given = categories[name] if isinstance(categories, Mapping) else None
+            self.categories[name] = self._values(name) if given is None else tuple(given)
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and times of change of the files, and of names and types of columns.
@@ -112,7 +125,9 @@ class ParquetDirectory:
         taken for the same.
         """
         parts = [[file.name, file.num_rows, file.size, file.mtime_ns] for file in self.files]
-        described = [list(self.features), self._kinds, parts]
+        described = [list(self.features), self._kinds, parts, self.categories]
+        # a table without categories is named as it was
+        described = described if self.categories else described[:3]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def mapped(
@@ -175,7 +190,7 @@ class ParquetDirectory:
                 first = stop
 
     def numbers(self, name: str, first: int, table: Any) -> np.ndarray:
-        """The features of some rows of a file, float64 [n, D] with NaN for missing.
+        """The features of some rows of a file, float64 [n, D] with NaN for missing, codes of categories.
 
         Args:
             name: of the file.
@@ -183,11 +198,18 @@ class ParquetDirectory:
             table: the rows, as `chunks` gives them.
 
         Raises:
-            DataError: a number that is infinite in float32, with row and column.
+            DataError: a number that is infinite in float32, or a value that is none of the categories,
+                with row and column.
         """
         values = np.empty((len(table), len(self.features)))
         for place, feature in enumerate(self.features):
-            values[:, place] = numbers_of(table.column(feature))
+            column = table.column(feature)
+            if feature in self.categories:
+                where = f"{self.path / name}, from row {first} on, column {feature!r}"
+                with blaming(Path(where)):
+                    values[:, place] = codes_of(column, self.categories[feature])
+            else:
+                values[:, place] = numbers_of(column)
         with np.errstate(over="ignore"):
             wrong = np.isinf(values.astype(np.float32))
         if wrong.any():
@@ -197,6 +219,25 @@ class ParquetDirectory:
                 f"infinite as float32"
             )
         return values
+
+    def filled(self, feature: str, column: Any, values: np.ndarray, where: np.ndarray) -> Any:
+        """A column of the table with some cells filled in, all in the type that it has.
+
+        Args:
+            feature: its name.
+            column: some of its rows, as `chunks` gives them.
+            values: [n], numbers or codes.
+            where: bool [n], true = taken from `values`; all other cells keep their bits.
+        """
+        if feature in self.categories:
+            return fill_categories(column, self.categories[feature], values, where)
+        return fill(column, values, where)
+
+    def _values(self, name: str) -> tuple[Any, ...]:
+        """All categories of a column."""
+        parts = (table for file in self.files for _, table in self.chunks(file.name, only=[name]))
+        with blaming(self.path):
+            return values_of(name, (table.column(name) for table in parts))
 
     def _numbers(self, rows: range) -> Iterator[np.ndarray]:
         """Float32 pieces of the table that together are these rows."""
@@ -220,10 +261,13 @@ class ParquetDirectory:
         """Refuses a file whose columns of numbers are others; the types of the features."""
         for feature in self.features:
             places = schema.get_all_field_indices(feature)
-            if len(places) != 1 or not is_number(schema.field(places[0]).type):
+            fits, what = is_number, "numbers"
+            if feature in self.categories:
+                fits, what = is_category, "texts, whole numbers or bools"
+            if len(places) != 1 or not fits(schema.field(places[0]).type):
                 got = [str(schema.field(place).type) for place in places]
                 raise ValueError(
-                    f"expected one column {feature!r} of numbers, got {' and '.join(got) or 'none'}"
+                    f"expected one column {feature!r} of {what}, got {' and '.join(got) or 'none'}"
                 )
         if whole:
             more = set(_numeric(schema)) - set(self.features) - set(ignore)
@@ -249,10 +293,17 @@ def _numeric(schema: Any) -> list[str]:
 
 
 def _chosen(
-    schema: Any, columns: Sequence[str] | None, ignore: Sequence[str]
+    schema: Any,
+    columns: Sequence[str] | None,
+    ignore: Sequence[str],
+    categories: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Names of the features, and of all other columns with the reason why they are none."""
-    for option, given in (("columns", columns or ()), ("ignore", ignore)):
+    for option, given in (
+        ("columns", columns or ()),
+        ("ignore", ignore),
+        ("categories", categories),
+    ):
         if isinstance(given, str):
             raise TypeError(f"{option}: expected a sequence of names, got {given!r}")
         for name in given:
@@ -262,14 +313,17 @@ def _chosen(
     if columns is not None and ignore:
         raise ValueError("ignore: expected none beside columns, which leave out all others")
     numeric = _numeric(schema)
-    features = numeric if columns is None else list(columns)
-    features = [name for name in features if name not in ignore]
+    taken = [name for name in schema.names if name in numeric or name in categories]
+    features = [name for name in taken if name not in ignore] if columns is None else list(columns)
     for name in features:
-        if not is_number(schema.field(schema.names.index(name)).type) or features.count(name) > 1:
-            kind = schema.field(schema.names.index(name)).type
+        kind = schema.field(schema.names.index(name)).type
+        if not (is_number(kind) or name in categories) or features.count(name) > 1:
             raise ValueError(
                 f"columns: expected columns of numbers, each once, got {name!r}: {kind}"
             )
+    for name in categories:
+        if name not in features:
+            raise ValueError(f"categories: expected names that columns has too, got {name!r}")
     if not features:
         raise ValueError(f"columns: expected columns of numbers, the table has {schema.names[:20]}")
     carried = []

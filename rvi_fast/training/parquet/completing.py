@@ -173,6 +173,12 @@ def _job(
             f"x: expected {model.num_features} columns of numbers, as the model has features, got "
             f"{len(source.features)}: {', '.join(source.features[:10])}"
         )
+    for name, classes in zip(source.features, model.law.classes, strict=True):
+        if name in source.categories and len(source.categories[name]) > classes:
+            raise ValueError(
+                f"x: expected at most {classes} categories in column {name!r}, as the likelihood has, "
+                f"got {len(source.categories[name])}"
+            )
     for name in unseen:
         if name not in source.features:
             raise ValueError(f"unseen: expected names of features, got {name!r}")
@@ -198,6 +204,7 @@ def _run(job: Job, jobs: int | None, progress: bool) -> Completed:
         "does": job.kind,
         "model": digest_of_model(job.model),
         "features": list(job.source.features),
+        "categories": {name: list(own) for name, own in job.source.categories.items()},
         "unseen": np.flatnonzero(job.unseen).tolist(),
         "options": [*job.inference.values(), job.estimate, *map(repr, job.bounds)],
     }

@@ -11,7 +11,6 @@ import torch
 
 from ...data.files import blaming, require
 from ...data.parquet import ParquetDirectory
-from ...data.parquet.columns import fill
 from ...data.parquet.rewriting import rewrite
 from ...models import LatentModel
 from ..impute import impute
@@ -89,7 +88,7 @@ def _completed(job: Job, name: str, first: int, table: Any) -> tuple[Any, int]:
     values = filled.to(torch.float64).cpu().numpy().clip(*job.bounds)
     for place, feature in enumerate(job.source.features):
         column = table.schema.get_field_index(feature)
-        changed = fill(table.column(column), values[:, place], gaps[:, place])
+        changed = job.source.filled(feature, table.column(column), values[:, place], gaps[:, place])
         table = table.set_column(column, table.schema.field(column), changed)
     return table, int(gaps.sum())
 
