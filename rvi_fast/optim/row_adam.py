@@ -147,6 +147,7 @@ class RowAdam(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(posterior, RelayPosterior):
             raise TypeError(f"posterior: expected a RelayPosterior, got {type(posterior).__name__}")
+        posterior.check_rows()
         options = {
             "lr": lr,
             "betas": betas,
