@@ -137,6 +137,6 @@ def impute_table(arguments: argparse.Namespace) -> int:
 def export_model(arguments: argparse.Namespace) -> int:
     """Writes the model of a run directory to one file."""
     check_out(arguments.out, ())
-    export(load(arguments.run_dir), arguments.out)
+    export(load(arguments.run_dir, rows=arguments.rows), arguments.out, rows=arguments.rows)
     print(f"written to {arguments.out}")
     return 0

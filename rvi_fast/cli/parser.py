@@ -250,6 +250,12 @@ def _add_export(commands: Any) -> None:
     file.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the file, which load() reads"
     )
+    file.add_argument(
+        "--no-rows",
+        dest="rows",
+        action="store_false",
+        help="leave out the rows of the training data: kilobytes, which serve new rows alone",
+    )
 
 
 def _add_info(commands: Any) -> None:
