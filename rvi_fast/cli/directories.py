@@ -115,7 +115,7 @@ def _opened(
             f"--data: expected a file: {arguments.run_dir} was trained on pixels, or before 0.3, when "
             "the scale of its data was kept outside the model"
         )
-    model = load(arguments.run_dir, device=device)
+    model = load(arguments.run_dir, device=device, rows=False)
     columns = run.get("columns")
     if columns is not None and arguments.ignore:
         raise ValueError(

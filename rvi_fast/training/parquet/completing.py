@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 import multiprocessing
@@ -21,6 +20,7 @@ from ...models import LatentModel
 from ...progress import progress_bar
 from ..loop.interrupts import Interrupted, deferred
 from ..runs.directory import RunDirectory
+from ..runs.export import without_rows
 from ..workers import Ended, available_cpus, side_by_side
 from .outputs import Outputs, digest_of_model
 from .work import Job, write_file
@@ -186,17 +186,7 @@ def _job(
     if path.resolve() == own or own in path.resolve().parents or path.resolve() in own.parents:
         raise ValueError(f"out: expected a directory apart from {source.path}, got {path}")
     hidden = np.array([name in unseen for name in source.features])
-    return Job(kind, _without_rows(model), source, path, hidden, inference)
-
-
-def _without_rows(model: LatentModel) -> LatentModel:
-    """A view of the model with one row, where those of new data start: the average of all."""
-    if model.amortized:
-        return model
-    other = copy.copy(model)
-    posterior = model.posterior.over(model.posterior.mean_row()[None])
-    other.__dict__["_modules"] = {**model._modules, "posterior": posterior}
-    return other
+    return Job(kind, without_rows(model), source, path, hidden, inference)
 
 
 def _run(job: Job, jobs: int | None, progress: bool) -> Completed:
