@@ -10,7 +10,9 @@ import torch
 
 import rvi_fast
 from rvi_fast import cli, data
+from rvi_fast.cli.scales import scaler_of
 from rvi_fast.data.parquet import columns
+from rvi_fast.data.recipe import Units
 from rvi_fast.training import impute_parquet, infer_parquet
 
 pa = pytest.importorskip("pyarrow")
@@ -357,9 +359,68 @@ def test_command_line_takes_a_directory_where_it_takes_a_file(directory, tmp_pat
     one = directory / "month=0/0.parquet"
     run("impute", "--data", one, "--out", tmp_path / "one.parquet", *other)
     assert pq.ParquetFile(tmp_path / "one.parquet").read().num_rows == 500
-    for option in ("--subset 5", "--missing 0.1", "--transform auto", "--no-header"):
+    for option in ("--subset 5", "--missing 0.1", "--recipe figure", "--no-header"):
         error = run(
             *("train", "--data", directory, "--run-dir", tmp_path / "other", *option.split()),
             status=2,
         ).err
         assert f"{option.split()[0].replace('no-', '')}: expected none with a directory" in error
+
+
+def test_scale_and_transform_in_pieces_are_those_of_the_whole_table(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(3000, 4))
+    x[:, 1], x[:, 2] = np.exp(2 * x[:, 1]), generator.standard_cauchy(3000)
+    x[17, 0] = 1e5  # a wrong number, which the others share no scale with
+    x[generator.random(x.shape) < 0.2] = np.nan
+    columns, names = np.array([True, True, True, False]), ("a", "b", "c", "d")
+    with pytest.warns(data.FarEntriesWarning):
+        units = Units.fit(x, ~np.isnan(x), kind="auto", columns=columns)
+    with pytest.warns(data.FarEntriesWarning, match="row 17, column 0"):
+        scaler = scaler_of(x, "auto", columns, names)
+    assert scaler.transform().kinds == units.transform.kinds == ["none", "log", "quantile", "none"]
+    for name in ("mean", "std", "limit"):
+        expected = torch.from_numpy(getattr(units.scale, name))
+        torch.testing.assert_close(getattr(scaler, name), expected, rtol=1e-9, atol=1e-9)
+    # of a sample: the ends of a column are those of all rows
+    monkeypatch.setattr("rvi_fast.data.scaling._SAMPLED_ROWS", 300)
+    with pytest.warns(data.FarEntriesWarning):
+        knots = scaler_of(x, "auto", columns, names).transform().knots()[0]
+    assert knots[1, 0, :2].tolist() == [np.nanmin(x[:, 1]), np.nanmax(x[:, 1])]
+    assert np.nanmax(knots[2, 0]) == np.nanmax(x[:, 2])
+    assert scaler_of(x, "auto", np.zeros(4, bool), names) is None
+    with pytest.raises(ValueError, match=r"--transform: expected positive.*column 'a'"):
+        scaler_of(x, "log", columns, names)
+
+
+def test_heavy_tails_of_a_directory_are_bent_and_filled_in_within_their_range(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(1200, 1))
+    x = np.exp(2 * z + 0.1 * generator.normal(size=(1200, 3)))
+    low, high = x.min(0), x.max(0)
+    x[generator.random(x.shape) < 0.2] = np.nan
+    (tmp_path / "in").mkdir()
+    for part in range(2):
+        data.save_table(tmp_path / "in" / f"{part}.parquet", x[part::2], ["a", "b", "c"])
+    run = ("--run-dir", str(tmp_path / "run"), "--quiet")
+    small = (
+        "--epochs",
+        "20",
+        "--latent-dim",
+        "2",
+        "--hidden",
+        "16",
+        "--groups",
+        "4",
+        "--lr",
+        ".01",
+    )
+    assert cli.main(["train", "--data", str(tmp_path / "in"), *run, *small]) == 0
+    assert "transformed (--transform): 'a' (log), 'b' (log), 'c' (log)" in capsys.readouterr().out
+    assert cli.main(["impute", "--out", str(tmp_path / "out"), "--jobs", "1", *run]) == 0
+    for table in whole(tmp_path / "out").values():
+        for place, column in enumerate(table.columns):
+            values = column.to_numpy()
+            assert np.isfinite(values).all()
+            assert low[place] - 1e-6 <= values.min()
+            assert values.max() <= high[place] + 1e-6

@@ -20,10 +20,12 @@ from ..training import (
     load,
 )
 from ..training.collapse import warn_of_collapse
+from ..training.runs.checkpoints import latest_epoch
 from .building import build_model, fit_model
 from .checks import check_bounds, check_device
-from .laws import laws_of
+from .laws import laws_of, standardizable
 from .runs import find_run, record_run
+from .scales import scaler_of
 from .tables import say
 
 # options that need a whole table in memory, and what they are where they say nothing
@@ -34,7 +36,6 @@ _WHOLE = {
     "missing_boxes": (None,),
     "recipe": (None, "table"),
     "binarize": (None,),
-    "transform": (None, "none"),
     "split": (None,),
     "draws": (None,),
 }
@@ -56,7 +57,7 @@ def of_directory(arguments: argparse.Namespace) -> bool:
 def train_directory(arguments: argparse.Namespace, device: str) -> int:
     """Trains a model on a directory and writes it to a run directory."""
     _check_options(arguments)
-    run_dir: Path = arguments.run_dir
+    run_dir, kind = arguments.run_dir, _transform(arguments)
     source, words = _with_categories(arguments)
     rows = distributed.rows_of_rank(source.num_rows) if distributed.launched() else None
     cache = arguments.cache or run_dir.with_name(f"{run_dir.name}.cache")
@@ -64,10 +65,13 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
     likelihood = laws_of(words, x, source.features)
     model, _ = build_model(arguments, (source.num_rows, len(source.features)), likelihood)
     counts = distributed.total(_counted(x)).numpy()
-    run = _described(arguments, source, likelihood, counts == 0)
+    run = _described(arguments, source, likelihood, counts == 0) | {"transform": kind}
     distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
     missing = 1 - counts.sum() / (source.num_rows * len(counts))
     say(_summary(source, f"{missing:.1%} missing; {arguments.model} on {device}", run["unseen"]))
+    if not (distributed.launched() or (arguments.resume and latest_epoch(run_dir) is not None)):
+        model.scaler = scaler_of(x, kind, standardizable(likelihood, x.shape[1]), source.features)
+        _say_bent(model, source)
     fit_model(arguments, model, x, device, eval_every=0)
     if not distributed.launched():
         # of some rows, so that it takes no longer for more of them
@@ -126,6 +130,7 @@ def _opened(
     )
     unseen = [source.features[place] for place in run.get("unseen", ())]
     print(_summary(source, f"{arguments.run_dir} on {device}", run.get("unseen", ())), flush=True)
+    _say_bent(model, source)
     options = {
         "steps": arguments.steps,
         "lr": arguments.lr,
@@ -161,6 +166,18 @@ def _with_categories(
     return source, words
 
 
+def _transform(arguments: argparse.Namespace) -> str:
+    """What bends columns, of `data.ColumnTransform`."""
+    if not distributed.launched():
+        return arguments.transform or "auto"
+    if arguments.transform not in (None, "none"):
+        raise ValueError(
+            "--transform: expected none with a directory of Parquet files under torchrun, whose "
+            f"processes see some rows each, got {arguments.transform}"
+        )
+    return "none"
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuses what is not done with a directory."""
     for name, nothing in _WHOLE.items():
@@ -192,7 +209,6 @@ def _described(
         "missing_boxes": None,
         "seed": arguments.seed,
         "recipe": "table",
-        "transform": "none",
         "binarize": None,
         "likelihood": likelihood,
         "pixels": False,
@@ -225,6 +241,16 @@ def _summary(source: data.ParquetDirectory, doing: str, unseen: Any) -> str:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             lines.append(f"  {text}: {', '.join(names[:10])}{more}")
     return "\n".join(lines)
+
+
+def _say_bent(model: Any, source: data.ParquetDirectory) -> None:
+    """Names the columns that are bent."""
+    transform = None if model.scaler is None else model.scaler.transform()
+    if transform is not None:
+        kinds = zip(source.features, transform.kinds, strict=True)
+        named = [f"{name!r} ({kind})" for name, kind in kinds if kind != "none"]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        print(f"  heavy tails, transformed (--transform): {', '.join(named[:10])}{more}")
 
 
 def _say_done(done: Completed, what: str, arguments: argparse.Namespace) -> None:
