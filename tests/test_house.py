@@ -26,7 +26,7 @@ BELOW = {
     "layout": "",
     "_checks": "",
     "_devices": "",
-    "data": "files _devices",
+    "data": "files _devices progress",
     "_figures": "",
     "progress": "",
     "plot": "models _figures",
@@ -80,7 +80,8 @@ ROOMS = {
     "infer": "loop held_out",
     "impute": "infer",
     "collapse": "infer",
-    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
+    "parquet": "impute workers",
+    "__init__": "callbacks fit_many load parquet collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -8,14 +8,14 @@ from typing import Any
 
 from ..data.formats.registry import listed
 from .apply import impute_table
-from .options import WRITABLE, add_quiet, add_run_arguments, command
+from .options import WRITABLE, add_jobs, add_quiet, add_run_arguments, command
 from .table.command import impute_file
 from .table.sources import ENDINGS
 
 # what says nothing without a trained model, and what says nothing with one
 _OF_RUN = (
     *("data", "data_dir", "ignore", "subset", "missing", "missing_boxes", "recipe", "split"),
-    *("steps", "lr", "scale_factor", "estimate", "min_value", "max_value"),
+    *("steps", "lr", "scale_factor", "estimate", "min_value", "max_value", "jobs"),
 )
 _OF_TABLE = (
     *("delimiter", "decimal", "encoding", "kinds", "missing_values", "separate", "overwrite"),
@@ -43,7 +43,7 @@ def add_impute(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="the completed table, observed cells as they were read; of a table of text byte for "
-        f"byte. With --run-dir: {WRITABLE}",
+        f"byte. With --run-dir: {WRITABLE}; of a directory of Parquet files a directory",
     )
     fill.add_argument(
         "--draws",
@@ -114,6 +114,7 @@ def _add_table_options(group: Any) -> None:
 
 def _add_model_options(fill: argparse.ArgumentParser) -> None:
     add_run_arguments(fill, required=False)
+    add_jobs(fill)
     fill.add_argument(
         "--estimate",
         choices=("mean", "mode"),

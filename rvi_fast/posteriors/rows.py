@@ -173,14 +173,7 @@ class OwnedRows(Posterior):
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
         self._bring_up_to_date(None)
-        rows, device = self.rows.detach(), beside(self.relays.device)
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
-        for start in range(0, len(rows), _DRAWN):
-            self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
-            part = rows[start : start + _DRAWN].to(device)
-            total += part.sum(0, dtype=torch.float64)
-            self.tables.release(start, start + len(part))
-        return (total / len(rows)).to(rows.dtype).to(self.relays.device)
+        return mean_of(self.rows.detach(), self.tables, self.relays.device)
 
     def _read(self, index: Tensor | None, columns: slice) -> Tensor:
         """Some columns of rows `index`, or of all rows, where the relays are."""
@@ -320,6 +313,26 @@ class OwnedRows(Posterior):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def mean_of(
+    rows: Tensor, tables: Tables | None = None, device: torch.device | None = None
+) -> Tensor:
+    """The average [W] of packed rows [N, W], which are read a part at a time.
+
+    Args:
+        rows: up to date.
+        tables: where they lie; in memory if not given.
+        device: where the result is wanted; theirs if not given.
+    """
+    tables, wanted = tables or Tables(), device or rows.device
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=beside(wanted))
+    for start in range(0, len(rows), _DRAWN):
+        tables.before_rows(start, min(start + _DRAWN, len(rows)))
+        part = rows[start : start + _DRAWN].to(total.device)
+        total += part.sum(0, dtype=torch.float64)
+        tables.release(start, start + len(part))
+    return (total / len(rows)).to(rows.dtype).to(wanted)
 
 
 def draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:

@@ -13,13 +13,15 @@ from .places import directory_of
 from .runs.checkpoints import CheckpointError, load_checkpoint
 from .runs.described import build_described, dtype_of
 from .runs.directory import RunDirectory
-from .runs.export import load_export
+from .runs.export import load_export, without_rows
 from .runs.state import lags
 from .runs.tables import tables_of
 from .settings import Settings
 
 
-def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
+def load(
+    run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu", rows: bool = True
+) -> LatentModel:
     """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
 
     One process reads all rows, however many have written the checkpoint.
@@ -27,12 +29,18 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
 
+    Args:
+        run_dir: the directory, or the file.
+        device: where the model goes.
+        rows: false leaves out the rows of the training data; what is left serves new rows as the whole
+            model does, bit for bit, see `posteriors.RowlessPosterior`.
+
     Raises:
         CheckpointError: there is none that can be read.
         ValueError: the model was not made by a builder.
     """
     if Path(run_dir).is_file():
-        return load_export(Path(run_dir), device)
+        return load_export(Path(run_dir), device, rows=rows)
     # where the tables belong is known by the config alone
     checkpoint = load_checkpoint(run_dir)
     for part in ("model", "optimizer"):
@@ -62,4 +70,4 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     model.trained_on = data if isinstance(data, dict) else None
     columns = checkpoint.metadata.get("columns")
     model.columns = None if columns is None else tuple(columns)
-    return model.eval()
+    return (model if rows else without_rows(model)).eval()

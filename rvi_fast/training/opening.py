@@ -51,6 +51,7 @@ def checked(
     Raises:
         ValueError, TypeError: as `fit`.
     """
+    as_posterior(model.posterior).check_rows()
     _check_evaluation(model, settings)
     settings = settled(model, settings)
     ranks = ranks_of(model)
