@@ -19,6 +19,9 @@ from .summary import describe, outcome
 def impute_file(arguments: argparse.Namespace) -> int:
     """Fills in the empty cells of a table, which is read, modelled and written by one command."""
     started = time.monotonic()
+    limit = arguments.time_limit
+    if limit is not None:
+        _checks.check_positive_float("--time-limit", limit)
     path, out = Path(arguments.table), arguments.out
     targets = _targets(arguments)
     _check_files(path, targets, arguments.overwrite)
@@ -33,6 +36,7 @@ def impute_file(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         draws=arguments.draws,
         progress=not arguments.quiet and sys.stderr.isatty(),
+        end=None if limit is None else started + limit,
     )
     if arguments.separate:
         for fills, target in zip(result.draws, targets, strict=True):
