@@ -34,6 +34,7 @@ class HeldOutStopping:
         epochs: of the best look, 0 before the first.
         error: mean squared error then.
         model: as it was then, over one row.
+        looks: of every look the epoch and the mean squared error.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class HeldOutStopping:
     ) -> None:
         self.entries, self.every, self.read = entries, every, read
         self.epochs, self.error = 0, math.inf
+        self.looks: list[tuple[int, float]] = []
         self.model: LatentModel
         self._since = 0
 
@@ -54,6 +56,7 @@ class HeldOutStopping:
             found = self.read(model.law, model.decode(model.posterior.mean(index)))
         wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
         error = float(np.mean(wrong**2))
+        self.looks.append((epoch, error))
         self._since += 1
         # the first look is the best so far, whatever it sees
         if error < self.error or not self.epochs:
