@@ -26,7 +26,8 @@ class Judged(NamedTuple):
 
     Attributes:
         entries: codes of entries that nobody had seen.
-        predictions: of each member, and of "blend" with weights that have not seen the entry, [n] float32.
+        predictions: of each member, and of "blend" with weights that have not seen the entry,
+            [n] float32.
     """
 
     entries: HeldOutEntries

@@ -58,7 +58,7 @@ def imputed(
     wanted = [place for place in modelled if columns[place].missing.any()]
     if not wanted:
         return Imputed([constant] * (draws or 1), modelled)
-    frame = _frame(columns, modelled)
+    frame = modelled_frame(columns, modelled)
     imputer = _imputer(device, seed, progress)
     imputer.fit(frame)
     frames = (
@@ -69,7 +69,7 @@ def imputed(
     found: list[Fills] = []
     for filled in map(_named(frame), frames):
         places = {place: filled.iloc[:, at] for at, place in enumerate(modelled)}
-        own = {place: _values(columns[place], places[place]) for place in wanted}
+        own = {place: _filled(columns[place], places[place]) for place in wanted}
         found.append({**constant, **own})
     return Imputed(found, modelled, getattr(imputer, "held_out_errors_", None), imputer)
 
@@ -80,7 +80,7 @@ def _imputer(device: str, seed: int, progress: bool) -> Any:
     return RelayImputer(device=device, random_state=seed, verbose=progress)
 
 
-def _frame(columns: list[Column], modelled: list[int]) -> Any:
+def modelled_frame(columns: list[Column], modelled: list[int]) -> Any:
     """A DataFrame of what the model sees; names are numbers, as those of the file may recur."""
     import pandas
 
@@ -95,10 +95,14 @@ def _named(frame: Any) -> Callable[[Any], Any]:
     return lambda filled: pandas.DataFrame(filled, columns=frame.columns)
 
 
-def _values(column: Column, filled: Any) -> dict[int, Any]:
+def _filled(column: Column, filled: Any) -> dict[int, Any]:
     """Values of the empty cells of a column by row."""
     rows = np.flatnonzero(column.missing)
-    values = filled.iloc[rows]
+    return dict(zip(rows.tolist(), cells_of(column, filled.iloc[rows]).tolist(), strict=True))
+
+
+def cells_of(column: Column, values: Any) -> Any:
+    """What the estimator gives for cells of a column, as a Series of what is written there."""
     match column.kind:
         case "integer":
             values = values.astype("float64").round().astype("int64")
@@ -108,7 +112,7 @@ def _values(column: Column, filled: Any) -> dict[int, Any]:
             values = values.astype("float64") >= 0.5
         case "date":
             values = _rounded(column, values)
-    return dict(zip(rows.tolist(), values.tolist(), strict=True))
+    return values
 
 
 def _rounded(column: Column, dates: Any) -> Any:
