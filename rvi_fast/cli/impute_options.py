@@ -19,7 +19,7 @@ _OF_RUN = (
 )
 _OF_TABLE = (
     *("delimiter", "decimal", "encoding", "kinds", "missing_values", "separate", "overwrite"),
-    "time_limit",
+    *("time_limit", "report"),
 )
 
 
@@ -108,7 +108,16 @@ def _add_table_options(group: Any) -> None:
         "--separate", action="store_true", help="a file for each draw: NAME-1.csv, NAME-2.csv, ..."
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace --out where it is there already"
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="one page that tells what was filled in and how well, in tables and pictures; needs "
+        "matplotlib",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace --out and --report where they are there already",
     )
 
 

@@ -61,6 +61,7 @@ class BlendedEstimator(RelayEstimator):
 
     members: Any
     subsample: Any
+    estimate: Any
     # pickles of versions without it have the relay model alone
     blend_: Blend | None = None
 
@@ -74,8 +75,10 @@ class BlendedEstimator(RelayEstimator):
         """
         self.blend_ = None
         most = self._options()["subsample"]
+        numbers = np.arange(len(rows))
         if most is not None and _checks.check_positive_int("subsample", most) < len(rows):
-            rows = rows[_some_of(rows, most, seed)]
+            numbers = _some_of(rows, most, seed)
+            rows = rows[numbers]
         names = self._members_of(law, rows)
         drawn = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
         if drawn is None:
@@ -85,6 +88,7 @@ class BlendedEstimator(RelayEstimator):
         blend = self._blend_of(shown, codes, names, seed)
         found = _Judged(seconds=now() - begun)
         found = self._judged(blend, shown, law, seed, codes.entries(drawn), found, deadline)
+        blend.judged = blend.judged and blend.judged.among(numbers)
         self.held_out_error_, self.held_out_errors_ = found.error, blend.errors
         chosen = self._recipe(len(rows))._replace(epochs=found.epochs)
         if found.epochs:
@@ -176,10 +180,38 @@ class BlendedEstimator(RelayEstimator):
                 raise OutOfTime
             whole.base = blend.base
         whole.weights = blend.weights
-        whole.residuals, whole.errors = blend.residuals, blend.errors
+        whole.residuals, whole.errors, whole.looks = blend.residuals, blend.errors, blend.looks
+        whole.judged = blend.judged
         if whole.forest is not None:
             whole.grow(rows, self._relayed(rows, blend.codes, self.scale_factor_), deadline)
         return whole
+
+    @property
+    def held_out_predictions_(self) -> dict[str, np.ndarray] | None:
+        """What `fit` predicted of entries that it had held out from everything that was trained.
+
+        "row" and "column" say where the entries are in the table that `fit` was given, "truth" what was
+        observed there, the names of the members and "blend" what each predicted, [n] all of them. Those
+        of the blend are with weights that have not seen the entry; when the relay model stops, and its
+        `scale_factor_`, were chosen by these entries. Numbers are in the units of X, of a DataFrame that
+        is not all numbers as `encoder_.encode` makes them, yes/no and classes as codes. None without
+        members beside the relay model.
+        """
+        blend = self.blend_
+        if blend is None or blend.judged is None:
+            return None
+        entries, predictions = blend.judged
+        rows, at = np.unique(entries.row, return_inverse=True)
+        # codes of an entry lie one after the other
+        owner = blend.codes.owner[entries.column]
+        first = np.flatnonzero((np.diff(at, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
+        found = {"row": entries.row[first], "column": owner[first]}
+        for name, own in {"truth": entries.truth, **predictions}.items():
+            codes = np.zeros((len(rows), len(blend.codes.owner)))
+            codes[at, entries.column] = own
+            values = blend.codes.estimate(self.model_.law, codes, self.estimate)
+            found[name] = self._units().to_data(values)[at, owner][first].astype(np.float64)
+        return found
 
     def _check_members(self) -> None:
         given = self._options()["members"]
@@ -282,6 +314,10 @@ class BlendedEstimator(RelayEstimator):
             found.append((stopping, start is not None))
             if stopping.error < _BETTER * of_linear or deadline.over:
                 break
+        blend.looks = {
+            "linear" if of_start else "own": [(at, error**0.5) for at, error in own.looks]
+            for own, of_start in found
+        }
         best, from_linear = min(found, key=lambda pair: pair[0].error)
         self.model_ = best.model
         notes = []

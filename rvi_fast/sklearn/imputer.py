@@ -141,6 +141,7 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
         held_out_errors_: the same for each column [D], of probabilities for yes/no and classes: a dict
             with the names of the members and "blend"; NaN for columns of which nothing was held out.
             Only where there is a `blend_`.
+        held_out_predictions_: what was predicted there, see its help.
         indicator_: the fitted `MissingIndicator`, or None.
         n_features_in_: D.
         feature_names_in_: names of the features, where X was a DataFrame.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,23 @@ from .entries import HeldOutEntries
 from .forest import ColumnForest
 
 MEMBERS = ("linear", "relay", "forest")
+
+
+class Judged(NamedTuple):
+    """What was predicted of held-out entries.
+
+    Attributes:
+        entries: codes of entries that nobody had seen.
+        predictions: of each member, and of "blend" with weights that have not seen the entry,
+            [n] float32.
+    """
+
+    entries: HeldOutEntries
+    predictions: dict[str, np.ndarray]
+
+    def among(self, numbers: np.ndarray) -> Self:
+        """The same in a table of which these were the rows."""
+        return self._replace(entries=self.entries._replace(row=numbers[self.entries.row]))
 
 
 class Blend:
@@ -41,12 +59,17 @@ class Blend:
             predictive standard deviations; None where there are no such columns.
         errors: of each member and of "blend" the root mean square error on held-out entries of each
             column [D], relative to that of the column's mean; NaN where none was held out.
+        judged: what they predicted there; None in pickles of versions that did not keep it.
+        looks: of each training of the relay model, by where it started, the epochs at which held-out
+            entries were looked at, and their root mean square error then.
     """
 
     base: np.ndarray
     weights: np.ndarray
     residuals: Residuals | None = None
     errors: dict[str, np.ndarray]
+    judged: Judged | None = None
+    looks: Mapping[str, list[tuple[int, float]]] = MappingProxyType({})
 
     def __init__(
         self, linear: LinearGaussian, forest: ColumnForest | None, codes: Codes | None = None
@@ -105,16 +128,17 @@ class Blend:
         judged = self._judged(entries)
         truth, column, size, entry = judged
         self.weights = blend_weights(predictions, *judged)
-        wrong = truth - crossed(predictions, *judged)
+        blended = crossed(predictions, *judged)
+        wrong = truth - blended
         numeric = self.codes.numeric[column]
         if numeric.any():
             ratios = wrong[numeric] / entries.of(spread)[numeric]
             self.residuals = Residuals(ratios, column[numeric], size)
         of_means = truth - means[entries.column]
-        own = [*(predictions - truth), wrong]
+        found = dict(zip(self.names, predictions, strict=True)) | {"blend": blended}
+        self.judged = Judged(entries, {name: own.astype(np.float32) for name, own in found.items()})
         self.errors = {
-            name: _relative(error, of_means, column, size)
-            for name, error in zip([*self.names, "blend"], own, strict=True)
+            name: _relative(own - truth, of_means, column, size) for name, own in found.items()
         }
         expected = np.mean(of_means**2)
         enough = len(np.unique(entry)) >= JUDGED and expected > 0

@@ -38,6 +38,7 @@ class HeldOutStopping:
         model: as it was then, over one row.
         seconds: how long training had taken by then.
         cut: whether the deadline has ended it.
+        looks: of every look the epoch and the mean squared error.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class HeldOutStopping:
     ) -> None:
         self.entries, self.every, self.read, self.deadline = entries, every, read, deadline
         self.epochs, self.error = 0, math.inf
+        self.looks: list[tuple[int, float]] = []
         self.model: LatentModel
         self.seconds, self.cut = 0.0, False
         self._since, self._begun = 0, now()
@@ -64,6 +66,7 @@ class HeldOutStopping:
             found = self.read(model.law, model.decode(model.posterior.mean(index)))
         wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
         error = float(np.mean(wrong**2))
+        self.looks.append((epoch, error))
         self._since += 1
         # the first look is the best so far, whatever it sees
         if error < self.error or not self.epochs:

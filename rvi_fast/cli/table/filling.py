@@ -74,7 +74,7 @@ def imputed(
     wanted = [place for place in modelled if columns[place].missing.any()]
     if not wanted:
         return Imputed([constant] * (draws or 1), modelled)
-    frame = _frame(columns, modelled)
+    frame = modelled_frame(columns, modelled)
     imputer = _imputer(device, seed, progress)
 
     def fill(rows: Any) -> Any:
@@ -86,7 +86,7 @@ def imputed(
     found: list[Fills] = []
     for filled in map(_named(frame), fill(frame)):
         places = {place: filled.iloc[:, at] for at, place in enumerate(modelled)}
-        own = {place: _values(columns[place], places[place]) for place in wanted}
+        own = {place: _filled(columns[place], places[place]) for place in wanted}
         found.append({**constant, **own})
     return Imputed(found, modelled, getattr(imputer, "held_out_errors_", None), imputer, notes)
 
@@ -129,7 +129,7 @@ def _fit_within(imputer: Any, frame: Any, seconds: float) -> list[str]:
     return notes
 
 
-def _frame(columns: list[Column], modelled: list[int]) -> Any:
+def modelled_frame(columns: list[Column], modelled: list[int]) -> Any:
     """A DataFrame of what the model sees; names are numbers, as those of the file may recur."""
     import pandas
 
@@ -144,10 +144,14 @@ def _named(frame: Any) -> Callable[[Any], Any]:
     return lambda filled: pandas.DataFrame(filled, columns=frame.columns)
 
 
-def _values(column: Column, filled: Any) -> dict[int, Any]:
+def _filled(column: Column, filled: Any) -> dict[int, Any]:
     """Values of the empty cells of a column by row."""
     rows = np.flatnonzero(column.missing)
-    values = filled.iloc[rows]
+    return dict(zip(rows.tolist(), cells_of(column, filled.iloc[rows]).tolist(), strict=True))
+
+
+def cells_of(column: Column, values: Any) -> Any:
+    """What the estimator gives for cells of a column, as a Series of what is written there."""
     match column.kind:
         case "integer":
             values = values.astype("float64").round().astype("int64")
@@ -157,7 +161,7 @@ def _values(column: Column, filled: Any) -> dict[int, Any]:
             values = values.astype("float64") >= 0.5
         case "date":
             values = _rounded(column, values)
-    return dict(zip(rows.tolist(), values.tolist(), strict=True))
+    return values
 
 
 def _rounded(column: Column, dates: Any) -> Any:
