@@ -9,8 +9,11 @@ import torch
 from distributed_worker import TOLERANCE, alone, assert_close, assert_equal, together
 
 import rvi_fast
+from rvi_fast.optim import RowAdam
+from rvi_fast.posteriors import tables
 from rvi_fast.training import distributed
 from rvi_fast.training.distributed.ranks import Alone
+from rvi_fast.training.loop import tally
 from rvi_fast.training.places.order import EpochOrder
 from rvi_fast.training.runs import parts, sharded
 from rvi_fast.training.runs.journal import Journal
@@ -84,12 +87,36 @@ def test_it_does_not_matter_where_the_rows_of_a_process_lie(tmp_path, storage, m
         assert names == {"rows-0-19", "rows-19-37"}
 
 
+def staged(rank, size, **changes):
+    """Training as if the CPU were a GPU, with the rows in host memory or in files."""
+    tables.HostTables.staged = lambda self, device: True
+    return worker.train(rank, size, **changes)
+
+
+@pytest.mark.parametrize(
+    ("storage", "block_rows", "begun"), [("host", 4, 2), ("files", 4, 3), ("host", 50, 3)]
+)
+def test_shards_pass_through_a_gpu_in_blocks(tmp_path, storage, block_rows, begun):
+    """Of a run that others may have begun, so that shards begin and end within blocks."""
+
+    def run(size, epochs, train, storage, folder):
+        changes = {"block_rows": block_rows, "moment_dtype": torch.bfloat16, "resume": True}
+        changes |= {"epochs": epochs, "storage": storage, "run_dir": tmp_path / folder / "run"}
+        return worker.run(size, train, tmp_path / folder / str(epochs), **changes)
+
+    place = tmp_path / "tables" if storage == "files" else storage
+    for epochs, size in ((1, begun), (3, 2)):
+        got = run(size, epochs, staged, place, "staged")
+        expected = run(size, epochs, worker.train, "device", "device")
+    assert_equal(together(got), together(expected))
+
+
 # checkpoints
 
 
-def trained(size, folder, run_dir, tables, **changes):
+def trained(size, folder, run_dir, place, **changes):
     """The state after training that goes on from whatever lies in the run directory."""
-    return worker.trained(size, folder, run_dir, storage=str(tables), block_rows=BLOCK, **changes)
+    return worker.trained(size, folder, run_dir, storage=str(place), block_rows=BLOCK, **changes)
 
 
 @pytest.mark.parametrize("moments", [None, torch.bfloat16])
@@ -105,12 +132,12 @@ def test_tables_in_files_go_on_bit_for_bit(tmp_path, moments):
 
 def test_any_number_of_processes_goes_on_with_the_files(tmp_path):
     """The order stays that of the two processes that have begun the run."""
-    at, tables = tmp_path / "run", tmp_path / "tables"
+    at, place = tmp_path / "run", tmp_path / "tables"
     whole = trained(2, tmp_path / "whole", tmp_path / "other", tmp_path / "tables 2", epochs=6)
     for epochs, size in enumerate((2, 3, 1, 1, 2, 3), start=1):
-        got = trained(size, tmp_path / str(epochs), at, tables, epochs=epochs)
+        got = trained(size, tmp_path / str(epochs), at, place, epochs=epochs)
         shards = [distributed.rows_of_rank(worker.N, rank=r, size=size) for r in range(size)]
-        held = {path.name for path in tables.iterdir()}
+        held = {path.name for path in place.iterdir()}
         assert held == {f"rows-{shard.start}-{shard.stop}" for shard in shards}
         model = rvi_fast.load(at)
         for name, value in model.state_dict().items():
@@ -121,16 +148,56 @@ def test_any_number_of_processes_goes_on_with_the_files(tmp_path):
 
 
 def test_one_process_without_shards_goes_on_with_the_files_and_hands_them_back(tmp_path):
-    at, tables = tmp_path / "run", tmp_path / "tables"
+    at, place = tmp_path / "run", tmp_path / "tables"
     whole = trained(2, tmp_path / "whole", tmp_path / "other", tmp_path / "tables 2", epochs=3)
-    trained(2, tmp_path / "1", at, tables, epochs=1)
+    trained(2, tmp_path / "1", at, place, epochs=1)
     options = worker.options(epochs=2, block_rows=BLOCK, run_dir=at, resume=True)
-    model = worker.built(storage=tables)
+    model = worker.built(storage=place)
     rvi_fast.fit(model, worker.table(), **options)
-    assert not list(tables.glob("rows-*"))
-    got = trained(2, tmp_path / "3", at, tables, epochs=3)
-    assert not list(tables.glob("*.bin"))
+    assert not list(place.glob("rows-*"))
+    got = trained(2, tmp_path / "3", at, place, epochs=3)
+    assert not list(place.glob("*.bin"))
     assert_close(got, whole)
+
+
+# a process that is asked to end
+
+
+def asked_to_end(rank, size, *, asked=None, **changes):
+    """Training in which one process gets a signal in the midst of an epoch."""
+    tally.CHECK_EVERY = 4
+    steps, step_batch = [], RowAdam.step_batch
+
+    def counted(self, *arguments):
+        steps.append(rank)
+        if rank == asked and len(steps) == 18:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_batch(self, *arguments)
+
+    RowAdam.step_batch = counted
+    try:
+        return worker.train(rank, size, make_model=worker.built, resume=True, **changes)
+    except KeyboardInterrupt as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("storage", "size", "asked"), [("device", 2, 1), ("files", 2, 0), ("files", 3, 1)]
+)
+def test_a_signal_to_one_process_saves_in_all(tmp_path, storage, size, asked):
+    """The epoch is ended by as many processes, bit for bit, or by others."""
+
+    def run(size, folder, **changes):
+        place = tmp_path / folder / "tables" if storage == "files" else storage
+        changes |= {"run_dir": tmp_path / folder / "run", "storage": place, "epochs": 3}
+        changes["block_rows"] = BLOCK
+        number = len([*(tmp_path / folder).glob("*")])
+        return worker.run(size, asked_to_end, tmp_path / folder / str(number), **changes)
+
+    for said in run(2, "halved", asked=asked):
+        assert "stopped by SIGTERM in epoch 2 of 3, after 8 of 13 steps; resume=True" in said
+    compare = assert_equal if size == 2 else assert_close
+    compare(together(run(size, "halved")), together(run(2, "whole")))
 
 
 # a process that is killed
@@ -160,9 +227,9 @@ def dying(rank, size, *, victim, where, **changes):
     return worker.train(rank, size, make_model=worker.built, checkpoint_every=0.0, **changes)
 
 
-def killed(size, folder, run_dir, tables, **changes):
+def killed(size, folder, run_dir, place, **changes):
     """Processes of which one dies; the others must end too."""
-    places = {"run_dir": str(run_dir), "storage": str(tables)}
+    places = {"run_dir": str(run_dir), "storage": str(place)}
     processes = worker.start(
         size, dying, folder, timeout=10.0, block_rows=BLOCK, resume=True, **places, **changes
     )
