@@ -195,6 +195,13 @@ MUTANTS = [
         "if noise_index is not None and noise is not None:\n        hold(",
         "tests/test_op_checks.py::test_row_numbers_that_key_the_noise_are_as_many_as_the_rows",
     ),
+    Mutant(
+        "rvi_fast/optim/row_adam.py",
+        "bfloat16 moments of a shard are rounded by the rows' numbers in it",
+        "return self.posterior.noise_index(index) if drawn else None",
+        "return None",
+        "tests/test_moments.py::test_rows_of_a_shard_are_rounded_as_in_the_whole_table",
+    ),
     # posterior
     Mutant(
         "rvi_fast/posteriors/rows.py",

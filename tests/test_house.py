@@ -26,7 +26,7 @@ BELOW = {
     "layout": "",
     "_checks": "",
     "_devices": "",
-    "data": "files _devices",
+    "data": "files _devices progress",
     "_figures": "",
     "progress": "",
     "plot": "models _figures",
@@ -81,7 +81,8 @@ ROOMS = {
     "impute": "infer",
     "serving": "loop",
     "collapse": "infer",
-    "__init__": "callbacks fit_many load impute serving collapse memory recipes start_linear",
+    "parquet": "impute workers",
+    "__init__": "callbacks fit_many load parquet serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -15,8 +15,9 @@ from ..training.settings import SCALE_UPDATES, Settings
 WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
     f"{', '.join(DATASETS)} (digits and artificial need no file), or the path of a table: "
-    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; "
-    "uint8 arrays are pixels; columns without any number are carried along as they are"
+    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; or a directory of "
+    "Parquet files, read in pieces; uint8 arrays are pixels; columns without any number are carried "
+    "along as they are"
 )
 DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
 
@@ -76,6 +77,27 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         help="figure: rows, hidden entries and scale as in the runs of `rvi-fast reproduce`; of a "
         "table without a test part a quarter of the rows is one (default: "
         + ("table)" if required else "that of the run)"),
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """An option of commands that train on a directory of files."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where the numbers of a directory of Parquet files are kept in one file, 4 bytes each "
+        "(default: beside --run-dir, with .cache at the end of its name)",
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """An option of commands that write a directory of files."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="of a directory of Parquet files: processes side by side (default: as many as there are "
+        "processors)",
     )
 
 

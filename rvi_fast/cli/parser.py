@@ -18,7 +18,9 @@ from .laws import NAMES
 from .options import (
     DEVICE_HELP,
     WRITABLE,
+    add_cache,
     add_data_arguments,
+    add_jobs,
     add_quiet,
     add_run_arguments,
     add_setting,
@@ -103,6 +105,7 @@ def _add_train(commands: Any) -> None:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
+    add_cache(train)
     add_quiet(train)
 
 
@@ -223,8 +226,10 @@ def _add_infer(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=f"table of posterior means and standard deviations: {WRITABLE}",
+        help=f"table of posterior means and standard deviations: {WRITABLE}; of a directory of Parquet "
+        "files a directory",
     )
+    add_jobs(new)
     add_quiet(new)
 
 

@@ -10,6 +10,7 @@ from .infer import infer
 from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
+from .parquet import Completed, impute_parquet, infer_parquet
 from .recipes import Recipe, recipe
 from .runs.checkpoints import (
     Checkpoint,
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointWarning",
     "CollapseWarning",
+    "Completed",
     "EarlyStopping",
     "FitManyError",
     "History",
@@ -41,7 +43,9 @@ __all__ = [
     "fit_many",
     "held_out_error",
     "impute",
+    "impute_parquet",
     "infer",
+    "infer_parquet",
     "load",
     "load_checkpoint",
     "recipe",
