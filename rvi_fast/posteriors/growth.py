@@ -112,9 +112,7 @@ class GrowingRows(OwnedRows):
                 f"{self.num_data}"
             )
         if self.row_numbers is not None or self.first_row:
-            raise ValueError(
-                f"posterior: expected rows numbered from 0 for {what}, got others; {what} the whole table"
-            )
+            raise ValueError(f"posterior: expected rows numbered from 0 for {what}, got others")
 
 
 def _kept(index: Any, num_data: int) -> Tensor:
@@ -125,7 +123,8 @@ def _kept(index: Any, num_data: int) -> Tensor:
         index = index.nonzero()[:, 0]
     if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
         raise TypeError(
-            f"index: expected int64 [n] or bool [{num_data}], got {index.dtype} {_checks.shape_of(index)}"
+            f"index: expected int64 [n] or bool [{num_data}], got {index.dtype} "
+            f"{_checks.shape_of(index)}"
         )
     if not len(index):
         raise ValueError("index: expected at least one row, got none")

@@ -165,7 +165,7 @@ class Archive(NoArchive):
         if self.settings.held_out:
             raise ValueError(
                 f"held_out: expected 0 for a run that goes on with more rows, {self.data['rows']} after "
-                f"{before}, got {self.settings.held_out}: entries that it has been shown would be held out"
+                f"{before}, got {self.settings.held_out}: it has been shown what would be held out"
             )
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,11 @@ def grown(checkpoint: Checkpoint, optimizer: Any, num_data: int) -> Checkpoint:
         num_data: N with the new rows.
     """
     metadata = {name: value for name, value in checkpoint.metadata.items() if name != "partial"}
+    if "structure" in metadata:  # where a posterior without rows says how many they are
+        before = metadata["settings"]["data"]["rows"]
+        pattern, now = rf"\bnum_data={before}\b", f"num_data={num_data}"
+        lines = metadata["structure"].items()
+        metadata["structure"] = {name: re.sub(pattern, now, line) for name, line in lines}
     checkpoint = replace(checkpoint, metadata=metadata)
     if not isinstance(optimizer, RowAdam) or _ROWS not in checkpoint.tensors["model"]:
         return checkpoint  # tables in files start theirs where they lie

@@ -100,7 +100,7 @@ class Journal:
         """Takes the tables back to the beginning of the journal.
 
         Args:
-            before: rows that the tables had then, if fewer: the journal can have blocks that ended there.
+            before: rows that the tables had then, if fewer: blocks in the journal can end there.
 
         Raises:
             CheckpointError: a file of the journal is damaged; once it is mended, this can be called

@@ -218,7 +218,7 @@ class JournaledTables(TablesInFiles):
 
     @torch.no_grad()
     def _start_new(self, checkpoint: Checkpoint) -> None:
-        """As `growth.grown` starts them; blocks that are written to are in the journal before."""
+        """As `growth.grown` starts them; what changes of the others is in the journal before."""
         before = rows_before(checkpoint, self.posterior.table_size)
         if before is None:
             return
@@ -227,13 +227,10 @@ class JournaledTables(TablesInFiles):
         new = torch.arange(before, count)
         for index in new.split(_CHUNK):
             self.files.before_write(index)
-            self.journal.before_write(index)
             start, stop = int(index[0]), int(index[-1]) + 1
             for name in ("rows", "exp_avg", "exp_avg_sq"):
                 tables[name][start:stop] = 0.0
-            tables["row_step"][start:stop] = (
-                self.rows.num_steps if self.rows.mode == "dense" else 0
-            )
+            tables["row_step"][start:stop] = self.rows.num_steps if self.rows.mode == "dense" else 0
         self.rows.flush()
         start_row = mean_of(self.rows.table()[:before])
         for index in new.split(_CHUNK):
