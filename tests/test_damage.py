@@ -226,7 +226,8 @@ def test_links_in_a_run_directory_lead_nowhere(tmp_path):
 def test_sizes_are_compared_before_anything_is_allocated(tmp_path, name, size, monkeypatch):
     model = make()
     value = [size] if name in ("hidden", "groups") else size
-    model.config = model.config | {name: value}
+    described = model.config | {name: value}
+    monkeypatch.setattr("rvi_fast.training.runs.export.config_of", lambda _: described)
     export(model, tmp_path / "m.safetensors")
     monkeypatch.setattr("rvi_fast.training.runs.described.build", lambda config: 1 / 0)
     with pytest.raises(CheckpointError, match="does not fit its own description"):

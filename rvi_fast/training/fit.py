@@ -131,8 +131,9 @@ def fit(
             TensorBoard, files of the model), whose state lies in the checkpoints.
         run_dir: directory for checkpoints and `metrics.jsonl`; only one process can use it.
         resume: go on from the last checkpoint in `run_dir` if there is one, as if never interrupted.
-            Data, settings and what the model is made of have to be as they were; where there is no
-            checkpoint the model must not have been trained.
+            Data, settings and what the model is made of have to be as they were, but for more rows after
+            those of then, which start as `RelayPosterior.extend` says; an epoch that was broken off
+            then begins anew. Where there is no checkpoint the model must not have been trained.
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
         capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
