@@ -5,6 +5,9 @@ Needs matplotlib (extra `plot`) when a picture is drawn, not before.
 
 from __future__ import annotations
 
+import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +66,55 @@ def style_of(number: int) -> dict[str, Any]:
         "color": colours[number % len(colours)],
         "linestyle": DASHES[number // len(colours) % len(DASHES)],
     }
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib writes as it is: between two dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
+
+
+def inline_svg(figure: Any, name: str) -> str:
+    """A figure as an <svg> element for a page of HTML, which needs nothing from elsewhere.
+
+    Text is text, in whatever font the page has. Black and what is not coloured take the page's colour of
+    text, and the ground is that of the page, so that light and dark pages are alike.
+
+    Args:
+        figure: a matplotlib Figure.
+        name: of letters and digits, another for each picture of a page, for the names within it.
+    """
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    plain = rc_context({"svg.fonttype": "none", "svg.hashsalt": "rvi_fast"})
+    with plain, warnings.catch_warnings():
+        # a letter that matplotlib's font lacks is measured as a box; the page's fonts may have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for element in ("<!--.*?-->", "<metadata>.*?</metadata>", "<style.*?</style>"):
+        svg = re.sub(rf"{element}\s*", "", svg, flags=re.DOTALL)
+    width, height = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
+    head = (
+        f'<svg width="{width * 4 / 3:.0f}" height="{height * 4 / 3:.0f}" '
+        f'viewBox="0 0 {width:g} {height:g}">'
+    )
+    _, _, inside = svg.partition(">")
+    # within tags alone: what stands between them are words of the user
+    return head + re.sub("<[^>]*>", lambda tag: _tag_of_page(tag[0], name), inside).strip()
+
+
+def _tag_of_page(tag: str, name: str) -> str:
+    """A tag of an SVG file as one of a picture of that name within a page."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    tag = tag.replace(' id="', f' id="{name}-').replace("url(#", f"url(#{name}-")
+    tag = tag.replace(' xlink:href="#', f' href="#{name}-').replace(" xlink:href=", " href=")
+    # the page's font; matplotlib before 3.10 says size and families in one
+    tag = re.sub('font: [^;"]*?([\\d.]+px) [^;"]*', r"font-size: \1", tag)
+    tag = re.sub('font-family: [^;"]*;? ?', "", tag)
+    return tag.replace("#000000", "currentColor")
 
 
 def tidy(axes: Any, *, grid: bool = True) -> None:

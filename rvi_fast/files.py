@@ -19,7 +19,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,6 +110,13 @@ def replacing(path: StrPath, *, sweep: bool = True) -> Iterator[IO[bytes]]:
                 os.unlink(file.name)
             raise
     sync_directory(path.parent)
+
+
+def write_together(content: Mapping[Path, bytes]) -> None:
+    """Replaces several files, each as `replacing` does, and none before all are written."""
+    with ExitStack() as stack:
+        for path, own in content.items():
+            stack.enter_context(replacing(path)).write(own)
 
 
 def write_bytes(path: StrPath, content: bytes) -> None:

@@ -60,18 +60,17 @@ def test_what_a_row_starts_with_does_not_depend_on_the_shards(monkeypatch, drawn
 
 
 @pytest.mark.parametrize(
-    ("shard", "storage", "error", "words"),
+    ("shard", "error", "words"),
     [
-        ((0, 5), "device", TypeError, "shard: expected a range of rows, got tuple"),
-        (range(5, 5), "device", ValueError, r"shard: expected .* range\(5, 5\)"),
-        (range(11), "device", ValueError, "shard: expected rows between 0 and 10"),
-        (range(0, 10, 2), "device", ValueError, "shard: expected"),
-        (range(5), "tables", ValueError, "storage: expected 'device' or 'host' for a shard"),
+        ((0, 5), TypeError, "shard: expected a range of rows, got tuple"),
+        (range(5, 5), ValueError, r"shard: expected .* range\(5, 5\)"),
+        (range(11), ValueError, "shard: expected rows between 0 and 10"),
+        (range(0, 10, 2), ValueError, "shard: expected"),
     ],
 )
-def test_what_is_no_shard_is_refused(shard, storage, error, words):
+def test_what_is_no_shard_is_refused(shard, error, words):
     with pytest.raises(error, match=words):
-        rvi_fast.RelayPosterior(10, 2, groups=(), shard=shard, storage=storage)
+        rvi_fast.RelayPosterior(10, 2, groups=(), shard=shard)
 
 
 # the same training
@@ -254,7 +253,7 @@ def different(rank, size, **changes):
         ),
         ({"run_dir": (None, "run")}, "ValueError: run_dir given: expected False in all"),
         ({"dtype": (torch.float32, torch.float64)}, "ValueError: x: expected '6 torch.float32'"),
-        ({"block_rows": (4, 4)}, "ValueError: block_rows: expected None for a shard, got 4"),
+        ({"block_rows": (4, 5)}, "ValueError: block_rows: expected 4 in all processes, got 5 in 1"),
     ],
 )
 def test_processes_that_are_not_called_alike_all_refuse(tmp_path, changes, words):

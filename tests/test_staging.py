@@ -6,7 +6,6 @@ copies. What is CUDA's own, streams and pinned memory, is shown by test_gpu.py a
 
 import contextlib
 import copy
-import importlib
 import pickle
 import threading
 from functools import partial
@@ -367,21 +366,6 @@ def test_a_block_leaves_after_the_steps_that_were_asked_for_before(where, monkey
     assert marks == sorted(marks)
     assert len(marks) == -(-N // BLOCK)
     assert all(events[mark - 1] == "mark" for mark in marks)
-
-
-def test_a_shard_in_host_memory_is_refused_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(
-        importlib.import_module("rvi_fast.training.opening"), "ranks_of", SeveralRanks
-    )
-    with pytest.raises(ValueError, match=r"storage: expected 'device' for a shard on a GPU"):
-        run(make("host"))
-
-
-class SeveralRanks:
-    alone = False
-
-    def __init__(self, model):
-        pass
 
 
 def test_rows_that_became_infinite_are_noticed_as_they_leave(where):

@@ -7,7 +7,7 @@ import pytest
 
 pandas = pytest.importorskip("pandas", reason="pandas is missing: the extra tabular")
 
-from rvi_fast.cli.table.sources import Options, read_source, write_source  # noqa: E402
+from rvi_fast.cli.table.sources import Options, read_source  # noqa: E402
 
 FRAME = pandas.DataFrame(
     {
@@ -33,6 +33,10 @@ FILLS = {
     6: {1: "blue"},
     7: {1: pandas.Timestamp(2020, 6, 1)},
 }
+
+
+def write_source(source, draws, out):
+    out.write_bytes(source.content(draws, out))
 
 
 def parquet(tmp_path):

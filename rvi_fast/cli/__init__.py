@@ -20,6 +20,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = make_parser().parse_args(argv)
+    # as it was typed, for what tells how it was made
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
     shown = warnings.formatwarning
     # where in the code a warning comes from says nothing to who calls a command
     warnings.formatwarning = _one_line

@@ -19,6 +19,7 @@ _OF_RUN = (
 )
 _OF_TABLE = (
     *("delimiter", "decimal", "encoding", "kinds", "missing_values", "separate", "overwrite"),
+    *("time_limit", "report"),
 )
 
 
@@ -96,10 +97,27 @@ def _add_table_options(group: Any) -> None:
         "takes for missing always are",
     )
     group.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="how long the command may take, from reading to writing: training has half of what reading "
+        "leaves, and where the rest would not do for all rows the linear model fills them in alone; "
+        "prints what was left out. Reading, the linear model and writing are done in any case",
+    )
+    group.add_argument(
         "--separate", action="store_true", help="a file for each draw: NAME-1.csv, NAME-2.csv, ..."
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace --out where it is there already"
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="one page that tells what was filled in and how well, in tables and pictures; needs "
+        "matplotlib",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace --out and --report where they are there already",
     )
 
 

@@ -72,9 +72,35 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of vectors within the page.
+
+    Args:
+        svg: an <svg> element, see `rvi_fast._figures.inline_svg`.
+        alt: what it shows, to who cannot see it.
+        title: above it.
+        caption: below it.
+        wide: on a narrow screen it scrolls, as it would be too small to read.
+    """
+
+    svg: str
+    alt: str
+    title: str = ""
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Drawings side by side, as many as there is room for."""
+
+    drawings: Sequence[Drawing]
+
+
 _WIDE = 900  # pixels of a picture that scrolls on a narrow screen
 
-Block = Heading | Paragraph | Links | Command | Table | Picture
+Block = Heading | Paragraph | Links | Command | Table | Picture | Gallery
 
 _STYLE = """
 :root {
@@ -112,6 +138,11 @@ figure img {
   display: block; max-width: 100%; height: auto; padding: .25rem; background: #fff;
   border: 1px solid var(--line); border-radius: .4rem;
 }
+.gallery { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: 1rem 0; }
+.gallery figure { margin: 0; min-width: 0; max-width: 100%; }
+.gallery svg { display: block; max-width: 100%; height: auto; fill: currentColor; }
+.gallery svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.title { margin: 0; font-weight: 600; font-size: .95rem; overflow-wrap: anywhere; }
 figcaption, .caption { padding: .35rem 0; color: var(--soft); font-size: .875rem; }
 .caption { margin: 1rem 0 0; }
 .scroll { overflow-x: auto; margin: 0 0 .75rem; }
@@ -137,6 +168,7 @@ td ul { margin: 0; padding: 0; }
   .cards th, .cards td { width: auto !important; padding: .15rem 0; overflow-wrap: anywhere; }
   /* panels side by side would be too small to read */
   figure { overflow-x: auto; }
+  .gallery svg.wide { max-width: none; }
   figure img.wide { max-width: none; width: 46rem; }
   .cards td::before { content: attr(data-label) ": "; color: var(--soft); }
 }
@@ -194,8 +226,22 @@ def _html(block: Block) -> str:
                 f'height="{height}" alt="{html.escape(alt)}">'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             )
+        case Gallery(drawings):
+            return f'<div class="gallery">{"".join(map(_html_drawing, drawings))}</div>'
         case Table():
             return _html_table(block)
+
+
+def _html_drawing(drawing: Drawing) -> str:
+    svg, alt = drawing.svg.removeprefix("<svg"), html.escape(drawing.alt)
+    width = re.match(r' width="(\d+)"', svg)
+    wide = ' class="wide"' if drawing.wide else ""
+    title = f'<p class="title">{html.escape(drawing.title)}</p>' if drawing.title else ""
+    caption = f"<figcaption>{html.escape(drawing.caption)}</figcaption>" if drawing.caption else ""
+    # captions are as wide as what is above them
+    size = f' style="width: {width[1]}px"' if width else ""
+    # the words within are those of axes and their ticks, which say nothing when they are read aloud
+    return f'<figure{size}>{title}<svg{wide} role="img" aria-label="{alt}"{svg}{caption}</figure>'
 
 
 def _html_table(table: Table) -> str:
@@ -259,6 +305,9 @@ def _markdown(block: Block, directory: Path) -> str:
         case Picture(path, alt, caption):
             link = Path(os.path.relpath(path, directory)).as_posix()
             return f"![{_plain(alt)}](<{link}>)\n\n{_plain(caption)}"
+        case Gallery(drawings):
+            parts = ((each.title, each.alt, each.caption) for each in drawings)
+            return "\n\n".join(": ".join(_plain(text) for text in own if text) for own in parts)
         case Table(caption, header, rows):
             lines = [header, ["---"] * len(header), *rows]
             table = "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)

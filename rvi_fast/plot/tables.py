@@ -141,7 +141,7 @@ def imputations(
         axes.remove()
     for axes, column in zip(grid.flat, chosen, strict=False):
         known = table.mask[:, column]
-        _histograms(axes, table.x[known, column], draws[:, ~known, column].ravel())
+        histograms(axes, table.x[known, column], draws[:, ~known, column].ravel())
         axes.set_title(f"{table.names[column]}, {1 - known.mean():.0%} missing", fontsize="small")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
@@ -235,7 +235,7 @@ def _rgb(colour: str) -> tuple[float, ...]:
     return tuple(int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
 
 
-def _histograms(axes: Any, known: np.ndarray, found: np.ndarray) -> None:
+def histograms(axes: Any, known: np.ndarray, found: np.ndarray) -> None:
     """Shares of what was observed, as an area, and of what was filled in, as a line."""
     both = np.concatenate((known, found))
     distinct = np.unique(both)

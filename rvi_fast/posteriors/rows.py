@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import _checks, reference
 from .._devices import beside, device_row
-from ..files import StrPath
 from ..functional.relay_sample import RelaySample
 from ..layout import FORMS, RowLayout
 from ..memory.room import check_memory
@@ -270,7 +268,9 @@ class OwnedRows(Posterior):
     def _description(self) -> dict[str, Any]:
         """What the files of a table must have been made for."""
         layout = [int(number) for number in self.get_extra_state()]
-        return {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+        found = {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+        whole = {"first_row": self.first_row, "table_size": self.table_size}
+        return {**found, **whole} if self.sharded else found
 
     def get_extra_state(self) -> Tensor:
         """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
@@ -362,17 +362,13 @@ def held(rows: Tensor, columns: slice) -> Tensor:
     return same
 
 
-def check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
+def check_shard(shard: range | None, num_data: int) -> range:
     if shard is None:
         return range(num_data)
     if not isinstance(shard, range):
         raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
     if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
         raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
-    if storage not in ("device", "host"):
-        raise ValueError(
-            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
-        )
     return shard
 
 

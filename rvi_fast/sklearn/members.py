@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,10 +15,28 @@ from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
 from .calibration import Residuals
 from .codes import Codes
+from .deadline import Deadline
 from .entries import HeldOutEntries
 from .forest import ColumnForest
 
 MEMBERS = ("linear", "relay", "forest")
+
+
+class Judged(NamedTuple):
+    """What was predicted of held-out entries.
+
+    Attributes:
+        entries: codes of entries that nobody had seen.
+        predictions: of each member, and of "blend" with weights that have not seen the entry,
+            [n] float32.
+    """
+
+    entries: HeldOutEntries
+    predictions: dict[str, np.ndarray]
+
+    def among(self, numbers: np.ndarray) -> Self:
+        """The same in a table of which these were the rows."""
+        return self._replace(entries=self.entries._replace(row=numbers[self.entries.row]))
 
 
 class Blend:
@@ -33,36 +52,51 @@ class Blend:
         codes: of the columns; None for those of a table of numbers, which are the rows.
 
     Attributes:
-        names: the members, of `MEMBERS`.
+        names: the members, the first ones of `MEMBERS`.
         base: weights [2, D] of linear and relay model in the rows that trees are given.
         weights: [M, D], what `complete` weighs the members with.
         residuals: `Residuals` on held-out entries of numbers and counts, in units of the linear model's
             predictive standard deviations; None where there are no such columns.
         errors: of each member and of "blend" the root mean square error on held-out entries of each
             column [D], relative to that of the column's mean; NaN where none was held out.
+        judged: what they predicted there; None in pickles of versions that did not keep it.
+        looks: of each training of the relay model, by where it started, the epochs at which held-out
+            entries were looked at, and their root mean square error then.
     """
 
     base: np.ndarray
     weights: np.ndarray
     residuals: Residuals | None = None
     errors: dict[str, np.ndarray]
+    judged: Judged | None = None
+    looks: Mapping[str, list[tuple[int, float]]] = MappingProxyType({})
 
     def __init__(
         self, linear: LinearGaussian, forest: ColumnForest | None, codes: Codes | None = None
     ) -> None:
         self.linear, self.forest = linear, forest
         self.codes = Codes.numbers(linear.num_features) if codes is None else codes
-        self.names = MEMBERS if forest is not None else MEMBERS[:2]
+        self.names: tuple[str, ...] = MEMBERS if forest is not None else MEMBERS[:2]
+
+    def leave_out(self, *names: str) -> None:
+        """Goes on without members, whose weights are not found yet."""
+        self.names = tuple(own for own in self.names if own not in names)
+        if "forest" in names:
+            self.forest = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # pickles of versions that blended tables of numbers alone have no codes
         self.__dict__.update({"codes": Codes.numbers(state["linear"].num_features)} | state)
 
-    def grow(self, rows: np.ndarray, relayed: np.ndarray) -> None:
-        """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them."""
+    def grow(self, rows: np.ndarray, relayed: np.ndarray, deadline: Deadline) -> None:
+        """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them.
+
+        Raises:
+            OutOfTime: not all trees were grown when the deadline passed.
+        """
         if self.forest is not None:
             filled, missing = self._completed(rows, self.predicted(rows)[0], relayed)
-            self.forest.fit(filled, ~missing, self.codes.owner)
+            self.forest.fit(filled, ~missing, self.codes.owner, deadline)
 
     def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
@@ -79,13 +113,14 @@ class Blend:
         self,
         entries: HeldOutEntries,
         rows: np.ndarray,
-        relayed: np.ndarray,
+        relayed: np.ndarray | None,
         means: np.ndarray,
     ) -> float:
         """Finds the weights of all members; returns the blend's relative error on held-out entries.
 
         Args:
-            entries, rows, relayed: as in `weigh_latents`.
+            entries, rows: as in `weigh_latents`.
+            relayed: likewise; None without the relay model.
             means: of the codes [K], without the held-out entries.
         """
         spread = self.predicted(rows)[1]
@@ -93,23 +128,25 @@ class Blend:
         judged = self._judged(entries)
         truth, column, size, entry = judged
         self.weights = blend_weights(predictions, *judged)
-        wrong = truth - crossed(predictions, *judged)
+        blended = crossed(predictions, *judged)
+        wrong = truth - blended
         numeric = self.codes.numeric[column]
         if numeric.any():
             ratios = wrong[numeric] / entries.of(spread)[numeric]
             self.residuals = Residuals(ratios, column[numeric], size)
         of_means = truth - means[entries.column]
-        own = [*(predictions - truth), wrong]
+        found = dict(zip(self.names, predictions, strict=True)) | {"blend": blended}
+        self.judged = Judged(entries, {name: own.astype(np.float32) for name, own in found.items()})
         self.errors = {
-            name: _relative(error, of_means, column, size)
-            for name, error in zip([*self.names, "blend"], own, strict=True)
+            name: _relative(own - truth, of_means, column, size) for name, own in found.items()
         }
         expected = np.mean(of_means**2)
         enough = len(np.unique(entry)) >= JUDGED and expected > 0
         return float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
 
-    def complete(self, rows: np.ndarray, relayed: np.ndarray) -> np.ndarray:
-        """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model."""
+    def complete(self, rows: np.ndarray, relayed: np.ndarray | None) -> np.ndarray:
+        """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model, if it is one
+        of the members."""
         members = self._members(rows, relayed)
         weights = self.weights[:, self.codes.owner]
         return sum(w * own for w, own in zip(weights, members, strict=True))
@@ -170,8 +207,10 @@ class Blend:
             np.unique(entries.row * size + column, return_inverse=True)[1],
         )
 
-    def _members(self, rows: np.ndarray, relayed: np.ndarray) -> Sequence[np.ndarray]:
+    def _members(self, rows: np.ndarray, relayed: np.ndarray | None) -> Sequence[np.ndarray]:
         linear = self.predicted(rows)[0]
+        if relayed is None:
+            return [linear]
         found = [linear, relayed]
         if self.forest is not None:
             filled, missing = self._completed(rows, linear, relayed)

@@ -10,18 +10,26 @@ from pathlib import Path
 from ... import _checks, data
 from ...data.files import require
 from ...data.formats.registry import listed
+from ...experiments.pictures import check_matplotlib
+from ...files import write_together
 from ..checks import check_device
 from .filling import Imputed, imputed
-from .sources import ENDINGS, Options, Source, read_source, write_source
+from .page import Run, page
+from .sources import ENDINGS, Options, Source, read_source
 from .summary import describe, outcome
 
 
 def impute_file(arguments: argparse.Namespace) -> int:
     """Fills in the empty cells of a table, which is read, modelled and written by one command."""
     started = time.monotonic()
-    path, out = Path(arguments.table), arguments.out
+    limit = arguments.time_limit
+    if limit is not None:
+        _checks.check_positive_float("--time-limit", limit)
+    path = Path(arguments.table)
     targets = _targets(arguments)
     _check_files(path, targets, arguments.overwrite)
+    if arguments.report is not None:
+        _check_report(arguments.report, arguments.overwrite)
     device = check_device(arguments.device)
     require("pandas", "tabular")
     require("sklearn", "sklearn")
@@ -33,14 +41,23 @@ def impute_file(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         draws=arguments.draws,
         progress=not arguments.quiet and sys.stderr.isatty(),
+        end=None if limit is None else started + limit,
     )
-    if arguments.separate:
-        for fills, target in zip(result.draws, targets, strict=True):
-            write_source(source, [fills], target)
-    else:
-        write_source(source, result.draws, out)
+    parts = [[fills] for fills in result.draws] if arguments.separate else [result.draws]
+    content = {
+        target: source.content(own, target) for own, target in zip(parts, targets, strict=True)
+    }
+    if arguments.report is not None:
+        run = Run(
+            str(path), [*map(str, targets)], arguments.words, time.monotonic() - started,
+            str(device), arguments.seed,
+        )  # fmt: skip
+        content[arguments.report] = page(source, result, run).encode()
+    write_together(content)
     print(outcome(source, result))
     _say_what_was_written(source, result, targets, time.monotonic() - started)
+    if arguments.report is not None:
+        print(f"report: {arguments.report}")
     return 0
 
 
@@ -89,6 +106,19 @@ def _check_files(path: Path, targets: list[Path], overwrite: bool) -> None:
         if target.exists() and not overwrite:
             what = "is the table itself" if target.samefile(path) else "is there already"
             raise ValueError(f"--out: {target} {what}; --overwrite replaces it")
+
+
+def _check_report(report: Path, overwrite: bool) -> None:
+    """Refuses a page that could not be drawn, or written when all is done."""
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--report: expected a name that ends in .html, got {str(report)!r}")
+    try:
+        data.check_target(report, None)
+    except ValueError as error:
+        raise ValueError(f"--report: {str(error).removeprefix('path: ')}") from error
+    if report.exists() and not overwrite:
+        raise ValueError(f"--report: {report} is there already; --overwrite replaces it")
+    check_matplotlib()
 
 
 def _say_what_was_written(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ... import files
 from .kinds import KINDS, MISSING, Cells, Column, recognise
 from .packing import PACKED, TEXT, is_text, packed
 from .text import TextTable, read_text
@@ -179,8 +178,3 @@ def kinds_of(words: Sequence[str], names: Sequence[str] | None, width: int) -> d
             )
         found[same[0]] = kind
     return found
-
-
-def write_source(source: Source, draws: Sequence[Fills], out: Path) -> None:
-    """Writes a table with cells filled in, whole or not at all."""
-    files.write_bytes(out, source.content(draws, out))

@@ -13,6 +13,11 @@ so that W processes do what one does with the same batch size, to rounding: each
 batch that it owns, be they none. Only a decoder that looks at its batch as a whole, or draws random
 numbers of its own, sees the difference. Steps are not captured in CUDA graphs.
 
+With rows in blocks (`fit(block_rows=)`, `storage="host"` or a directory) each process has blocks of its
+own rows in memory, in files of its own, and a window of the order has blocks of as many parts of the
+table as processes have begun the run: another order than that of a single process with blocks, and the
+same one whatever number of processes goes on.
+
 The first process shows progress, writes metrics and calls callbacks. A process that dies or hangs ends
 all others within the timeout of `init`; started again with `resume=True` they go on from the last
 checkpoint, in whatever number. `infer` and `impute` work on the rows that each process passes them.

@@ -1,0 +1,265 @@
+"""Shards whose rows come and go in blocks, in memory and in files, in any number of processes."""
+
+import os
+import signal
+
+import distributed_worker as worker
+import pytest
+import torch
+from distributed_worker import TOLERANCE, alone, assert_close, assert_equal, together
+
+import rvi_fast
+from rvi_fast.optim import RowAdam
+from rvi_fast.posteriors import tables
+from rvi_fast.training import distributed
+from rvi_fast.training.distributed.ranks import Alone
+from rvi_fast.training.loop import tally
+from rvi_fast.training.places.order import EpochOrder
+from rvi_fast.training.runs import parts, sharded
+from rvi_fast.training.runs.journal import Journal
+
+BLOCK = 4
+
+
+# the order
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+@pytest.mark.parametrize("block_rows", [1, 4, 7, 100])
+@pytest.mark.parametrize("num_data", [5, 37, 61])
+def test_windows_of_a_run_of_several_processes_share_out_the_blocks(num_data, block_rows, parts):
+    order = EpochOrder(num_data, block_rows, torch.Generator().manual_seed(0), parts)
+    visits = list(order.visits(8))
+    visited = torch.cat([visit.rows for visit in visits])
+    assert visited.sort().values.tolist() == list(range(num_data))
+    entered = set()
+    for rows, window in visits:
+        for before in range(window + 1):
+            for first, end in order.ranges(before):
+                entered.update(range(first, end))
+        assert entered.issuperset(rows.tolist())
+    shards = [distributed.rows_of_rank(num_data, rank=r, size=parts) for r in range(parts)]
+    for window in range(len(order.windows) - 1):
+        # none but the last window is without a share of each process
+        ranges = order.ranges(window)
+        for shard in shards:
+            own = [ends for ends in ranges if ends[0] in shard and ends[1] - 1 in shard]
+            assert len(own) == 4
+        assert len(ranges) == 4 * parts
+
+
+# the same training
+
+
+@pytest.fixture
+def of_parts(monkeypatch):
+    """A single process takes the order that so many have begun."""
+    return lambda parts: monkeypatch.setattr(Alone, "size", parts)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "dtype", "tolerance"),
+    [
+        (1, "rvi", torch.float32, 0.0),
+        (2, "rvi", torch.float32, TOLERANCE),
+        (3, "autograd", torch.float64, 1e-11),
+    ],
+)
+def test_processes_with_blocks_train_what_one_trains(
+    tmp_path, of_parts, size, kind, dtype, tolerance
+):
+    changes = {"kind": kind, "dtype": dtype, "block_rows": BLOCK, "epochs": 3}
+    got = together(worker.run(size, worker.train, tmp_path, **changes))
+    of_parts(size)
+    assert_close(got, alone(**changes), tolerance)
+
+
+@pytest.mark.parametrize("storage", ["host", "files"])
+@pytest.mark.parametrize("moments", [None, torch.bfloat16])
+def test_it_does_not_matter_where_the_rows_of_a_process_lie(tmp_path, storage, moments):
+    changes = {"block_rows": BLOCK, "moment_dtype": moments}
+    expected = together(worker.run(2, worker.train, tmp_path / "device", **changes))
+    changes["storage"] = tmp_path / "tables" if storage == "files" else storage
+    got = together(worker.run(2, worker.train, tmp_path / "elsewhere", **changes))
+    assert_equal(got, expected)
+    if storage == "files":
+        names = {path.name for path in (tmp_path / "tables").iterdir()}
+        assert names == {"rows-0-19", "rows-19-37"}
+
+
+def staged(rank, size, **changes):
+    """Training as if the CPU were a GPU, with the rows in host memory or in files."""
+    tables.HostTables.staged = lambda self, device: True
+    return worker.train(rank, size, **changes)
+
+
+@pytest.mark.parametrize(
+    ("storage", "block_rows", "begun"), [("host", 4, 2), ("files", 4, 3), ("host", 50, 3)]
+)
+def test_shards_pass_through_a_gpu_in_blocks(tmp_path, storage, block_rows, begun):
+    """Of a run that others may have begun, so that shards begin and end within blocks."""
+
+    def run(size, epochs, train, storage, folder):
+        changes = {"block_rows": block_rows, "moment_dtype": torch.bfloat16, "resume": True}
+        changes |= {"epochs": epochs, "storage": storage, "run_dir": tmp_path / folder / "run"}
+        return worker.run(size, train, tmp_path / folder / str(epochs), **changes)
+
+    place = tmp_path / "tables" if storage == "files" else storage
+    for epochs, size in ((1, begun), (3, 2)):
+        got = run(size, epochs, staged, place, "staged")
+        expected = run(size, epochs, worker.train, "device", "device")
+    assert_equal(together(got), together(expected))
+
+
+# checkpoints
+
+
+def trained(size, folder, run_dir, place, **changes):
+    """The state after training that goes on from whatever lies in the run directory."""
+    return worker.trained(size, folder, run_dir, storage=str(place), block_rows=BLOCK, **changes)
+
+
+@pytest.mark.parametrize("moments", [None, torch.bfloat16])
+def test_tables_in_files_go_on_bit_for_bit(tmp_path, moments):
+    changes = {"moment_dtype": moments}
+    whole = trained(
+        2, tmp_path / "a", tmp_path / "run a", tmp_path / "a tables", epochs=4, **changes
+    )
+    at = tmp_path / "run b", tmp_path / "b tables"
+    trained(2, tmp_path / "b", *at, epochs=2, **changes)
+    assert_equal(trained(2, tmp_path / "c", *at, epochs=4, **changes), whole)
+
+
+def test_any_number_of_processes_goes_on_with_the_files(tmp_path):
+    """The order stays that of the two processes that have begun the run."""
+    at, place = tmp_path / "run", tmp_path / "tables"
+    whole = trained(2, tmp_path / "whole", tmp_path / "other", tmp_path / "tables 2", epochs=6)
+    for epochs, size in enumerate((2, 3, 1, 1, 2, 3), start=1):
+        got = trained(size, tmp_path / str(epochs), at, place, epochs=epochs)
+        shards = [distributed.rows_of_rank(worker.N, rank=r, size=size) for r in range(size)]
+        held = {path.name for path in place.iterdir()}
+        assert held == {f"rows-{shard.start}-{shard.stop}" for shard in shards}
+        model = rvi_fast.load(at)
+        for name, value in model.state_dict().items():
+            if name != "posterior.rows":
+                assert torch.equal(value, got[name]), name
+        torch.testing.assert_close(model.posterior.rows, got["posterior.rows"], rtol=0, atol=1e-7)
+    assert_close(got, whole)
+
+
+def test_one_process_without_shards_goes_on_with_the_files_and_hands_them_back(tmp_path):
+    at, place = tmp_path / "run", tmp_path / "tables"
+    whole = trained(2, tmp_path / "whole", tmp_path / "other", tmp_path / "tables 2", epochs=3)
+    trained(2, tmp_path / "1", at, place, epochs=1)
+    options = worker.options(epochs=2, block_rows=BLOCK, run_dir=at, resume=True)
+    model = worker.built(storage=place)
+    rvi_fast.fit(model, worker.table(), **options)
+    assert not list(place.glob("rows-*"))
+    got = trained(2, tmp_path / "3", at, place, epochs=3)
+    assert not list(place.glob("*.bin"))
+    assert_close(got, whole)
+
+
+# a process that is asked to end
+
+
+def asked_to_end(rank, size, *, asked=None, **changes):
+    """Training in which one process gets a signal in the midst of an epoch."""
+    tally.CHECK_EVERY = 4
+    steps, step_batch = [], RowAdam.step_batch
+
+    def counted(self, *arguments):
+        steps.append(rank)
+        if rank == asked and len(steps) == 18:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_batch(self, *arguments)
+
+    RowAdam.step_batch = counted
+    try:
+        return worker.train(rank, size, make_model=worker.built, resume=True, **changes)
+    except KeyboardInterrupt as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("storage", "size", "asked"), [("device", 2, 1), ("files", 2, 0), ("files", 3, 1)]
+)
+def test_a_signal_to_one_process_saves_in_all(tmp_path, storage, size, asked):
+    """The epoch is ended by as many processes, bit for bit, or by others."""
+
+    def run(size, folder, **changes):
+        place = tmp_path / folder / "tables" if storage == "files" else storage
+        changes |= {"run_dir": tmp_path / folder / "run", "storage": place, "epochs": 3}
+        changes["block_rows"] = BLOCK
+        number = len([*(tmp_path / folder).glob("*")])
+        return worker.run(size, asked_to_end, tmp_path / folder / str(number), **changes)
+
+    for said in run(2, "halved", asked=asked):
+        assert "stopped by SIGTERM in epoch 2 of 3, after 8 of 13 steps; resume=True" in said
+    compare = assert_equal if size == 2 else assert_close
+    compare(together(run(size, "halved")), together(run(2, "whole")))
+
+
+# a process that is killed
+
+# before the call of these that ends the process
+DEATHS = {
+    "as it keeps a block": (Journal, "keep", 25),
+    "before its journal begins": (Journal, "begin", 3),
+    "before a checkpoint has its name": (sharded, "publish_checkpoint", 3),
+    "as it reads rows of others": (parts, "read_block", 1),
+}
+
+
+def dying(rank, size, *, victim, where, **changes):
+    """Training in which one process kills itself."""
+    holder, name, calls = DEATHS[where]
+    called, left = getattr(holder, name), [calls]
+
+    def counted(*arguments, **keywords):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(*arguments, **keywords)
+
+    if rank == victim:
+        setattr(holder, name, counted)
+    return worker.train(rank, size, make_model=worker.built, checkpoint_every=0.0, **changes)
+
+
+def killed(size, folder, run_dir, place, **changes):
+    """Processes of which one dies; the others must end too."""
+    places = {"run_dir": str(run_dir), "storage": str(place)}
+    processes = worker.start(
+        size, dying, folder, timeout=10.0, block_rows=BLOCK, resume=True, **places, **changes
+    )
+    for process in processes:
+        process.join(60)
+    assert [p.exitcode for p in processes].count(-signal.SIGKILL) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "victim"),
+    [
+        ("as it keeps a block", 1),
+        ("before its journal begins", 0),
+        ("before its journal begins", 1),
+        ("before a checkpoint has its name", 0),
+    ],
+)
+def test_after_a_kill_the_run_goes_on_bit_for_bit(tmp_path, where, victim):
+    at = tmp_path / "run", tmp_path / "tables"
+    killed(2, tmp_path / "killed", *at, victim=victim, where=where, epochs=4)
+    got = trained(2, tmp_path / "again", *at, epochs=4)
+    other = tmp_path / "other run", tmp_path / "other tables"
+    assert_equal(got, trained(2, tmp_path / "whole", *other, epochs=4))
+
+
+def test_after_a_kill_others_go_on_though_they_are_killed_on_the_way(tmp_path):
+    at = tmp_path / "run", tmp_path / "tables"
+    killed(2, tmp_path / "a", *at, victim=1, where="as it keeps a block", epochs=4)
+    killed(3, tmp_path / "b", *at, victim=1, where="as it reads rows of others", epochs=4)
+    got = trained(3, tmp_path / "c", *at, epochs=4)
+    assert {path.name for path in at[1].iterdir()} == {"rows-0-13", "rows-13-25", "rows-25-37"}
+    other = tmp_path / "other run", tmp_path / "other tables"
+    assert_close(got, trained(2, tmp_path / "whole", *other, epochs=4))
