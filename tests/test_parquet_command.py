@@ -103,6 +103,25 @@ def test_heavy_tails_of_a_directory_are_bent_and_filled_in_within_their_range(tm
 @pytest.mark.skipif(
     not hasattr(os, "fork"), reason="gloo by torchrun is tested where there is fork"
 )
+@pytest.mark.filterwarnings("ignore::rvi_fast.training.CollapseWarning")  # two epochs
+def test_tables_in_files_train_on_a_directory_as_tables_in_memory_do(
+    directory, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for name, more in (("memory", ()), ("files", ("--storage", "tables"))):
+        words = ("train", "--data", directory, "--run-dir", name, "--quiet", "--epochs", 2, *SMALL)
+        assert cli.main([str(word) for word in (*words, *more)]) == 0
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # batches in another order
+    assert (tmp_path / "tables" / "tables.json").exists()
+    monkeypatch.chdir(directory)  # the run knows where its tables are
+    words = ("impute", "--run-dir", tmp_path / "files", "--out", tmp_path / "out", "--jobs", 1)
+    assert cli.main([str(word) for word in (*words, "--quiet")]) == 0
+    assert len(parquet_parts.whole(tmp_path / "out")) == 4
+
+
 def test_processes_of_torchrun_train_on_rows_of_their_own(directory, tmp_path, capsys):
     run_dir = tmp_path / "run"
     # a port of the system's choice
