@@ -1,6 +1,7 @@
 """Shards whose rows come and go in blocks, in memory and in files, in any number of processes."""
 
 import os
+import shutil
 import signal
 
 import distributed_worker as worker
@@ -16,6 +17,7 @@ from rvi_fast.training.distributed.ranks import Alone
 from rvi_fast.training.loop import tally
 from rvi_fast.training.places.order import EpochOrder
 from rvi_fast.training.runs import parts, sharded
+from rvi_fast.training.runs.checkpoints import latest_epoch
 from rvi_fast.training.runs.journal import Journal
 
 BLOCK = 4
@@ -263,3 +265,70 @@ def test_after_a_kill_others_go_on_though_they_are_killed_on_the_way(tmp_path):
     assert {path.name for path in at[1].iterdir()} == {"rows-0-13", "rows-13-25", "rows-25-37"}
     other = tmp_path / "other run", tmp_path / "other tables"
     assert_close(got, trained(2, tmp_path / "whole", *other, epochs=4))
+
+
+# files that are not as they were
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of two processes after an epoch, with tables in files that nothing has changed since."""
+    folder = tmp_path_factory.mktemp("begun")
+    changes = {"epochs": 1, "optimizer": "lazy"}
+    trained(2, folder / "processes", folder / "run", folder / "tables", **changes)
+    return folder
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def forget(path):
+    for journal in path.parent.glob("undo-*"):
+        shutil.rmtree(journal)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        (flip, "exp_avg.bin", r"exp_avg\.bin: rows 0 to 18 do not match their checksum"),
+        (os.remove, "row_step.bin", r"row_step\.bin: cannot be read"),
+        (
+            lambda path: os.truncate(path, 8),
+            "rows.bin",
+            r"rows\.bin: has 8 bytes, expected 19 rows",
+        ),
+        (forget, "rows.bin", r"the tables in .*rows-0-19 have been changed since"),
+    ],
+)
+def test_others_do_not_go_on_with_files_that_are_not_as_they_were(
+    tmp_path, begun, change, name, words
+):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    place, changes = tmp_path / "tables", {"optimizer": "lazy", "resume": True}
+    options = worker.options(epochs=2, block_rows=BLOCK, **changes)
+    change(place / "rows-0-19" / name)
+    with pytest.raises(rvi_fast.training.CheckpointError, match=words):
+        rvi_fast.fit(
+            worker.built(storage=place), worker.table(), run_dir=tmp_path / "run", **options
+        )
+    # they are mended, and the run goes on
+    shutil.rmtree(place / "rows-0-19")
+    shutil.copytree(begun / "tables" / "rows-0-19", place / "rows-0-19")
+    model = worker.built(storage=place)
+    history = rvi_fast.fit(model, worker.table(), run_dir=tmp_path / "run", **options)
+    assert history.epochs == 2
+    assert not list(place.glob("rows-*"))
+
+
+def test_rows_are_loaded_as_a_checkpoint_has_them_though_the_files_have_gone_on(tmp_path):
+    places = tmp_path / "run", tmp_path / "tables"
+    killed(2, tmp_path / "killed", *places, victim=0, where="as it keeps a block", epochs=9)
+    epochs = latest_epoch(places[0])
+    assert epochs > 1
+    other = tmp_path / "other run", tmp_path / "other tables"
+    expected = trained(2, tmp_path / "whole", *other, epochs=epochs)
+    rows = rvi_fast.load(places[0]).posterior.rows
+    torch.testing.assert_close(rows, expected["posterior.rows"], rtol=0, atol=1e-7)
