@@ -188,6 +188,7 @@ DEATHS = {
     "as it keeps a block": (Journal, "keep", 12),
     "in the fifth epoch": (Journal, "keep", 23),
     "before its journal begins": (Journal, "begin", 3),
+    "before the journal of rows of others begins": (Journal, "begin", 2),
     "before a checkpoint has its name": (sharded, "publish_checkpoint", 3),
     "as it reads rows of others": (parts, "read_block", 1),
 }
@@ -238,7 +239,9 @@ def test_after_a_kill_others_go_on_though_they_are_killed_on_the_way(tmp_path, w
     at = tmp_path / "run", tmp_path / "tables"
     killed(2, tmp_path / "a", *at, victim=1, where="as it keeps a block", epochs=4)
     killed(3, tmp_path / "b", *at, victim=1, where="as it reads rows of others", epochs=4)
-    got = trained(3, tmp_path / "c", *at, epochs=4)
+    where = "before the journal of rows of others begins"
+    killed(3, tmp_path / "c", *at, victim=1, where=where, epochs=4)
+    got = trained(3, tmp_path / "d", *at, epochs=4)
     assert {path.name for path in at[1].iterdir()} == {"rows-0-13", "rows-13-25", "rows-25-37"}
     assert_close(got, whole)
 
