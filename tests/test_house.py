@@ -82,7 +82,7 @@ ROOMS = {
     "serving": "loop",
     "collapse": "infer",
     "parquet": "impute workers",
-    "__init__": "callbacks fit_many load parquet impute serving collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load parquet serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -263,6 +263,28 @@ class RowAdam(torch.optim.Optimizer):
         self._present += self._forwarded
         self._forwarded.clear()
 
+    @torch.no_grad()
+    def rows_replaced(self, kept: Tensor, added: int) -> None:
+        """The posterior calls it when it has other rows, all of them up to date.
+
+        Args:
+            kept: which of those before there still are, int64 [n].
+            added: new ones after them; no gradient has reached them.
+        """
+        tables = self.posterior.tables
+        for name in ("row_step", "exp_avg", "exp_avg_sq"):
+            own: Tensor = getattr(self, f"_{name}")
+            if isinstance(tables, MappedTables):  # which has grown by zeros
+                own = tables.table(name)
+            else:
+                own = torch.cat((own[kept], own.new_zeros((added, *own.shape[1:]))))
+            setattr(self, f"_{name}", own)
+        if self.mode == "dense":
+            self._row_step[len(kept) :] = self._num_steps
+        self._forwarded.clear()
+        self._present.clear()
+        self.state[self._rows] = self._entries()
+
     # also where the caller is in inference mode: what is made here is written to in training
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -378,6 +400,12 @@ class RowAdam(torch.optim.Optimizer):
     def num_steps(self) -> int:
         """Number of steps that the optimizer has taken."""
         return self._num_steps
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """Beta 1, beta 2 and eps that the steps of rows which lag behind were taken with."""
+        beta1, beta2, eps = self._applied
+        return beta1, beta2, eps
 
     @contextmanager
     def as_they_are(self) -> Iterator[None]:

@@ -204,6 +204,10 @@ class EncoderPosterior(Posterior):
         rows = torch.cat([self.encode(x[p], None if mask is None else mask[p]) for p in parts])
         return RelayPosterior.from_rows(rows, rows.new_empty((0, self.latent_dim)), self.layout)
 
+    def extend(self, num_data: int) -> None:
+        """Counts more rows of training data: none is kept here, and `fit` compares their number."""
+        self.num_data += _checks.check_positive_int("num_data", num_data)
+
     def rows_of(
         self, index: Tensor, x: Tensor, mask: Tensor | None
     ) -> tuple[RelayPosterior, Tensor | None]:

@@ -15,11 +15,12 @@ from ..layout import Form, RowLayout
 from ..memory.room import check_memory
 from ..ops import ops
 from .base import Drawn
-from .rows import OwnedRows, as_they_are, check_rows_and_relays, check_shard, draw_normal, held
+from .growth import GrowingRows
+from .rows import as_they_are, check_rows_and_relays, check_shard, draw_normal, held
 from .tables import HostTables, Tables, open_tables
 
 
-class RelayPosterior(OwnedRows):
+class RelayPosterior(GrowingRows):
     """q(z | x_i) = N(relay_i + e_i, exp(r_i)^2) for every datapoint i, without an encoder.
 
         relay_i = sum_g sum_{k kept in g} a_ik R_k
@@ -318,8 +319,7 @@ class RelayPosterior(OwnedRows):
         _checks.check_positive_int("num_data", num_data)
         layout, relays = self.layout, self.relays
         place = torch.device("cpu") if self.staged else relays.device
-        size = num_data * layout.width * self.rows.element_size()
-        check_memory(place, "posterior.rows", size)
+        check_memory(place, "posterior.rows", num_data * layout.width * self.rows.element_size())
         rows = torch.empty((num_data, layout.width), dtype=self.rows.dtype, device=place)
         posterior = RelayPosterior.from_rows(
             rows, relays.detach().clone(), layout, sparse=self.sparse

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from ..memory.room import InsufficientMemory, free_disk
 from .checksums import Checksums
 
 _FORMAT = 1
+# of a posterior and its optimiser
+_NAMES = ("rows", "row_step", "exp_avg", "exp_avg_sq")
 
 
 class Tables:
@@ -109,6 +112,8 @@ class MappedTables(HostTables):
         self._tables: dict[str, Tensor] = {}
         self._keep = False
         self._drawn: dict[str, str] = {}
+        # whether a program ended while the tables grew: what files have at their ends is of no table
+        self._grew = False
         # there as soon as there are rows, the first table
         self.checksums: Checksums
 
@@ -129,7 +134,9 @@ class MappedTables(HostTables):
             size *= length
         if self._keep:
             held = path.stat().st_size if path.is_file() else None
-            if held != size:
+            if self._grew and held is not None and held > size:
+                os.truncate(path, size)
+            elif held != size:
                 reason = "is missing" if held is None else f"has {held} bytes"
                 raise CheckpointError(
                     path, f"{reason}, a table {list(shape)} of {dtype} has {size} bytes"
@@ -172,7 +179,7 @@ class MappedTables(HostTables):
                     raise
         except (OSError, ValueError) as error:
             raise CheckpointError(path, f"cannot be read: {error}") from error
-        self._drawn = found.pop("drawn", {})
+        self._drawn, self._grew = found.pop("drawn", {}), found.pop("grows", False)
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
                 f"storage: {self.directory} holds the tables of another posterior: {found}, expected "
@@ -204,13 +211,52 @@ class MappedTables(HostTables):
             generator: what they were drawn from.
         """
         self.sync()
-        drawn = {}
         if before is not None and generator is not None:
             after = generator.get_state().numpy().tobytes().hex()
-            drawn = {"before": _digest(before), "after": after}
-        content = sealed({"format": _FORMAT, **description, "drawn": drawn})
+            self._drawn = {"before": _digest(before), "after": after}
         self.seal()
-        write_bytes(self.directory / "tables.json", content)
+        self._describe(description)
+
+    def _describe(self, description: dict[str, Any], **more: Any) -> None:
+        entries = {"format": _FORMAT, **description, "drawn": self._drawn, **more}
+        write_bytes(self.directory / "tables.json", sealed(entries))
+
+    def table(self, name: str) -> Tensor:
+        """A table as it is mapped now."""
+        return self._tables[name]
+
+    def grow(self, description: dict[str, Any], added: int) -> None:
+        """Adds rows of zeros to the ends of all tables in the directory, where they are.
+
+        What was mapped before stays mapped, and shows the rows of before; see `table`. A program that
+        ends meanwhile leaves tables as they were.
+
+        Args:
+            description: of what they are of, see `holds`.
+            added: how many rows.
+
+        Raises:
+            InsufficientMemory: the disk has no room; nothing is changed then.
+        """
+        before = int(description["num_data"])
+        paths = [path for name in _NAMES if (path := self.directory / f"{name}.bin").is_file()]
+        # each has been checked as it was read; they are summed up anew
+        self.before_read(None)
+        self.checksums.begin()
+        self._describe(description, grows=True)
+        _reserve_more(paths, added, before)
+        for name, table in self._tables.items():
+            shape = (before + added, *table.shape[1:])
+            path, size = self.directory / f"{name}.bin", math.prod(shape)
+            flat = torch.from_file(str(path), shared=True, size=size, dtype=table.dtype)
+            self._tables[name] = flat.view(shape)
+        rows = self._tables["rows"]
+        self.checksums = Checksums(self.directory, len(rows), rows[0].nbytes)
+        self.checksums.watch(rows)
+        self.checksums.begin()
+        for name, table in self._tables.items():
+            self.checksums.add(name, table, new=False)
+        self._describe({**description, "num_data": before + added})
 
     def before_read(self, index: Tensor | None) -> None:
         if torch.compiler.is_compiling():
@@ -301,6 +347,30 @@ def open_tables(
     if storage == "host":
         return HostTables()
     return MappedTables(storage if shard is None else shard_directory(storage, shard))
+
+
+def _reserve_more(paths: Sequence[Path], added: int, before: int) -> None:
+    """Makes room at the ends of files for more rows; or leaves all of them as they are."""
+    sizes = {path: path.stat().st_size for path in paths}
+    more = {path: size // before * added for path, size in sizes.items()}
+    room = free_disk(paths[0].parent)
+    refusal = (
+        f"storage: {added} more rows need {sum(more.values())} bytes in {paths[0].parent}, its disk has "
+        f"{room} free; use another directory"
+    )
+    if room is not None and sum(more.values()) > room:
+        raise InsufficientMemory(refusal)
+    try:
+        for path, size in sizes.items():
+            with open(path, "r+b") as file:
+                file.truncate(size + more[path])
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), size, more[path])
+                os.fsync(file.fileno())
+    except OSError as error:
+        for path, size in sizes.items():
+            os.truncate(path, size)
+        raise InsufficientMemory(f"{refusal}: {error}") from error
 
 
 def _digest(state: Tensor) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..progress import logger
 from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.feed import HostInputs
-from .inputs.fingerprint import fingerprint
+from .inputs.fingerprint import fingerprint, first_fingerprint
 from .inputs.prepare import Inputs, inputs_of, open_source, plain
 from .inputs.sources import Opened, chunks, moments_of
 from .inputs.withheld import Withheld
@@ -85,6 +86,8 @@ def opened(
     first_row = as_posterior(model.posterior).first_row
     own = fingerprint(*ranks.own(x, mask), model.num_features, first_row)
     data = ranks.added(own)
+    if ranks.alone:
+        ranks.of_first = partial(first_fingerprint, x, mask, model.num_features)
     with contextlib.ExitStack() as stack:
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ...data.tables import as_tensor
 from .sources import DatasetRows, MappedArray, is_mapped
@@ -49,6 +49,14 @@ def fingerprint(x: Any, mask: Any, num_features: int, first_row: int = 0) -> Fin
         num_data += len(values)
     digests = {name: f"{number & _MASK:016x}" for name, number in sums.items()}
     return {"rows": num_data, "features": num_features, **digests}
+
+
+def first_fingerprint(x: Any, mask: Any, num_features: int, num_data: int) -> Fingerprint:
+    """The fingerprint of the first `num_data` rows of a table; arguments as in `fingerprint`."""
+    if isinstance(x, Dataset):
+        return fingerprint(Subset(x, range(num_data)), mask, num_features)
+    rows = slice(num_data)
+    return fingerprint(x[rows], None if mask is None else mask[rows], num_features)
 
 
 def added(parts: list[Fingerprint]) -> Fingerprint:

@@ -20,10 +20,13 @@ from ..inputs.fingerprint import Fingerprint, same
 from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..runs.checkpoints import Checkpoint, CheckpointError, CheckpointWarning, latest_epoch
+from ..runs.described import config_of
+from ..runs.growth import grown
 from ..runs.metrics import append_metrics, rewrite_metrics
 from ..runs.parts import parts_of
 from ..runs.state import flatten, unflatten
 from ..runs.structure import difference, structure_of
+from ..runs.tables import rows_before
 from ..settings import Settings
 from .callback import Callbacks
 from .history import History, Partial, Standing
@@ -140,11 +143,31 @@ class Archive(NoArchive):
             alike = stored == self.ranks.fingerprint(self.inputs)
         else:
             alike = isinstance(stored, dict) and same(stored, self.data)
+            if not alike and isinstance(stored, dict):
+                alike = self._has_grown(stored)
         if not alike:
             raise ValueError(
                 f"data: expected those of {checkpoint.path}, row for row in the same order and with the "
                 "same entries observed, got others"
             )
+
+    def _has_grown(self, stored: Fingerprint) -> bool:
+        """Whether the data are those of the checkpoint with more rows after them.
+
+        Raises:
+            ValueError: they are, and the run cannot go on with more.
+        """
+        of_first, before = self.ranks.of_first, stored["rows"]
+        if of_first is None or not 0 < before < self.data["rows"]:
+            return False
+        if not same(stored, of_first(before)):
+            return False
+        if self.settings.held_out:
+            raise ValueError(
+                f"held_out: expected 0 for a run that goes on with more rows, {self.data['rows']} after "
+                f"{before}, got {self.settings.held_out}: it has been shown what would be held out"
+            )
+        return True
 
     def start(self, shared: torch.optim.Optimizer, standing: Standing) -> None:
         self.shared, self.standing = shared, standing
@@ -187,6 +210,9 @@ class Archive(NoArchive):
                 raise ValueError(
                     f"kl_weight: expected {stored} in epoch {epoch} as in {checkpoint.path}, got {own}"
                 )
+        if rows_before(checkpoint, self.ranks.num_data) is not None:
+            checkpoint = grown(checkpoint, self.place.rows, self.ranks.num_data)
+            metadata = checkpoint.metadata
         restore(checkpoint, self.model, self.place, self.shared)
         if "partial" in metadata:
             held, suffix = checkpoint.tensors["generators"], self.ranks.suffix
@@ -234,7 +260,7 @@ class Archive(NoArchive):
     def _save(self) -> None:
         standing, scaler = self.standing, self.model.scaler
         metadata: dict[str, Any] = {
-            "config": self.model.config,
+            "config": config_of(self.model),
             "settings": {**self.settings.kept(), "data": self.data},
             "history": dict(standing.history),
             "stopped": standing.stopped,

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from ...models import LatentModel, build
+from ...posteriors.base import as_posterior
+from ...posteriors.encoder import EncoderPosterior
+from ...posteriors.relay import RelayPosterior
+from ...posteriors.rowless import RowlessPosterior
 from .checkpoints import CheckpointError
 
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError)
@@ -69,6 +73,17 @@ def shape_of_rows(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     except _REFUSALS as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
     return num_data, width
+
+
+def config_of(model: LatentModel) -> dict[str, Any] | None:
+    """`LatentModel.config` with as many rows as there are now: a posterior can have grown."""
+    posterior = as_posterior(model.posterior)
+    if model.config is None or not isinstance(posterior, RelayPosterior | EncoderPosterior):
+        return model.config
+    if isinstance(posterior, RowlessPosterior):  # that of the model it was made from
+        return model.config
+    rows = posterior.table_size if posterior.owns_rows else posterior.num_data
+    return {**model.config, "num_data": rows}
 
 
 def dtype_of(model: LatentModel, tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -20,7 +20,7 @@ from ...posteriors.relay import RelayPosterior
 from ...posteriors.rowless import RowlessPosterior
 from ...posteriors.rows import mean_of
 from .checkpoints import CheckpointError, CheckpointWarning, reading
-from .described import build_described, dtype_of
+from .described import build_described, config_of, dtype_of
 from .tensors import header_of, load_tensors, write_blocks
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
@@ -75,7 +75,7 @@ def export(model: LatentModel, path: str | os.PathLike[str], *, rows: bool = Tru
         )
     if not rows:
         model = without_rows(model)
-    config = {name: value for name, value in (model.config or {}).items() if name != "storage"}
+    config = {name: value for name, value in (config_of(model) or {}).items() if name != "storage"}
     tensors = model.state_dict()
     rowless = isinstance(model.posterior, RowlessPosterior)
     if rowless:  # a table of one row, the mean

@@ -96,8 +96,11 @@ class Journal:
         if found_journal(self.directory, checkpoint, token, previous) is None:
             self.begin(token)
 
-    def roll_back(self) -> None:
+    def roll_back(self, before: int | None = None) -> None:
         """Takes the tables back to the beginning of the journal.
+
+        Args:
+            before: rows that the tables had then, if fewer: blocks in the journal can end there.
 
         Raises:
             CheckpointError: a file of the journal is damaged; once it is mended, this can be called
@@ -108,7 +111,11 @@ class Journal:
             if block >= len(self._kept):
                 raise CheckpointError(path, f"is of none of the {len(self._kept)} blocks")
             parts = self._parts(block)
-            content = read_block(path, block, sum(len(part) for part in parts))
+            size = sum(len(part) for part in parts)
+            if before is not None and path.stat().st_size < size:
+                parts = self._parts(block, before)
+                size = sum(len(part) for part in parts)
+            content = read_block(path, block, size)
             start = 0
             for part in parts:
                 part[:] = content[start : start + len(part)]
@@ -153,8 +160,9 @@ class Journal:
     def _folder(self) -> Path:
         return self.directory / f"{_PREFIX}{self.token}"
 
-    def _parts(self, block: int) -> list[memoryview]:
-        rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
+    def _parts(self, block: int, end: int | None = None) -> list[memoryview]:
+        stop = (block + 1) * self.block_rows
+        rows = slice(block * self.block_rows, stop if end is None else min(stop, end))
         return [t[rows].reshape(-1).view(torch.uint8).numpy().data for t in self.tables.values()]
 
 

@@ -6,16 +6,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...optim import MAX_STEPS, RowAdam
+from ...posteriors.checksums import UNKNOWN
 from ...posteriors.relay import RelayPosterior
+from ...posteriors.rows import mean_of
 from ...posteriors.tables import MappedTables
 from ..settings import Settings
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal, discard
 from .parts import parts_of, put, read_rows, remove_parts, row_width
 from .state import unflatten
+
+# rows started at once
+_CHUNK = 8192
 
 
 class RowTables:
@@ -94,6 +100,7 @@ class RowTables:
             if name in raw:
                 table.copy_(raw[name])
         self.rows.load_raw_state(raw)
+        self._start_new(checkpoint)
 
     def settle(self, checkpoint: Checkpoint) -> None:
         """Brings the rows of a checkpoint up to date, and lets go of them."""
@@ -105,6 +112,9 @@ class RowTables:
 
     def _take_back(self, checkpoint: Checkpoint) -> None:
         """Undoes what has been written since to what the checkpoint does not hold."""
+
+    def _start_new(self, checkpoint: Checkpoint) -> None:
+        """Starts rows that the checkpoint has not and the tables have."""
 
     def raw(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """What a checkpoint holds of the optimiser, all of it and as it must be.
@@ -200,8 +210,32 @@ class JournaledTables(TablesInFiles):
             return
         self.journal.go_on_from(checkpoint.path, **checkpoint.metadata["journal"])
         sums = parts_of(checkpoint)[self.part or ""]
+        before = rows_before(checkpoint, self.posterior.table_size)
+        if before is not None:
+            sums = _with_more(sums, before, self.posterior.table_size)
         self.files.checksums.adopt(sums or None, checkpoint.path)
-        self.journal.roll_back()
+        self.journal.roll_back(before)
+
+    @torch.no_grad()
+    def _start_new(self, checkpoint: Checkpoint) -> None:
+        """As `growth.grown` starts them; what changes of the others is in the journal before."""
+        before = rows_before(checkpoint, self.posterior.table_size)
+        if before is None:
+            return
+        self.watch()
+        tables, count = self.rows.raw_tables(), self.posterior.num_data
+        new = torch.arange(before, count)
+        for index in new.split(_CHUNK):
+            self.files.before_write(index)
+            start, stop = int(index[0]), int(index[-1]) + 1
+            for name in ("rows", "exp_avg", "exp_avg_sq"):
+                tables[name][start:stop] = 0.0
+            tables["row_step"][start:stop] = self.rows.num_steps if self.rows.mode == "dense" else 0
+        self.rows.flush()
+        start_row = mean_of(self.rows.table()[:before])
+        for index in new.split(_CHUNK):
+            self.files.before_write(index)
+            tables["rows"][index] = start_row
 
     def _copy_from(self, checkpoint: Checkpoint) -> None:
         """Fills the tables with the same rows of those that a checkpoint has."""
@@ -223,6 +257,26 @@ class JournaledTables(TablesInFiles):
         """The directory of the whole table."""
         directory = self.files.directory
         return directory.parent if self.posterior.sharded else directory
+
+
+def _with_more(sums: dict[str, Tensor], before: int, num_data: int) -> dict[str, Tensor]:
+    """Checksums of tables that have grown: unknown are those of pieces with new rows."""
+    if not sums:
+        return {}
+    size = int(sums["piece_rows"])
+    known, pieces = before // size, -(-num_data // size)
+    return {
+        name: held
+        if name == "piece_rows"
+        else torch.cat((held[:known], held.new_full((pieces - known,), UNKNOWN)))
+        for name, held in sums.items()
+    }
+
+
+def rows_before(checkpoint: Checkpoint, num_data: int) -> int | None:
+    """Rows that a run had at a checkpoint where they were fewer than `num_data`; else None."""
+    data = checkpoint.metadata.get("settings", {}).get("data")
+    return data["rows"] if isinstance(data, dict) and data["rows"] < num_data else None
 
 
 def tables_of(posterior: RelayPosterior, settings: Settings, run_dir: Path | None) -> RowTables:
