@@ -119,6 +119,7 @@ enum class RowTypes { float32, float64, float32_bfloat16 };
 
 struct RowAdam {
   Index index;
+  Index key_index;         // what keys the random bits of the moments, of each place in the index
   std::int64_t num_data;   // N
   std::int64_t width;      // W
   void* rows;              // [N, W]

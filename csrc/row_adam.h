@@ -94,7 +94,7 @@ RVI_INLINE void store_moment(BFloat16* to, FloatVec value, Uint32Vec bits, std::
 // The random bits of a row's moments, those of NORMALS elements at a time.
 template <class M>
 struct MomentBits {
-  std::uint64_t row;
+  std::uint64_t key;
   std::uint32_t step;
   alignas(VECTOR_BYTES) std::uint32_t words[NORMALS];
 
@@ -103,7 +103,7 @@ struct MomentBits {
     if constexpr (!std::is_same_v<M, BFloat16>) return Uint32Vec{};
     if (c % NORMALS == 0) {
       Uint32Vec made[4];
-      row_words(MOMENT_SEED, row, step, (int)c, made);
+      row_words(MOMENT_SEED, key, step, (int)c, made);
       store_quads(words, made[0], made[1], made[2], made[3]);
     }
     return load<Uint32Vec>(words + c % NORMALS);
@@ -204,13 +204,13 @@ void row_adam_catch_up(const RowAdam& call, int threads) {
   const F eps = (F)call.eps;
   auto work = [&](std::int64_t first_thread, std::int64_t last_thread) {
     for (std::int64_t thread = first_thread; thread < last_thread; ++thread) {
-      for_own_rows(rows, thread, threads, [&](std::int64_t, std::int64_t row) {
+      for_own_rows(rows, thread, threads, [&](std::int64_t i, std::int64_t row) {
         const Missed<F> missed = rows.missed(row);
         if (!missed.any) return;
         F* value = static_cast<F*>(call.rows) + row * call.width;
         M* exp_avg = static_cast<M*>(call.exp_avg) + row * call.width;
         M* exp_avg_sq = static_cast<M*>(call.exp_avg_sq) + row * call.width;
-        MomentBits<M> bits{(std::uint64_t)row, (std::uint32_t)rows.now};
+        MomentBits<M> bits{(std::uint64_t)call.key_index[i], (std::uint32_t)rows.now};
         for (std::int64_t c = 0; c < call.width; c += LANES) {
           const std::int64_t left = call.width - c;
           Vec<F> theta = load_up_to(value + c, left), moment = load_moment<F>(exp_avg + c, left);
@@ -298,7 +298,7 @@ void row_adam_step(const RowAdam& call, int threads) {
           root = (F)std::sqrt(1.0 - powers2(visits));
         }
         const F inverse_root = 1 / root;
-        MomentBits<M> bits{(std::uint64_t)row, (std::uint32_t)step};
+        MomentBits<M> bits{(std::uint64_t)call.key_index[i], (std::uint32_t)step};
         for (std::int64_t c = 0; c < call.width; c += LANES) {
           const std::int64_t left = call.width - c;
           Vec<F> theta = load_up_to(value + c, left), moment = load_moment<F>(exp_avg + c, left);

@@ -58,7 +58,7 @@ from .layers_bwd import sum_layer, sum_of_pieces, through_layer
 from .pieces import PROGRAMS
 from .relay_sample import constants_of
 from .relay_sample_bwd import MAX_PIECES
-from .row_adam import adam_factors, moment_table
+from .row_adam import adam_factors, moment_keys, moment_table
 from .row_tiles import load_block, step_coefficients, step_posterior
 
 # programs that share a block, at most, so that each has few tiles, one after the other: each goes
@@ -83,6 +83,7 @@ def _backward_to_rows_kernel(
     index,
     seed,
     noise_index,
+    key_index,
     kl_weight,
     clock,
     lr,
@@ -162,6 +163,7 @@ def _backward_to_rows_kernel(
                 grad_mean,
                 seed,
                 noise_index,
+                key_index,
                 row,
                 position,
                 valid,
@@ -186,6 +188,7 @@ def _backward_to_rows_kernel(
             work,
             piece,
             index,
+            key_index,
             row_error,
             adam,
             sizes,
@@ -327,6 +330,7 @@ def backward_to_rows(
         index=index,
         seed=seed,
         noise_index=index if noise_index is None else noise_index,
+        key_index=moment_keys(exp_avg, noise_index),
         kl_weight=kl_weight,
         clock=clock,
         lr=lr,

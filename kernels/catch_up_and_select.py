@@ -7,8 +7,8 @@ Math:
 
 Shapes:
     rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B];
-    clock [2] int64; history [steps, HISTORY_COLUMNS] float64; bits [B, words] int32. K_g <= 1024. order
-    [R, B or more] and position [1] int64, or neither.
+    key_index [B] or None, see `row_adam`; clock [2] int64; history [steps, HISTORY_COLUMNS] float64;
+    bits [B, words] int32. K_g <= 1024. order [R, B or more] and position [1] int64, or neither.
 
 Saved:
     The kept bits.
@@ -45,8 +45,10 @@ from .row_adam import (
     catch_up,
     load_moment,
     missed_steps,
+    moment_keys,
     moment_table,
     owned_row,
+    row_key,
     store_moments,
 )
 
@@ -95,10 +97,10 @@ def _load_tile(rows, exp_avg, exp_avg_sq, start, first, exists):
 
 
 @triton.jit
-def _store_tile(rows, exp_avg, exp_avg_sq, start, first, tile, row, now, exists):
+def _store_tile(rows, exp_avg, exp_avg_sq, start, first, tile, key, now, exists):
     place = start + first + tl.arange(0, 4)[None, :]
     tl.store(rows + place, tile[0], mask=exists)
-    store_moments(exp_avg + place, exp_avg_sq + place, tile[1], tile[2], row, first, now, exists)
+    store_moments(exp_avg + place, exp_avg_sq + place, tile[1], tile[2], key, first, now, exists)
 
 
 @triton.jit
@@ -186,6 +188,7 @@ def _catch_up_and_select_kernel(
     error_ptr,
     order_ptr,
     position_ptr,
+    key_index_ptr,
     order_width,
     num_data,
     log2_beta1: tl.float64,
@@ -204,7 +207,7 @@ def _catch_up_and_select_kernel(
         numbers = order_ptr + tl.load(position_ptr) * order_width
         tl.store(index_ptr + place, tl.load(numbers + place))
     row, inside = owned_row(numbers, place, num_data, error_ptr)
-    start = row * WIDTH
+    own_key, start = row_key(key_index_ptr, place, row, inside), row * WIDTH
     rest_first = DEVIATION + 4 * tl.arange(0, BLOCK_REST)[:, None]
     rest_exists = inside & (rest_first < WIDTH)
     # all of a row of usual size is on its way before any of it is waited for
@@ -245,12 +248,14 @@ def _catch_up_and_select_kernel(
                 start,
                 rest_first,
                 rest,
-                row,
+                own_key,
                 now,
                 rest_exists,
             )
         exists &= stale
-        _store_tile(rows_ptr, exp_avg_ptr, exp_avg_sq_ptr, start, first, caught, row, now, exists)
+        _store_tile(
+            rows_ptr, exp_avg_ptr, exp_avg_sq_ptr, start, first, caught, own_key, now, exists
+        )
         theta = tl.where(stale, caught[0], tile[0])
         key = tl.where(first + tl.arange(0, 4)[None, :] < end, magnitude_key(theta), -1)
         marks = _mark_largest(key, quad, GROUPS, tl.constexpr(TILES[i])) & inside
@@ -258,7 +263,15 @@ def _catch_up_and_select_kernel(
         _store_bits(bits, marks, quad, TILES[i][4], TILES[i][5])
     if len(TILES) == 0:
         _store_tile(
-            rows_ptr, exp_avg_ptr, exp_avg_sq_ptr, start, rest_first, rest, row, now, rest_exists
+            rows_ptr,
+            exp_avg_ptr,
+            exp_avg_sq_ptr,
+            start,
+            rest_first,
+            rest,
+            own_key,
+            now,
+            rest_exists,
         )
     # all threads have read it
     tl.debug_barrier()
@@ -333,6 +346,7 @@ def catch_up_and_select(
     kept: list[int],
     order: Tensor | None = None,
     position: Tensor | None = None,
+    key_index: Tensor | None = None,
 ) -> Tensor:
     """`reference.fused_step.catch_up_and_select`."""
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), "linear")
@@ -349,6 +363,7 @@ def catch_up_and_select(
         error_ptr=row_error(rows.device),
         order_ptr=order,
         position_ptr=position,
+        key_index_ptr=moment_keys(exp_avg, key_index),
         order_width=0 if order is None else order.shape[1],
         num_data=rows.shape[0],
         log2_beta1=logarithm(beta1) / math.log(2.0),

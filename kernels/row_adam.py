@@ -11,12 +11,12 @@ Math:
     n is the count of all steps ("dense", "lazy") or the row's own ("row"); "lazy" adds eps to sqrt(v)
     before the bias is corrected, as SparseAdam does, and neither of the two misses steps.
     bfloat16 moments are computed in float32 and rounded at random when they are written: 16 bits of a
-    Philox word keyed by (row, column, steps taken) are added below those that stay.
+    Philox word keyed by (key of the row, column, steps taken) are added below those that stay.
 
 Shapes:
-    rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index [B]
-    int32 or int64; grad [B, W]; clock [2] int64; history [steps, HISTORY_COLUMNS] float64;
-     lr float64, one element.
+    rows [N, W] float32; exp_avg, exp_avg_sq [N, W] float32 or bfloat16; row_step [N] int32; index and
+    key_index [B] int32 or int64; grad [B, W]; clock [2] int64; history [steps, HISTORY_COLUMNS] float64;
+    lr float64, one element. Without a key_index a row's number is its key.
 
 Saved:
     Nothing.
@@ -124,15 +124,24 @@ def _bfloat16_bits(value, random):
 
 
 @triton.jit
-def store_moments(exp_avg, exp_avg_sq, moment, square, row, first, count, valid):
+def row_key(key_index_ptr, place, row, valid):
+    """What keys the random bits of the moments of rows at a place in the batch; see `store_moments`."""
+    if key_index_ptr is None:
+        return row
+    else:
+        return tl.load(key_index_ptr + place, mask=valid, other=0).to(tl.int64)
+
+
+@triton.jit
+def store_moments(exp_avg, exp_avg_sq, moment, square, key, first, count, valid):
     """Writes both moments of the columns from `first`, up to date with step `count`.
 
-    Of one row [n]; or of the rows [BLOCK_B, 1], and moments [BLOCK_B, n].
+    Of one row [n] with its key; or of the rows with keys [BLOCK_B, 1], and moments [BLOCK_B, n].
     """
     if exp_avg.dtype.element_ty == tl.int16:
         quads = first // 4 + tl.arange(0, moment.shape[-1] // 4)
         seed = tl.full((), MOMENT_SEED, tl.int64)
-        low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
+        low, high = key.to(tl.int32), (key >> 32).to(tl.int32)
         w0, w1, w2, w3 = tl.philox(seed, quads, count.to(tl.int32), low, high)
         words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), moment.shape)
         moment = _bfloat16_bits(moment, (words >> 16).to(tl.int32))
@@ -185,6 +194,7 @@ def _row_adam_catch_up_kernel(
     clock_ptr,
     history_ptr,
     error_ptr,
+    key_index_ptr,
     num_data,
     log2_beta1: tl.float64,
     log2_beta2: tl.float64,
@@ -199,6 +209,7 @@ def _row_adam_catch_up_kernel(
         # the first to come is the one that brings the row up to date
         last = tl.atomic_xchg(row_step_ptr + row, now.to(tl.int32), sem="relaxed").to(tl.int64)
         if last < now:
+            key = row_key(key_index_ptr, place, row, inside)
             missed = missed_steps(
                 history_ptr,
                 last,
@@ -223,7 +234,7 @@ def _row_adam_catch_up_kernel(
                     exp_avg_sq_ptr + offsets,
                     moment,
                     square,
-                    row,
+                    key,
                     first,
                     now,
                     valid,
@@ -251,6 +262,7 @@ def _row_adam_step_kernel(
     lr_ptr,
     error_ptr,
     order_ptr,
+    key_index_ptr,
     num_data,
     batch,
     log2_beta1: tl.float64,
@@ -278,6 +290,7 @@ def _row_adam_step_kernel(
     now = tl.load(clock_ptr)
     if inside:
         count, last = now + 1, now
+        key = row_key(key_index_ptr, place, row, inside)
         if SEMANTICS == "dense":
             last = tl.load(row_step_ptr + row).to(tl.int64)
         if SEMANTICS == "row":
@@ -318,7 +331,7 @@ def _row_adam_step_kernel(
                 exp_avg_sq_ptr + offsets,
                 moment,
                 square,
-                row,
+                key,
                 first,
                 now + 1,
                 valid,
@@ -433,6 +446,12 @@ def moment_table(table: Tensor) -> Tensor:
     return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
 
 
+def moment_keys(exp_avg: Tensor, key_index: Tensor | None) -> Tensor | None:
+    """`key_index` as the kernels take it: None where nothing is drawn, or by row numbers."""
+    drawn = exp_avg.dtype == torch.bfloat16
+    return key_index.contiguous() if drawn and key_index is not None else None
+
+
 def _block_w(width: int) -> int:
     """Columns of a tile, a multiple of the four that share their random words."""
     return max(4, min(MAX_BLOCK_W, triton.next_power_of_2(width)))
@@ -456,6 +475,7 @@ def row_adam_catch_up(
     beta1: float,
     beta2: float,
     eps: float,
+    key_index: Tensor | None = None,
 ) -> None:
     """`reference.row_adam_catch_up`."""
     if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
@@ -472,6 +492,7 @@ def row_adam_catch_up(
         clock_ptr=clock,
         history_ptr=history,
         error_ptr=row_error(rows.device),
+        key_index_ptr=moment_keys(exp_avg, key_index),
         num_data=num_data,
         log2_beta1=logarithm(beta1) / math.log(2.0),
         log2_beta2=logarithm(beta2) / math.log(2.0),
@@ -501,6 +522,7 @@ def row_adam_step(
     weight_decay: float,
     semantics: str,
     repeats: bool = False,
+    key_index: Tensor | None = None,
 ) -> None:
     """`reference.row_adam_step`."""
     if not _covered(rows, exp_avg, exp_avg_sq, row_step, clock, history):
@@ -522,6 +544,7 @@ def row_adam_step(
             error_ptr=row_error(rows.device),
             # a stable order: sums do not depend on chance
             order_ptr=index.sort(stable=True).indices if repeats else None,
+            key_index_ptr=moment_keys(exp_avg, key_index),
             num_data=num_data,
             batch=index.shape[0],
             log2_beta1=log_beta1 / math.log(2.0),

@@ -2,8 +2,8 @@
 
 Parts of `backward_to_rows`, whose docstring says the rest. `tables` are rows, exp_avg and exp_avg_sq;
 `adam` is the number of the step, the factors of `row_adam.adam_factors` and the betas of
-`row_adam.stepped`; `sizes` are the blocks of a program and the rows of table and batch. Each
-row of `work` begins with the gradient of the mean.
+`row_adam.stepped`; `sizes` are the blocks of a program and the rows of table and batch. `key_index` is
+that of `row_adam`. Each row of `work` begins with the gradient of the mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .relay_sample import (
     load_relays,
     locate,
 )
-from .row_adam import load_moment, stepped, store_moments
+from .row_adam import load_moment, row_key, stepped, store_moments
 
 
 @triton.jit
@@ -44,13 +44,13 @@ def _load_tile(tables, row, first, exists, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _step_tile(tables, values, grad, row, first, exists, adam, WIDTH: tl.constexpr):
+def _step_tile(tables, values, grad, row, key, first, exists, adam, WIDTH: tl.constexpr):
     """Writes what `_load_tile` has read, after the step."""
     count, factors, betas = adam
     theta, moment, square = stepped(values[0], values[1], values[2], grad, factors, betas)
     place = row * WIDTH + (first + tl.arange(0, exists.shape[1])[None, :])
     tl.store(tables[0] + place, theta, mask=exists)
-    store_moments(tables[1] + place, tables[2] + place, moment, square, row, first, count, exists)
+    store_moments(tables[1] + place, tables[2] + place, moment, square, key, first, count, exists)
 
 
 @triton.jit
@@ -62,6 +62,7 @@ def step_posterior(
     grad_mean,
     seed,
     noise_index,
+    key_index,
     row,
     position,
     valid,
@@ -77,7 +78,8 @@ def step_posterior(
     # both parts are followed by the same padding
     exists = valid & (t < WIDTH - LOG_STD)
     values = _load_tile(tables, row, DEVIATION, exists, WIDTH)
-    _step_tile(tables, values, grad_mean, row, DEVIATION, exists, adam, WIDTH)
+    own_key = row_key(key_index, position, row, valid)
+    _step_tile(tables, values, grad_mean, row, own_key, DEVIATION, exists, adam, WIDTH)
 
     values = _load_tile(tables, row, LOG_STD, exists, WIDTH)
     log_std = values[0]
@@ -87,7 +89,7 @@ def step_posterior(
     grad = grad_z * draw * std + grad_kl * (std * std - 1.0)
     free = valid & (t < T) & (log_std >= -LOG_STD_LIMIT) & (log_std <= LOG_STD_LIMIT)
     grad = tl.where(free, grad, 0.0)
-    _step_tile(tables, values, grad, row, LOG_STD, exists, adam, WIDTH)
+    _step_tile(tables, values, grad, row, own_key, LOG_STD, exists, adam, WIDTH)
     count = tl.zeros_like(row) + adam[0]
     tl.store(row_step + row, count.to(tl.int32), mask=valid)
 
@@ -101,6 +103,7 @@ def step_coefficients(
     work,
     piece,
     index,
+    key_index,
     row_error,
     adam,
     sizes,
@@ -140,7 +143,8 @@ def step_coefficients(
             grad = tl.load(grad_mean + t, mask=valid & (t < T), other=0.0)
             total = tl.dot(tl.trans(weight), grad, total, input_precision=PRECISION)
         product = tl.where(kept, product, 0.0)
-        _step_tile(tables, values, product, row, first, exists, adam, WIDTH)
+        own_key = row_key(key_index, position, row, valid)
+        _step_tile(tables, values, product, row, own_key, first, exists, adam, WIDTH)
     if RELAYS >= 0:
         relay = relay[:, None]
         tl.store(piece + RELAYS + relay.to(tl.int64) * T + t, total, mask=(relay >= 0) & (t < T))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from typing import IO, Any
 
 # what happens on the way, at INFO and DEBUG; a program that wants to see it configures logging
@@ -49,6 +50,13 @@ def progress_bar(
     every = {"mininterval": EVERY, "maxinterval": EVERY, "miniters": 1}
     options["desc"] = description or "progress"
     return tqdm(file=_Lines(), bar_format=_LINE, ncols=0, **every, **options)
+
+
+def keep_lock_here() -> None:
+    """Bars of this process share no lock with others: a process that is killed would leave it behind."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _seen() -> bool:

@@ -27,11 +27,12 @@ def table(num_data=N, dtype=torch.float32):
     return torch.where(torch.rand(num_data, D, generator=generator) < 0.3, torch.nan, x)
 
 
-def make(shard=None, *, kind="rvi", dtype=torch.float32, num_data=N):
-    """The same model whatever the shard."""
+def make(shard=None, *, kind="rvi", dtype=torch.float32, num_data=N, storage="device"):
+    """The same model whatever the shard, and wherever its rows lie."""
     torch.manual_seed(3)
+    groups = (3, 5) if kind != "vad" else ()
     posterior = rvi_fast.RelayPosterior(
-        num_data, 4, groups=(3, 5) if kind != "vad" else (), dtype=dtype, shard=shard
+        num_data, 4, groups=groups, dtype=dtype, shard=shard, storage=storage
     )
     layers = [torch.nn.Linear(4, 7), torch.nn.ReLU(), torch.nn.Linear(7, D)]
     if kind == "autograd":
@@ -64,9 +65,10 @@ def of_kinds(shard=None, **_):
     return rvi_fast.models.rvi(N, 3, likelihood=law, shard=shard, **sizes)
 
 
-def built(shard=None):
+def built(shard=None, storage="device"):
     torch.manual_seed(3)
-    return rvi_fast.models.rvi(N, D, latent_dim=4, hidden=(7,), groups=(3, 5), shard=shard)
+    sizes = {"latent_dim": 4, "hidden": (7,), "groups": (3, 5)}
+    return rvi_fast.models.rvi(N, D, shard=shard, storage=storage, **sizes)
 
 
 def options(**changes):
@@ -75,13 +77,22 @@ def options(**changes):
 
 
 def train(
-    rank, size, *, kind="rvi", dtype=torch.float32, num_data=N, make_model=make, x=None, **changes
+    rank,
+    size,
+    *,
+    kind="rvi",
+    dtype=torch.float32,
+    num_data=N,
+    make_model=make,
+    x=None,
+    storage="device",
+    **changes,
 ):
     """State of the model and history."""
     x = table(num_data, dtype) if x is None else x
     shard = distributed.rows_of_rank(num_data)
     keywords = {} if make_model is built else {"kind": kind, "dtype": dtype, "num_data": num_data}
-    model = make_model(shard, **keywords)
+    model = make_model(shard, **keywords, **({} if storage == "device" else {"storage": storage}))
     history = rvi_fast.fit(model, x, **options(**changes))
     return {**model.state_dict(), "history": dict(history)}
 
@@ -108,7 +119,9 @@ def _enter(rank, size, port, folder, timeout, function, keywords):
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "distributed_worker"])
+# the first optimiser imports dynamo, four fifths of what a process takes
+_preload = ["torch", "torch._dynamo", "torch.distributed.checkpoint", "distributed_worker"]
+_context.set_forkserver_preload(_preload)
 
 
 def start(size, function, folder, *, timeout=TIMEOUT, **keywords):
@@ -144,7 +157,7 @@ TOLERANCE = 2e-6
 
 def alone(epochs=2, *, make=make, **changes):
     """What a single process makes of the same."""
-    kinds = {name: changes.pop(name) for name in ("kind", "dtype") if name in changes}
+    kinds = {name: changes.pop(name) for name in ("kind", "dtype", "storage") if name in changes}
     model = make(**kinds)
     x = table(dtype=kinds.get("dtype", torch.float32))
     history = rvi_fast.fit(model, x, **options(epochs=epochs, **changes))

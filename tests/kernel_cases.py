@@ -70,6 +70,7 @@ LAUNCHES = {
         RowAdamCase(512, 256, 308, mode="lazy", bfloat16=True),
         RowAdamCase(512, 256, 308, mode="row", bfloat16=True),
         RowAdamCase(512, 256, 308, repeats=True),
+        RowAdamCase(512, 256, 308, bfloat16=True, keyed=True),
     ),
     testing.LikelihoodRowsContract: (
         LikelihoodRowsCase(512, 256, 784, 64),
@@ -105,6 +106,10 @@ LAUNCHES = {
         BackwardToRowsCase(512, 256, 20, (10,), ()),
         BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128), bfloat16=True),
         BackwardToRowsCase(512, 256, 64, (), (100,), keyed=True, bias=False),
+        BackwardToRowsCase(
+            512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True, keyed=True
+        ),
+        BackwardToRowsCase(512, 256, 128, (1024,), (128, 128, 128), bfloat16=True, keyed=True),
     ),
     testing.CatchUpAndSelectContract: (
         CatchUpAndSelectCase(512, 256, 64, (25, 50, 100)),
@@ -118,6 +123,7 @@ LAUNCHES = {
         # as `fit` launches them
         CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), ring=True),
         CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True, ring=True),
+        CatchUpAndSelectCase(512, 256, 64, (25, 50, 100), bfloat16=True, ring=True, keyed=True),
     ),
     testing.RelayDecodeContract: (
         RelayDecodeCase(512, 256, 64, (25, 50, 100), (64, 64)),

@@ -209,6 +209,7 @@ void linear_log_likelihood(const Fields& in) {
 RowAdam row_adam_call(const Fields& in) {
   RowAdam call;
   call.index = in.index("index");
+  call.key_index = in.has("key_index") ? in.index("key_index") : call.index;
   call.num_data = in.size("rows", 0);
   call.width = in.size("rows", 1);
   call.rows = in.pointer<void>("rows");

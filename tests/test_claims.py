@@ -211,7 +211,23 @@ def test_an_outcome_needs_every_seed():
     assert outcome((2,), (1,), ">") is True
 
 
+def test_a_start_is_judged_by_few_epochs_and_by_the_rival_with_the_same_start():
+    start = {"linear_factors": 32, "posterior_lr": 0.01}
+    # where VAD ends from drawn values; the rows' learning rate alone changes nothing in that
+    drawn = curves([9.0, 9.0], [5.0, 3.0]) + curves([1.0, 1.0], [1.0, 1.0], posterior_lr=0.01)
+    slow, soon = [4.0] * 10 + [3.0], [4.0, 3.0]
+    text = "From a linear model's solution"
+    assert verdict(text, drawn + curves(soon, slow, **start)).verdict == HOLDS
+    assert verdict(text, drawn + curves(slow, soon, **start)).verdict == FAILS
+    # ahead of the rival, and not soon enough
+    found = verdict(text, drawn + curves(slow, [4.0], **start))
+    assert found.verdict == PARTLY
+    assert "RVI 11 epochs, goal 10 epochs" in found.reason
+    assert verdict(text, drawn).verdict == MISSING
+
+
 def test_every_figure_of_the_paper_has_a_claim():
     judged = {claim.figure for claim in CLAIMS}
-    assert judged == {name for name in FIGURES if name.startswith("fig")} | {"outliers", "scale"}
+    beyond = {"outliers", "scale", "start"}
+    assert judged == {name for name in FIGURES if name.startswith("fig")} | beyond
     assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)

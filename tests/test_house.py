@@ -26,7 +26,7 @@ BELOW = {
     "layout": "",
     "_checks": "",
     "_devices": "",
-    "data": "files _devices",
+    "data": "files _devices progress",
     "_figures": "",
     "progress": "",
     "plot": "models _figures",
@@ -79,8 +79,10 @@ ROOMS = {
     "load": "places",
     "infer": "loop held_out",
     "impute": "infer",
+    "serving": "loop",
     "collapse": "infer",
-    "__init__": "callbacks fit_many load impute collapse memory recipes start_linear",
+    "parquet": "impute workers",
+    "__init__": "callbacks fit_many load parquet impute serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

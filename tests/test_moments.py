@@ -159,6 +159,23 @@ def test_training_continues_bit_for_bit_from_a_state_dict(mode):
     assert_bit_equal(optimizer.state_dict()["state"][0], restored.state_dict()["state"][0])
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_rows_of_a_shard_are_rounded_as_in_the_whole_table(mode, sparse):
+    tables = []
+    for shard in (range(40), range(23, 40)):
+        torch.manual_seed(0)
+        posterior = RelayPosterior(40, 5, groups=(6,), sparse=sparse, shard=shard)
+        optimizer = RowAdam(posterior, 0.05, mode=mode, moment_dtype=torch.bfloat16)
+        for count in range(12):
+            own = torch.tensor([5 * count % 17, 3, 11, 3]) + 23 - shard.start
+            training_step(posterior, optimizer, count, own)
+        optimizer.flush()
+        tables.append({name: table[-17:] for name, table in optimizer.raw_tables().items()})
+    assert bool((tables[0]["exp_avg"] != 0).any())
+    assert_bit_equal(*tables)
+
+
 def test_state_of_another_dtype_is_refused_and_changes_nothing():
     optimizers = [RowAdam(make_posterior(), moment_dtype=dtype) for dtype in (None, torch.bfloat16)]
     for optimizer in optimizers:

@@ -251,6 +251,19 @@ def test_row_numbers_that_key_the_noise_are_as_many_as_the_rows(function, given_
             getattr(wing, function)(*arguments.values())
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("function", testing.RowAdamContract.functions)
+def test_row_numbers_that_key_the_moments_are_as_many_as_the_rows(function, bfloat16):
+    contract = testing.RowAdamContract()
+    case = testing.RowAdamCase(6, 3, 5, 4, bfloat16=bfloat16, keyed=True)
+    for wing in (reference, ops.implementation("cpu"), ops.ops):
+        arguments, _ = made(contract, function, case, [])
+        size = len(arguments["index"])
+        arguments["key_index"] = torch.zeros(2, dtype=torch.int64)
+        with pytest.raises(ValueError, match=rf"key_index: expected shape \[{size}\], got \[2\]"):
+            getattr(wing, function)(*arguments.values())
+
+
 def test_layouts_in_lists_are_refused_as_layouts_are():
     contract, case = testing.RelaySampleContract(), testing.RelaySampleCase(6, 3, 5, (7, 2))
     for changes, message in (

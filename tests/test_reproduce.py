@@ -25,6 +25,7 @@ NAMES = [
     "map",
     "outliers",
     "scale",
+    "start",
 ]
 TINY = replace(
     scales.SCALES["quick"],

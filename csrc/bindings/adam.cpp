@@ -64,15 +64,17 @@ std::vector<std::int64_t> first_places(const Index& index) {
 template <class F>
 struct Summed {
   std::vector<std::int64_t> rows;
+  std::vector<std::int64_t> keys;
   std::vector<F> grads;
 
-  Summed(const Index& index, const std::vector<std::int64_t>& places, const F* grad,
-         std::int64_t width) {
+  Summed(const Index& index, const Index& key_index, const std::vector<std::int64_t>& places,
+         const F* grad, std::int64_t width) {
     std::vector<std::int64_t> at(places.size());
     for (std::int64_t i = 0; i < index.size; ++i, grad += width) {
       if (places[i] == i) {
         at[i] = (std::int64_t)rows.size();
         rows.push_back(index[i]);
+        keys.push_back(key_index[i]);
         grads.insert(grads.end(), grad, grad + width);
       } else {
         F* to = grads.data() + at[places[i]] * width;
@@ -91,18 +93,21 @@ void step_rows(RowAdam& call, RowTypes types, int threads, std::int64_t history_
 template <class F>
 void step_summed(RowAdam& call, const std::vector<std::int64_t>& places, RowTypes types,
                  int threads, std::int64_t history_size) {
-  const Summed<F> summed(call.index, places, static_cast<const F*>(call.grad), call.width);
+  const Summed<F> summed(call.index, call.key_index, places, static_cast<const F*>(call.grad),
+                         call.width);
   call.index = {summed.rows.data(), true, (std::int64_t)summed.rows.size()};
+  call.key_index = {summed.keys.data(), true, call.index.size};
   call.grad = summed.grads.data();
   step_rows(call, types, threads, history_size);
 }
 
 RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Address exp_avg,
-                  Address exp_avg_sq, Address row_step, const Index& index, Address clock,
-                  Address history, double beta1, double beta2, double eps) {
+                  Address exp_avg_sq, Address row_step, const Index& index, const Index& key_index,
+                  Address clock, const Span& history, double beta1, double beta2, double eps) {
   RowAdam call;
   check_index(index, num_data);
   call.index = index;
+  call.key_index = key_index;
   call.num_data = num_data;
   call.width = width;
   call.rows = pointer<void>(rows);
@@ -110,7 +115,7 @@ RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Addre
   call.exp_avg_sq = pointer<void>(exp_avg_sq);
   call.row_step = pointer<std::int32_t>(row_step);
   call.clock = pointer<std::int64_t>(clock);
-  call.history = pointer<double>(history);
+  call.history = pointer<double>(history.first);
   call.beta1 = beta1;
   call.beta2 = beta2;
   call.eps = eps;
@@ -119,38 +124,38 @@ RowAdam adam_call(std::int64_t num_data, std::int64_t width, Address rows, Addre
 
 void row_adam_catch_up(RowTypes types, int threads, std::int64_t num_data, std::int64_t width,
                        Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
-                       const Index& index, Address clock, Address history,
-                       std::int64_t history_size, double beta1, double beta2, double eps) {
-  const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index, clock,
-                                 history, beta1, beta2, eps);
-  check_steps(call, history_size, 0);
+                       const Index& index, const Index& key_index, Address clock,
+                       const Span& history, double beta1, double beta2, double eps) {
+  const RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index,
+                                 key_index, clock, history, beta1, beta2, eps);
+  check_steps(call, history.second, 0);
   py::gil_scoped_release release;
   kernels().row_adam_catch_up[(int)types](call, threads_for(index.size, threads));
 }
 
 void row_adam_step(RowTypes types, int threads, std::int64_t num_data, std::int64_t width,
                    Address rows, Address exp_avg, Address exp_avg_sq, Address row_step,
-                   const Index& index, Address clock, Address history, std::int64_t history_size,
+                   const Index& index, const Index& key_index, Address clock, const Span& history,
                    double beta1, double beta2, double eps, Address grad, Address lr,
                    double weight_decay, AdamMode mode, bool repeats) {
-  RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index, clock,
-                           history, beta1, beta2, eps);
+  RowAdam call = adam_call(num_data, width, rows, exp_avg, exp_avg_sq, row_step, index, key_index,
+                           clock, history, beta1, beta2, eps);
   call.grad = pointer<void>(grad);
   call.lr = *pointer<double>(lr);
   call.weight_decay = weight_decay;
   call.mode = mode;
   const std::vector<std::int64_t> places = first_places(index);
   if (places.empty()) {
-    step_rows(call, types, threads, history_size);
+    step_rows(call, types, threads, history.second);
   } else if (!repeats) {
     std::int64_t i = 0;
     while (places[i] == i) ++i;
     throw py::value_error("index: expected each row once, got row " + std::to_string(index[i]) +
                           " twice; add its gradients up");
   } else if (types == RowTypes::float64) {
-    step_summed<double>(call, places, types, threads, history_size);
+    step_summed<double>(call, places, types, threads, history.second);
   } else {
-    step_summed<float>(call, places, types, threads, history_size);
+    step_summed<float>(call, places, types, threads, history.second);
   }
 }
 
@@ -188,11 +193,12 @@ void bind_adam(py::module_& module) {
       module, "row_adam_catch_up",
       "rvi_fast.reference.row_adam_catch_up, in place: rows, exp_avg and exp_avg_sq [num_data, "
       "width],\n"
-      "row_step [num_data] int32, clock [2] int64, history [history_size, 16] float64. IndexError\n"
+      "row_step [num_data] int32, clock [2] int64, history [steps, 16] float64 and its steps;\n"
+      "key_index keys the random bits of bfloat16 moments, of each place in the index. IndexError\n"
       "where a row number is not of the table, ValueError where clock or row_step are not of the\n"
       "history.",
       "types", "threads", "num_data", "width", "rows", "exp_avg", "exp_avg_sq", "row_step", "index",
-      "clock", "history", "history_size", "beta1", "beta2", "eps");
+      "key_index", "clock", "history", "beta1", "beta2", "eps");
   bind<&row_adam_step>(
       module, "row_adam_step",
       "rvi_fast.reference.row_adam_step, in place, with grad [B, width] and lr [] float64. Raises "
@@ -200,7 +206,7 @@ void bind_adam(py::module_& module) {
       "row_adam_catch_up does, and ValueError where a row stands twice in the index and is not\n"
       "allowed to by repeats, which adds its gradients up.",
       "types", "threads", "num_data", "width", "rows", "exp_avg", "exp_avg_sq", "row_step", "index",
-      "clock", "history", "history_size", "beta1", "beta2", "eps", "grad", "lr", "weight_decay",
+      "key_index", "clock", "history", "beta1", "beta2", "eps", "grad", "lr", "weight_decay",
       "mode", "repeats");
   bind<&adam_step>(module, "adam_step",
                    "rvi_fast.reference.adam_step, in place: params, exp_avg and exp_avg_sq [size], "

@@ -54,6 +54,9 @@ struct type_caster<rvi::Index> {
 
 namespace rvi {
 
+// Address and number of entries.
+using Span = std::pair<std::uintptr_t, std::int64_t>;
+
 // How the stub rvi_fast/_C.pyi writes a type.
 template <class T>
 std::string type_name() {
@@ -75,6 +78,8 @@ std::string type_name() {
     return "list[str]";
   } else if constexpr (std::is_same_v<Value, Index>) {
     return "tuple[int, bool, int]";
+  } else if constexpr (std::is_same_v<Value, Span>) {
+    return "tuple[int, int]";
   } else {
     return py::type::of(py::cast(Value{})).attr("__name__").template cast<std::string>();
   }

@@ -37,6 +37,7 @@ def row_adam_catch_up(
     beta1: float,
     beta2: float,
     eps: float,
+    key_index: Tensor | None = None,
 ) -> None:
     dtype, shape, sizes = rows.dtype, rows.shape, history.shape
     if not (
@@ -70,6 +71,8 @@ def row_adam_catch_up(
         and row_step.is_contiguous()
     ):
         hold_row_adam(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2)
+    if key_index is not None:
+        hold("key_index", key_index, rows.device, INTEGERS, (index.shape[0],))
 
 
 def hold_row_adam(
@@ -136,8 +139,10 @@ def row_adam_step(
     weight_decay: float,
     semantics: str,
     repeats: bool = False,
+    key_index: Tensor | None = None,
 ) -> None:
-    row_adam_catch_up(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps)
+    state = (rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    row_adam_catch_up(*state, beta1, beta2, eps, key_index)
     if semantics not in SEMANTICS:
         raise ValueError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
     device = rows.device

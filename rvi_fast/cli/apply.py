@@ -12,6 +12,7 @@ import torch
 from .. import _checks, data, models
 from ..training import export, impute, infer, load
 from .checks import check_bounds, check_device, check_out
+from .directories import impute_directory, infer_directory, of_directory
 from .laws import check_laws
 from .runs import find_run
 from .tables import Features, Source, Table, load_table, print_scores
@@ -79,6 +80,8 @@ def _posterior(arguments: argparse.Namespace, model: models.LatentModel, table: 
 
 def infer_rows(arguments: argparse.Namespace) -> int:
     """Writes the posteriors of new rows to a table."""
+    if of_directory(arguments):
+        return infer_directory(arguments)
     model, table = _open_run(arguments, data.SUFFIXES, training_data=False)
     posterior = _posterior(arguments, model, table)
     with torch.no_grad():
@@ -92,6 +95,8 @@ def infer_rows(arguments: argparse.Namespace) -> int:
 
 def impute_table(arguments: argparse.Namespace) -> int:
     """Writes a table with its missing entries filled in."""
+    if of_directory(arguments):
+        return impute_directory(arguments)
     bounds = check_bounds(arguments)
     if arguments.draws is not None:
         _checks.check_positive_int("--draws", arguments.draws)
@@ -132,6 +137,6 @@ def impute_table(arguments: argparse.Namespace) -> int:
 def export_model(arguments: argparse.Namespace) -> int:
     """Writes the model of a run directory to one file."""
     check_out(arguments.out, ())
-    export(load(arguments.run_dir), arguments.out)
+    export(load(arguments.run_dir, rows=arguments.rows), arguments.out, rows=arguments.rows)
     print(f"written to {arguments.out}")
     return 0

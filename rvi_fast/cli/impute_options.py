@@ -8,26 +8,18 @@ from typing import Any
 
 from ..data.formats.registry import listed
 from .apply import impute_table
-from .options import WRITABLE, add_quiet, add_run_arguments, command
+from .options import WRITABLE, add_jobs, add_quiet, add_run_arguments, command
 from .table.command import impute_file
 from .table.sources import ENDINGS
 
 # what says nothing without a trained model, and what says nothing with one
 _OF_RUN = (
     *("data", "data_dir", "ignore", "subset", "missing", "missing_boxes", "recipe", "split"),
-    *("steps", "lr", "scale_factor", "estimate", "min_value", "max_value"),
+    *("steps", "lr", "scale_factor", "estimate", "min_value", "max_value", "jobs"),
 )
 _OF_TABLE = (
-    *(
-        "delimiter",
-        "decimal",
-        "encoding",
-        "kinds",
-        "missing_values",
-        "separate",
-        "overwrite",
-        "report",
-    ),
+    *("delimiter", "decimal", "encoding", "kinds", "missing_values", "separate", "overwrite"),
+    *("time_limit", "report"),
 )
 
 
@@ -51,7 +43,7 @@ def add_impute(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="the completed table, observed cells as they were read; of a table of text byte for "
-        f"byte. With --run-dir: {WRITABLE}",
+        f"byte. With --run-dir: {WRITABLE}; of a directory of Parquet files a directory",
     )
     fill.add_argument(
         "--draws",
@@ -105,6 +97,14 @@ def _add_table_options(group: Any) -> None:
         "takes for missing always are",
     )
     group.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="how long the command may take, from reading to writing: training has half of what reading "
+        "leaves, and where the rest would not do for all rows the linear model fills them in alone; "
+        "prints what was left out. Reading, the linear model and writing are done in any case",
+    )
+    group.add_argument(
         "--separate", action="store_true", help="a file for each draw: NAME-1.csv, NAME-2.csv, ..."
     )
     group.add_argument(
@@ -123,6 +123,7 @@ def _add_table_options(group: Any) -> None:
 
 def _add_model_options(fill: argparse.ArgumentParser) -> None:
     add_run_arguments(fill, required=False)
+    add_jobs(fill)
     fill.add_argument(
         "--estimate",
         choices=("mean", "mode"),

@@ -15,8 +15,9 @@ from ..training.settings import SCALE_UPDATES, Settings
 WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
     f"{', '.join(DATASETS)} (digits and artificial need no file), or the path of a table: "
-    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; "
-    "uint8 arrays are pixels; columns without any number are carried along as they are"
+    f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; or a directory of "
+    "Parquet files, read in pieces; uint8 arrays are pixels; columns without any number are carried "
+    "along as they are"
 )
 DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
 
@@ -79,6 +80,35 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     )
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Options of training: where tables of rows lie, and the numbers of a directory of files."""
+    parser.add_argument(
+        "--storage",
+        type=_storage,
+        metavar="DIR|host",
+        help="where the rows' posteriors and moments lie: a directory, for tables larger than memory, "
+        "which stay there and belong to the run; or in host memory beside a GPU; rvi and vad only "
+        "(default: in the device's memory)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where the numbers of a directory of Parquet files are kept in one file, 4 bytes each "
+        "(default: beside --run-dir, with .cache at the end of its name)",
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """An option of commands that write a directory of files."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="of a directory of Parquet files: processes side by side (default: as many as there are "
+        "processors)",
+    )
+
+
 def add_setting(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
     """An option that is an argument of `fit`: type, default and help are those of `Settings`."""
     kind, default, text = Settings.option(name)
@@ -137,3 +167,8 @@ def _factor(text: str) -> float | str:
 
 def share_or_count(text: str) -> float | int:
     return int(text) if text.isdecimal() else float(text)
+
+
+def _storage(text: str) -> str:
+    """The word host, or a directory, which is found from wherever a later command is called."""
+    return text if text == "host" else str(Path(text).expanduser().resolve())

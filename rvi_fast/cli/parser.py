@@ -19,6 +19,8 @@ from .options import (
     DEVICE_HELP,
     WRITABLE,
     add_data_arguments,
+    add_jobs,
+    add_places,
     add_quiet,
     add_run_arguments,
     add_setting,
@@ -103,6 +105,7 @@ def _add_train(commands: Any) -> None:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
+    add_places(train)
     add_quiet(train)
 
 
@@ -223,8 +226,10 @@ def _add_infer(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=f"table of posterior means and standard deviations: {WRITABLE}",
+        help=f"table of posterior means and standard deviations: {WRITABLE}; of a directory of Parquet "
+        "files a directory",
     )
+    add_jobs(new)
     add_quiet(new)
 
 
@@ -244,6 +249,12 @@ def _add_export(commands: Any) -> None:
     )
     file.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the file, which load() reads"
+    )
+    file.add_argument(
+        "--no-rows",
+        dest="rows",
+        action="store_false",
+        help="leave out the rows of the training data: kilobytes, which serve new rows alone",
     )
 
 

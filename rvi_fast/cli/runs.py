@@ -13,6 +13,7 @@ _OF_DATA = (
     "pixels",
     "columns",
     "carried",
+    "categories",
     "unseen",
     "digest",
 )

@@ -7,30 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .. import data, models
+from .. import data
 from ..data.pixels import is_pixels
 from ..scaler import Scaler
-from ..training import distributed, fit, held_out_error, infer
+from ..training import distributed, held_out_error, infer
 from ..training.collapse import warn_of_collapse
+from .building import build_model, fit_model
 from .checks import check_device
+from .directories import is_directory, train_directory
 from .laws import check_laws
 from .runs import record_run, run_to_resume
 from .tables import Features, Source, Table, load_table, print_scores, say
-
-# options of some models alone
-_OPTIONS = {
-    "groups": ("rvi",),
-    "top": ("rvi",),
-    "form": ("rvi",),
-    "decoder": ("rvi", "vad"),
-    "image_shape": ("rvi", "vad"),
-    "initial_log_std": ("rvi", "vad"),
-    "mask_input": ("vae",),
-    "refine_steps": ("vae",),
-    "refine_lr": ("vae",),
-}
 
 
 def train_model(arguments: argparse.Namespace) -> int:
@@ -41,10 +29,13 @@ def train_model(arguments: argparse.Namespace) -> int:
     stored = run_to_resume(arguments.run_dir) if arguments.resume else None
     if stored is not None and arguments.transform is None:
         arguments.transform = stored["transform"]
+    if is_directory(arguments.data):
+        return train_directory(arguments, device)
     source = Source.of(arguments)
     scaled = stored is not None and stored.get("standardizer") is not None
     table = load_table(source, Features.of_training(stored), learn=not scaled)
-    model, shard = _model_of(arguments, table)
+    model, shard = build_model(arguments, table.raw.shape, table.likelihood)
+    check_laws(model, table.raw, table.mask, table.labels)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
     run = _described(arguments, source, table, named)
@@ -55,28 +46,8 @@ def train_model(arguments: argparse.Namespace) -> int:
     # a run that goes on takes the scale of its checkpoint
     if stored is None and table.learned is not None and table.learned.scale is not None:
         model.scaler = Scaler(table.learned.scale, table.learned.transform)
-    fit(
-        model,
-        table.x,
-        mask=table.mask,
-        standardize=table.units is None,  # the tables of 0.1 and 0.2 are, outside the model
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        lr=arguments.lr,
-        posterior_lr=arguments.posterior_lr,
-        optimizer=arguments.optimizer,
-        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
-        kl_weight=arguments.kl_weight,
-        decoder_weight_decay=arguments.decoder_weight_decay,
-        scale_update=arguments.scale_update,
-        scale_annealing=arguments.scale_annealing,
-        seed=arguments.seed,
-        device=device,
-        progress=not arguments.quiet,
-        run_dir=run_dir,
-        resume=arguments.resume,
-        checkpoint_every=arguments.checkpoint_every,
-    )
+    # the tables of 0.1 and 0.2 are standardised outside the model
+    fit_model(arguments, model, table.x, device, mask=table.mask, standardize=table.units is None)
     encoded = infer(model, table.x, mask=table.mask) if model.amortized else None
     print_scores(table, model, encoded)
     if not is_pixels(table.raw) and not named and not distributed.launched():
@@ -87,30 +58,6 @@ def train_model(arguments: argparse.Namespace) -> int:
     if distributed.launched():
         distributed.leave()
     return 0
-
-
-def _model_of(
-    arguments: argparse.Namespace, table: Table
-) -> tuple[models.LatentModel, range | None]:
-    """The model that is asked for, and its rows where it is one process of several."""
-    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name, owners in _OPTIONS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            if arguments.model not in owners:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option}: expected with --model {' or '.join(owners)} only")
-            options[name] = value
-    options["initial_scale"] = arguments.initial_scale
-    if distributed.launched():
-        if arguments.model == "vae":
-            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
-        options["shard"] = distributed.rows_of_rank(len(table.raw))
-    options["likelihood"] = table.likelihood
-    options["generator"] = torch.Generator().manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*table.raw.shape, **options)
-    check_laws(model, table.raw, table.mask, table.labels)
-    return model, options.get("shard")
 
 
 def _described(

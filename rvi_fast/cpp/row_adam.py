@@ -50,12 +50,15 @@ def row_adam_catch_up(
     beta1: float,
     beta2: float,
     eps: float,
+    key_index: Tensor | None = None,
 ) -> None:
     """`reference.row_adam_catch_up`."""
     index = index.contiguous()
     types = _row_types(rows, exp_avg, exp_avg_sq, row_step, clock, history)
     if types is None:
         return NotImplemented
+    numbers = row_numbers(index)
+    keys = None if key_index is None else key_index.contiguous()
     _C.row_adam_catch_up(
         types=types,
         threads=get_num_threads(),
@@ -65,10 +68,10 @@ def row_adam_catch_up(
         exp_avg=exp_avg.data_ptr(),
         exp_avg_sq=exp_avg_sq.data_ptr(),
         row_step=row_step.data_ptr(),
-        index=row_numbers(index),
+        index=numbers,
+        key_index=numbers if keys is None else row_numbers(keys),
         clock=clock.data_ptr(),
-        history=history.data_ptr(),
-        history_size=history.shape[0],
+        history=(history.data_ptr(), history.shape[0]),
         beta1=beta1,
         beta2=beta2,
         eps=eps,
@@ -93,6 +96,7 @@ def row_adam_step(
     weight_decay: float,
     semantics: str,
     repeats: bool = False,
+    key_index: Tensor | None = None,
 ) -> None:
     """`reference.row_adam_step`."""
     index = index.contiguous()
@@ -100,6 +104,8 @@ def row_adam_step(
     if types is None:
         return NotImplemented
     grad, lr = converted(rows.dtype, grad), converted(FLOAT64, lr)
+    numbers = row_numbers(index)
+    keys = None if key_index is None else key_index.contiguous()
     _C.row_adam_step(
         types=types,
         threads=get_num_threads(),
@@ -109,10 +115,10 @@ def row_adam_step(
         exp_avg=exp_avg.data_ptr(),
         exp_avg_sq=exp_avg_sq.data_ptr(),
         row_step=row_step.data_ptr(),
-        index=row_numbers(index),
+        index=numbers,
+        key_index=numbers if keys is None else row_numbers(keys),
         clock=clock.data_ptr(),
-        history=history.data_ptr(),
-        history_size=history.shape[0],
+        history=(history.data_ptr(), history.shape[0]),
         beta1=beta1,
         beta2=beta2,
         eps=eps,

@@ -11,6 +11,7 @@ from .formats.table import Table, fill, one_array
 from .imputers import column_mean, conditional_gaussian, knn
 from .metrics import elastic
 from .missingness import mcar, missing_boxes
+from .parquet import ParquetDirectory
 from .readers import (
     SUFFIXES,
     check_target,
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "FarEntriesWarning",
+    "ParquetDirectory",
     "Standardizer",
     "Table",
     "artificial",

@@ -14,6 +14,7 @@ from .figure import Bound, Results, named
 from .recipes import RECIPES
 
 _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt}
+FEW = 10  # epochs from a linear model's solution
 ROBUST = 1.2  # an error at most this many times the best one is no worse
 
 
@@ -165,6 +166,36 @@ def reaches(rival: str, *over: str) -> Compare:
         return found
 
     return compare
+
+
+def started(results: Results) -> list[Comparison]:
+    """Epochs from a linear model's solution to where VAD ends from drawn values, of RVI and VAD."""
+    drawn, linear = (
+        [pair for pair in results if (pair[0].linear_factors > 0) is wanted]
+        for wanted in (False, True)
+    )
+
+    def curves(runs: Results, **fields: Any) -> dict[Key, list[float]]:
+        return _by_seed(runs, lambda result: result["elastic"], **fields)
+
+    found = []
+    for (missing,) in _levels(results, "missing"):
+        ends = curves(drawn, model="vad", missing=missing, posterior_lr=None)
+        own, other = (
+            {
+                seed: epochs_to(curve, ends[seed][-1])
+                for seed, curve in curves(linear, model=model, missing=missing).items()
+                if seed in ends
+            }
+            for model in ("rvi", "vad")
+        )
+        for name, rival, sign in (
+            ("goal", dict.fromkeys(own, float(FEW)), "<="),
+            ("VAD", other, "<"),
+        ):
+            where = _where(["missing"], [missing])
+            found += _paired(where, ("RVI", name), own, rival, sign=sign, unit="epochs")
+    return found
 
 
 def classified(results: Results) -> list[Comparison]:

@@ -17,7 +17,7 @@ from ..data.pixels import fractions, is_pixels, observed
 from ..data.recipe import Units, rows_of_figure, scores, shown
 from ..drawing import drawing_from
 from ..posteriors.relay import RelayPosterior
-from ..training import History, infer
+from ..training import History, infer, start_linear
 from ..training.loop.seeds import stream
 from ..training.settings import Settings
 from . import latents
@@ -26,6 +26,8 @@ from .work import Work, finished
 
 _SHOWN = 8  # images kept of a progression
 _CLASSIFIER = 2  # use of the seed; another one is in `data.recipe`
+# of the linear model that a training starts from: after fifteen its epochs are the same
+_EM_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Experiment:
         seed: of rows, masks, parameters, order and noise.
         initial_log_std: where rows' log standard deviations start, unless the recipe says it.
         scale_update: how the likelihood's scale is learned, see `fit`.
+        linear_factors: the training starts from a linear model of so many, see `start_linear`; 0: from
+            drawn values. Not for models with an encoder.
 
     Further fields need a default, and count towards the name of a run where they differ from it: see
     `sweep.directory_of`.
@@ -84,12 +88,14 @@ class Experiment:
     seed: int = 0
     initial_log_std: float = RelayPosterior.initial_log_std
     scale_update: str = Settings.scale_update
+    linear_factors: int = 0
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """What runs have in common that take steps of one size, and equally many."""
         network = self.model, self.latent_dim, self.hidden, self.groups, self.form
-        return self.data, self.rows, *network, self.epochs, self.batch_size
+        skip = self.linear_factors > 0
+        return self.data, self.rows, *network, skip, self.epochs, self.batch_size
 
     def result(
         self, directory: Path, data_dir: str | Path | None = None
@@ -181,6 +187,10 @@ def trained(
 ) -> Work[tuple[models.LatentModel, History]]:
     """A model of the training rows; goes on from the checkpoints in `directory`."""
     model = _model(experiment, train.x.shape)
+    if experiment.linear_factors:
+        linear = models.ppca(train.x.shape[1], latent_dim=experiment.linear_factors)
+        linear.fit(train.x, train.mask, max_iter=_EM_STEPS, seed=experiment.seed)
+        start_linear(model, linear, train.x, train.mask, standardize=False)
     history = yield {
         "model": model,
         "x": train.x,
@@ -232,6 +242,7 @@ def _model(experiment: Experiment, shape: tuple[int, ...]) -> models.LatentModel
         *shape,
         latent_dim=experiment.latent_dim,
         hidden=experiment.hidden,
+        skip=experiment.linear_factors > 0,
         generator=torch.Generator().manual_seed(experiment.seed),
         **options,
     )

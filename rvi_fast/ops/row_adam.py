@@ -10,7 +10,7 @@ _TABLES = "Tensor(a!) rows, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!
 @defined(
     "row_adam_catch_up",
     f"({_TABLES}, Tensor index, Tensor clock, Tensor history, "
-    "float beta1, float beta2, float eps) -> ()",
+    "float beta1, float beta2, float eps, Tensor? key_index=None) -> ()",
 )
 def _(*args):
     return None
@@ -20,7 +20,7 @@ def _(*args):
     "row_adam_step",
     f"({_TABLES}, Tensor index, Tensor grad, Tensor(e!) clock, Tensor(f!) history, "
     "Tensor lr, float beta1, float beta2, float eps, float weight_decay, str semantics, "
-    "bool repeats=False) -> ()",
+    "bool repeats=False, Tensor? key_index=None) -> ()",
 )
 def _(*args):
     return None

@@ -68,8 +68,8 @@ class RowAdam(torch.optim.Optimizer):
         moment_dtype: of the two moments; None is the dtype of the rows. `torch.bfloat16` with float32
             rows takes a third off rows and moments. They are then rounded at random, up or down so
             that the mean is right (with the nearest number a second moment would never fall); the
-            random bits depend on row number, element and step count alone; for a part of a larger
-            table the number is that within the part.
+            random bits depend on row number, element and step count alone, and the number is that in
+            the whole table: for a shard `first_row + i`, see `RelayPosterior`.
 
     Memory:
         Two moments of the table's size (of half of it in bfloat16), 4 bytes per row, 128 bytes per step
@@ -147,6 +147,7 @@ class RowAdam(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(posterior, RelayPosterior):
             raise TypeError(f"posterior: expected a RelayPosterior, got {type(posterior).__name__}")
+        posterior.check_rows()
         options = {
             "lr": lr,
             "betas": betas,
@@ -292,7 +293,7 @@ class RowAdam(torch.optim.Optimizer):
         if not self.posterior.staged:
             if self.before_write is not None:
                 self.before_write(index)
-            op(*own, index, *arguments)
+            op(*own, index, *arguments, key_index=self._keys(index))
             return
         _checks.check_row_numbers(index, len(self._row_step))
         index = index.to(own[0].device)
@@ -300,9 +301,16 @@ class RowAdam(torch.optim.Optimizer):
             self.before_write(index)
         device = self._device
         copies = [table[index].to(device) for table in own]
-        op(*copies, torch.arange(len(index), device=device), *arguments)
+        keys = self._keys(index)
+        keys = index.to(device) if keys is None else keys.to(device)
+        op(*copies, torch.arange(len(index), device=device), *arguments, key_index=keys)
         for table, copied in zip(own, copies, strict=True):
             table[index] = copied.to(table.device)
+
+    def _keys(self, index: Tensor) -> Tensor | None:
+        """What keys the random bits of rows `index`; None where that is `index`, or none are drawn."""
+        drawn = self._exp_avg.dtype is not self._dtype
+        return self.posterior.noise_index(index) if drawn else None
 
     @contextmanager
     def lent(self, posterior: RelayPosterior, tables: dict[str, Tensor]) -> Iterator[None]:

@@ -3,5 +3,6 @@
 from .base import Posterior
 from .encoder import EncoderPosterior
 from .relay import RelayPosterior
+from .rowless import RowlessPosterior
 
-__all__ = ["EncoderPosterior", "Posterior", "RelayPosterior"]
+__all__ = ["EncoderPosterior", "Posterior", "RelayPosterior", "RowlessPosterior"]

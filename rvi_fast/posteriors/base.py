@@ -56,6 +56,9 @@ class Posterior(nn.Module):
         """Whether the posterior of a row is computed from its data, which `forward` then takes."""
         return not self.owns_rows
 
+    def check_rows(self) -> None:
+        """Raises a ValueError where rows of training data were left out, see `RowlessPosterior`."""
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """What all datapoints share, such as relays or an encoder's weights."""
         return list(self.parameters())

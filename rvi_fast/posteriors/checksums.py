@@ -39,7 +39,8 @@ from ..files import (
 NAME = "checksums.json"
 # bytes of a piece of the widest table, at most: what one row that is read alone costs
 _PIECE = 1 << 20
-_UNKNOWN = -1
+# in the place of a sum
+UNKNOWN = -1
 # how the file says so
 _LACKING = "-" * 8
 # the signature of a file that is not there
@@ -75,7 +76,7 @@ class Checksums:
             new: it holds zeros and has taken the place of another, if there was one; `begin` first.
         """
         self._bytes[name] = table.reshape(-1).view(torch.uint8).numpy().data
-        sums = [_UNKNOWN] * self._pieces
+        sums = [UNKNOWN] * self._pieces
         if new:
             last = self._pieces - 1
             sums = [zlib.crc32(bytes(len(self._content(name, 0))))] * self._pieces
@@ -113,7 +114,7 @@ class Checksums:
         """All of a table is about to be written to, or has been, whatever it held."""
         with self._lock:
             self.begin()
-            self._sums[name] = [_UNKNOWN] * self._pieces
+            self._sums[name] = [UNKNOWN] * self._pieces
             self.before_write()
 
     def enter(self, start: int, stop: int) -> None:
@@ -177,7 +178,7 @@ class Checksums:
                 self._rest(piece)
             for name, sums in self._sums.items():
                 for piece, held in enumerate(sums):
-                    if held == _UNKNOWN:
+                    if held == UNKNOWN:
                         sums[piece] = zlib.crc32(self._content(name, piece))
             tensors = {name: torch.tensor(sums) for name, sums in self._sums.items()}
             return {"piece_rows": torch.tensor(self.piece_rows), **tensors}
@@ -236,7 +237,7 @@ class Checksums:
     def _check(self, piece: int) -> None:
         for name, sums in self._sums.items():
             held = sums[piece]
-            if held != _UNKNOWN and held != zlib.crc32(self._content(name, piece)):
+            if held != UNKNOWN and held != zlib.crc32(self._content(name, piece)):
                 first, stop = self._rows_of(piece)
                 if self._writing:  # it must not be forgotten that there is damage
                     self._store()
@@ -278,7 +279,7 @@ class Checksums:
     def _divide(self, piece_rows: int) -> None:
         """Nothing is known of pieces of so many rows."""
         self.piece_rows, self._pieces = piece_rows, -(-self.num_data // piece_rows)
-        self._sums = {name: [_UNKNOWN] * self._pieces for name in self._bytes}
+        self._sums = {name: [UNKNOWN] * self._pieces for name in self._bytes}
         self._checked = [False] * self._pieces
         # blocks at work on a piece; one without may be in use by rows that are written one by one
         self._users = [0] * self._pieces
@@ -314,7 +315,7 @@ class Checksums:
                 reason = f"is damaged: it {error}; without it the tables are used as they are"
                 raise CheckpointError(self._path, reason) from error
             self._take(piece_rows, sums, self._path)
-            if any(_UNKNOWN in sums for sums in self._sums.values()):
+            if any(UNKNOWN in sums for sums in self._sums.values()):
                 self._warn(f"{self._path} lacks the checksums of some rows")
         self._read_from = found
 
@@ -364,12 +365,12 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 
 def _hex(held: int) -> str:
-    return _LACKING if held == _UNKNOWN else f"{held:08x}"
+    return _LACKING if held == UNKNOWN else f"{held:08x}"
 
 
 def _from_hex(text: str) -> list[int]:
     parts = [text[start : start + 8] for start in range(0, len(text), 8)]
-    return [_UNKNOWN if part == _LACKING else int(part, 16) for part in parts]
+    return [UNKNOWN if part == _LACKING else int(part, 16) for part in parts]
 
 
 def _version(table: Tensor) -> int:

@@ -47,7 +47,7 @@ class RelayPosterior(OwnedRows):
             or a directory the rows stay in host memory when the module is on a GPU or moved to one:
             `fit` streams them through the GPU, other reads copy the rows they need.
         shard: the rows [start, stop) of the `num_data` that this module holds, where other processes
-            hold the rest; all if not given. What a row starts with does not depend on it.
+            hold the rest, in files in a directory of their own within `storage`; all if not given.
         generator: what first values are drawn from, on its own device; torch's default generator if
             not given, so that `torch.manual_seed` holds. Nothing is drawn on the device "meta". Where
             `storage` is a directory that holds the rows already, a generator that stands where it
@@ -108,7 +108,7 @@ class RelayPosterior(OwnedRows):
     ) -> None:
         super().__init__()
         self.table_size = _checks.check_positive_int("num_data", num_data)
-        own = check_shard(shard, num_data, storage)
+        own = check_shard(shard, num_data)
         self.sharded = shard is not None
         self.first_row, self.num_data = own.start, len(own)
         self.layout = RowLayout.resolve(latent_dim, groups, top, form)
@@ -126,7 +126,7 @@ class RelayPosterior(OwnedRows):
         )
         if not self.relays.is_floating_point():
             raise TypeError(f"dtype: expected floating point, got {self.relays.dtype}")
-        self._make_rows(open_tables(storage, device), generator, initial_log_std, learn_std)
+        self._make_rows(open_tables(storage, device, shard), generator, initial_log_std, learn_std)
 
     @property
     def latent_dim(self) -> int:

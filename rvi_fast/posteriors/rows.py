@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import _checks, reference
 from .._devices import beside, device_row
-from ..files import StrPath
 from ..functional.relay_sample import RelaySample
 from ..layout import FORMS, RowLayout
 from ..memory.room import check_memory
@@ -173,14 +171,7 @@ class OwnedRows(Posterior):
     def mean_row(self) -> Tensor:
         """The average of all packed rows [W]: where rows of new datapoints can start."""
         self._bring_up_to_date(None)
-        rows, device = self.rows.detach(), beside(self.relays.device)
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
-        for start in range(0, len(rows), _DRAWN):
-            self.tables.before_rows(start, min(start + _DRAWN, len(rows)))
-            part = rows[start : start + _DRAWN].to(device)
-            total += part.sum(0, dtype=torch.float64)
-            self.tables.release(start, start + len(part))
-        return (total / len(rows)).to(rows.dtype).to(self.relays.device)
+        return mean_of(self.rows.detach(), self.tables, self.relays.device)
 
     def _read(self, index: Tensor | None, columns: slice) -> Tensor:
         """Some columns of rows `index`, or of all rows, where the relays are."""
@@ -277,7 +268,9 @@ class OwnedRows(Posterior):
     def _description(self) -> dict[str, Any]:
         """What the files of a table must have been made for."""
         layout = [int(number) for number in self.get_extra_state()]
-        return {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+        found = {"num_data": self.num_data, "layout": layout, "dtype": str(self.relays.dtype)}
+        whole = {"first_row": self.first_row, "table_size": self.table_size}
+        return {**found, **whole} if self.sharded else found
 
     def get_extra_state(self) -> Tensor:
         """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
@@ -322,6 +315,26 @@ class OwnedRows(Posterior):
         )
 
 
+def mean_of(
+    rows: Tensor, tables: Tables | None = None, device: torch.device | None = None
+) -> Tensor:
+    """The average [W] of packed rows [N, W], which are read a part at a time.
+
+    Args:
+        rows: up to date.
+        tables: where they lie; in memory if not given.
+        device: where the result is wanted; theirs if not given.
+    """
+    tables, wanted = tables or Tables(), device or rows.device
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=beside(wanted))
+    for start in range(0, len(rows), _DRAWN):
+        tables.before_rows(start, min(start + _DRAWN, len(rows)))
+        part = rows[start : start + _DRAWN].to(total.device)
+        total += part.sum(0, dtype=torch.float64)
+        tables.release(start, start + len(part))
+    return (total / len(rows)).to(rows.dtype).to(wanted)
+
+
 def draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:
     """Fills a tensor from N(0, std^2), drawn on the generator's device."""
     if values.is_meta:
@@ -349,17 +362,13 @@ def held(rows: Tensor, columns: slice) -> Tensor:
     return same
 
 
-def check_shard(shard: range | None, num_data: int, storage: StrPath) -> range:
+def check_shard(shard: range | None, num_data: int) -> range:
     if shard is None:
         return range(num_data)
     if not isinstance(shard, range):
         raise TypeError(f"shard: expected a range of rows, got {type(shard).__name__}")
     if shard.step != 1 or not 0 <= shard.start < shard.stop <= num_data:
         raise ValueError(f"shard: expected rows between 0 and {num_data} in order, got {shard}")
-    if storage not in ("device", "host"):
-        raise ValueError(
-            f"storage: expected 'device' or 'host' for a shard, got {os.fspath(storage)!r}"
-        )
     return shard
 
 

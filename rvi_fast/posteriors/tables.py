@@ -280,8 +280,15 @@ class MappedTables(HostTables):
                 raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
 
 
-def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
-    """The tables that `RelayPosterior(storage=...)` asks for."""
+def shard_directory(directory: StrPath, rows: range) -> Path:
+    """Where files of a shard lie, within the directory of the whole table."""
+    return Path(directory) / f"rows-{rows.start}-{rows.stop}"
+
+
+def open_tables(
+    storage: StrPath, device: torch.device | str | None, shard: range | None = None
+) -> Tables:
+    """The tables that `RelayPosterior(storage=..., shard=...)` asks for."""
     if storage != "device":
         wanted = torch.get_default_device() if device is None else torch.device(device)
         if not device_row(wanted.type).hosts:
@@ -291,7 +298,9 @@ def open_tables(storage: StrPath, device: torch.device | str | None) -> Tables:
             )
     if storage == "device":
         return Tables()
-    return HostTables() if storage == "host" else MappedTables(storage)
+    if storage == "host":
+        return HostTables()
+    return MappedTables(storage if shard is None else shard_directory(storage, shard))
 
 
 def _digest(state: Tensor) -> str:

@@ -48,15 +48,18 @@ def catch_up_and_select(
     kept: list[int],
     order: Tensor | None = None,
     position: Tensor | None = None,
+    key_index: Tensor | None = None,
 ) -> Tensor:
     """`row_adam_catch_up` for rows `index` [B], in place, and their kept bits [B, words] after it.
 
     With `order` [R, B or more] and `position`, int64 [1] from 0 to R - 1, the first B numbers in that
     row of `order` are written to `index` first: batches of many steps are on the device beforehand.
+    `key_index` is that of `row_adam_catch_up`.
     """
     if order is not None and position is not None:
         index.copy_(order[position, : len(index)][0])
-    row_adam_catch_up(rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps)
+    state = (rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
+    row_adam_catch_up(*state, beta1, beta2, eps, key_index)
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), "linear")
     words = [pack_bits(marks) for marks in selected(rows_at(rows, index), layout)]
     return torch.cat([*words, index.new_empty((len(index), 0), dtype=torch.int32)], -1)
@@ -232,6 +235,7 @@ def backward_to_rows(
         grad_hidden: pieces of the gradient of the last hidden layer's output, [p, B, H]; of z where
             there is no hidden layer.
         hidden, z, mean: from `relay_decode`.
+        noise_index: numbers [B] that key noise and rounding of bfloat16 moments; else `index` does.
         kl_weight: one element.
         places: element at which the relays, and weight and bias of each hidden layer, begin in `grads`;
             None for what has no gradient.
@@ -284,6 +288,7 @@ def backward_to_rows(
         eps,
         weight_decay,
         "dense",
+        key_index=noise_index,
     )
     return [int(place is not None) for place in places]
 

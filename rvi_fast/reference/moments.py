@@ -3,8 +3,9 @@
 Moments of float32 rows may be bfloat16: they are computed in the dtype of the rows, and rounded up or
 down at random when they are written, so that their mean is right. With the nearest number instead,
 a second moment would never fall: 0.999 v is less than half a unit in the last place from v. The
-bits are Philox words with the counter (element // 4, steps taken, row): a row is written once for
-each number of steps taken at most, and gets the same bits in every batch and on every backend.
+bits are Philox words with the counter (element // 4, steps taken, key of the row): a row is written once
+for each number of steps taken at most, and gets the same bits in every batch and on every backend. Its
+key is its number in the whole table, wherever in memory it lies.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ def flushed(moment: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(moment.abs() < torch.finfo(dtype).tiny, 0.0, moment)
 
 
-def moment_words(index: Tensor, count: Tensor, width: int) -> Tensor:
-    """32 random bits for each element of rows `index` [B] written at step `count`: int64 [B, W].
+def moment_words(keys: Tensor, count: Tensor, width: int) -> Tensor:
+    """32 random bits for each element of rows of these keys [B] written at step `count`: int64 [B, W].
 
     The upper 16 are for the first moment, the lower 16 for the second.
     """
-    row = index.to(torch.int64)[:, None]
-    quad = torch.arange(-(-width // 4), device=index.device)
-    seed = torch.tensor(MOMENT_SEED, device=index.device)
+    row = keys.to(torch.int64)[:, None]
+    quad = torch.arange(-(-width // 4), device=keys.device)
+    seed = torch.tensor(MOMENT_SEED, device=keys.device)
     words = philox(
         (quad, count & MASK32, row & MASK32, (row >> 32) & MASK32),
         (seed & MASK32, seed >> 32),

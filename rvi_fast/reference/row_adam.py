@@ -24,6 +24,7 @@ def row_adam_catch_up(
     beta1: float,
     beta2: float,
     eps: float,
+    key_index: Tensor | None = None,
 ) -> None:
     """Applies to rows `index` [B] (duplicates allowed) the steps they have missed, in place.
 
@@ -33,11 +34,15 @@ def row_adam_catch_up(
 
     The sum over the missed steps is taken from `history`: exact in the limits of sqrt(v) far above and
     far below eps, with a relative error of 1e-6 at most for betas (0.9, 0.999) elsewhere.
+
+    bfloat16 moments are rounded by random bits keyed by `key_index` [B], equal for equal rows, or by
+    `index`: so a row is the same in a part of a table as in the whole.
     """
     values = _caught_up(
         rows, exp_avg, exp_avg_sq, row_step, index, clock, history, beta1, beta2, eps, 0
     )
-    _write(rows, exp_avg, exp_avg_sq, index, clock, *values)
+    keys = index if key_index is None else key_index
+    _write(rows, exp_avg, exp_avg_sq, index, keys, clock, *values)
     row_step[index] = clock[0].to(row_step.device, row_step.dtype)
 
 
@@ -103,6 +108,7 @@ def row_adam_step(
     weight_decay: float,
     semantics: str,
     repeats: bool = False,
+    key_index: Tensor | None = None,
 ) -> None:
     """One Adam step for rows `index` [B] with gradients [B, W], in place.
 
@@ -111,12 +117,14 @@ def row_adam_step(
 
     `clock[0]` counts up by one. semantics "dense" is torch's Adam on the whole table (rows not in the
     batch are caught up when next read), "lazy" is `SparseAdam`, "row" corrects the bias by the
-    row's own visit count.
+    row's own visit count. `key_index` is that of `row_adam_catch_up`.
     """
+    keys = index if key_index is None else key_index
     lr, grad = lr.to(torch.float64).reshape(()), grad.to(rows.dtype)
     if repeats and not index.is_meta:
         index, place = index.unique(return_inverse=True)
         grad = grad.new_zeros((len(index), rows.shape[1])).index_add_(0, place, grad)
+        keys = keys.new_zeros(len(index)).index_copy_(0, place, keys)
     elif not index.is_meta:
         check_each_once(index)
     theta = rows_at(rows, index)
@@ -144,7 +152,7 @@ def row_adam_step(
         denominator = square.sqrt() / root_correction + eps
     decay = as_factor(1.0 - lr * weight_decay, rows)
     theta = theta * decay - step_size * moment / denominator
-    _write(rows, exp_avg, exp_avg_sq, index, clock, theta, moment, square)
+    _write(rows, exp_avg, exp_avg_sq, index, keys, clock, theta, moment, square)
 
 
 def _write(
@@ -152,13 +160,14 @@ def _write(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     index: Tensor,
+    keys: Tensor,
     clock: Tensor,
     theta: Tensor,
     moment: Tensor,
     square: Tensor,
 ) -> None:
     if exp_avg.dtype != rows.dtype:
-        words = moment_words(index, clock[0].to(index.device), rows.shape[1])
+        words = moment_words(keys, clock[0].to(keys.device), rows.shape[1])
         moment = to_bfloat16(moment, words >> 16)
         square = to_bfloat16(square, words & 0xFFFF)
     rows[index], exp_avg[index], exp_avg_sq[index] = theta, moment, square

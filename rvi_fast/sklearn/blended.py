@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from ..models import LatentModel, LinearGaussian, ppca
 from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
 from ..training.held_out import FACTORS
+from ..training.loop.history import History
 from ..training.start_linear import start_linear
 from .codes import Codes
+from .deadline import Deadline, OutOfTime, now, warn_of_time
 from .entries import HeldOutEntries
-from .estimator import RelayEstimator, full_precision
+from .estimator import RelayEstimator, full_precision, without_rows
 from .forest import ColumnForest
 from .members import MEMBERS, Blend
 from .stopping import HeldOutStopping
@@ -31,6 +33,27 @@ _BETTER = 0.8
 _SHOWN = 1000
 # looks at held-out entries in a training that is not stopped
 _LOOKS = 24
+# of the time that is left, the share that the relay model may take until it is weighted: as much is
+# then there to train it on all entries, and some for the trees
+_RELAY = 0.4
+
+
+class _Judged(NamedTuple):
+    """How the relay model was trained without the held-out entries, and what came of it.
+
+    Args:
+        epochs: that it is trained for; 0 where it was not.
+        from_linear: whether it starts at the linear model's solution.
+        seconds: that all members have taken, and will take again.
+        notes: what there was no time for.
+        error: of all members together on the held-out entries.
+    """
+
+    epochs: int = 0
+    from_linear: bool = False
+    seconds: float = 0.0
+    notes: Sequence[str] = ()
+    error: float = math.nan
 
 
 class BlendedEstimator(RelayEstimator):
@@ -42,8 +65,14 @@ class BlendedEstimator(RelayEstimator):
     # pickles of versions without it have the relay model alone
     blend_: Blend | None = None
 
-    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
-        """Trains the members, on all but the held-out entries first and then on all."""
+    def _learn(
+        self, rows: np.ndarray, law: Likelihood, seed: int, deadline: Deadline
+    ) -> RelayPosterior:
+        """Trains the members, on all but the held-out entries first and then on all.
+
+        Where there is no time for the second, what the first has given stays. Returns the posterior of
+        the mean of the rows.
+        """
         self.blend_ = None
         most = self._options()["subsample"]
         numbers = np.arange(len(rows))
@@ -53,35 +82,109 @@ class BlendedEstimator(RelayEstimator):
         names = self._members_of(law, rows)
         drawn = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
         if drawn is None:
-            return super()._learn(rows, law, seed)
+            return super()._learn(rows, law, seed, deadline)
         shown = drawn.without(rows)
-        codes = Codes(law, shown)
-        entries = codes.entries(drawn)
+        codes, begun = Codes(law, shown), now()
         blend = self._blend_of(shown, codes, names, seed)
-        from_linear, epochs = self._stopped(blend, shown, law, seed, entries)
-        judged = shown[entries.rows]
-        relayed = self._with_factor(codes, entries, judged)
-        blend.weigh_latents(entries, judged, relayed)
+        found = _Judged(seconds=now() - begun)
+        found = self._judged(blend, shown, law, seed, codes.entries(drawn), found, deadline)
+        blend.judged = blend.judged and blend.judged.among(numbers)
+        self.held_out_error_, self.held_out_errors_ = found.error, blend.errors
+        chosen = self._recipe(len(rows))._replace(epochs=found.epochs)
+        if found.epochs:
+            steps = found.epochs * -(-len(rows) // chosen.batch_size)
+            warn_of_collapse(found.error, chosen.lr, steps)
+        self.blend_, kept, notes = blend, (self.model_, self.history_), list(found.notes)
+        if lost := [name for name in names if name not in blend.names]:
+            notes.insert(0, f"left out: {', '.join(lost)}")
+        try:
+            # it takes what it has taken without the held-out entries
+            deadline.check(found.seconds)
+            self.blend_ = self._again(blend, rows, law, seed, found, deadline)
+        except OutOfTime:
+            self.model_, self.history_ = kept
+            notes.append("the members have not learned from the entries that were held out")
+        if notes:
+            warn_of_time(self.max_time, notes)
+        return self.model_.posterior
+
+    def _judged(
+        self,
+        blend: Blend,
+        shown: np.ndarray,
+        law: Likelihood,
+        seed: int,
+        entries: HeldOutEntries,
+        found: _Judged,
+        deadline: Deadline,
+    ) -> _Judged:
+        """Trains relay model and trees on what is shown, and weights the members by the entries.
+
+        What there is no time for is left out of `blend`.
+        """
+        codes, judged, relayed = blend.codes, shown[entries.rows], None
+        if deadline.over:
+            blend.leave_out("relay", "forest")
+            self._untrained(shown, law, seed)
+        else:
+            trained = self._stopped(blend, shown, law, seed, entries, deadline.part(_RELAY))
+            found = trained._replace(seconds=found.seconds + trained.seconds)
+            relayed, seconds = self._with_factor(codes, entries, judged, deadline)
+            blend.weigh_latents(entries, judged, relayed)
+            # what all rows would take, or more
+            inferring = seconds * len(shown) / len(judged)
         if blend.forest is not None:
-            blend.grow(shown, self._relayed(shown, codes, self.scale_factor_))
+            # twice, beside what the others take once more
+            begun, own = now(), deadline.part(0.5, found.seconds)
+            try:
+                own.check(inferring)
+                blend.grow(shown, self._relayed(shown, codes, self.scale_factor_), own)
+                found = found._replace(seconds=found.seconds + now() - begun)
+            except OutOfTime:
+                blend.leave_out("forest")
         error = blend.weigh(entries, judged, relayed, _means_of(codes.of_rows(shown)))
-        self.held_out_error_, self.held_out_errors_ = error, blend.errors
-        chosen = self._recipe(len(rows))._replace(epochs=epochs)
-        warn_of_collapse(error, chosen.lr, epochs * -(-len(rows) // chosen.batch_size))
+        return found._replace(error=error)
+
+    def _untrained(self, rows: np.ndarray, law: Likelihood, seed: int) -> None:
+        """A relay model that no time was left to train, and that says nothing."""
+        self.model_ = without_rows(self._model_of(rows.shape, law, seed).eval())
+        self.history_, given = History(), self._options()["scale_factor"]
+        self.scale_factor_ = 1.0 if isinstance(given, str) else float(given)
+
+    def _again(
+        self,
+        blend: Blend,
+        rows: np.ndarray,
+        law: Likelihood,
+        seed: int,
+        found: _Judged,
+        deadline: Deadline,
+    ) -> Blend:
+        """The members of `blend`, with its weights, trained on all entries.
+
+        Raises:
+            OutOfTime: the deadline passed before they were.
+        """
         # fewer factors than a whole covariance has: their number need not be looked for again
         linear = blend.linear
         rank = linear.latent_dim if linear.latent_dim < linear.num_features - 1 else None
-        whole = self._blend_of(rows, codes, names, seed, rank or None)
-        start = whole.linear if from_linear and len(self._starts(whole.linear, law)) > 1 else None
-        model = self._started(start, rows, law, seed)
-        posterior = self._trained(model, rows, seed, chosen)
-        whole.base, whole.weights = blend.base, blend.weights
+        whole = self._blend_of(rows, blend.codes, blend.names, seed, rank or None)
+        if "relay" in blend.names:
+            starts = self._starts(whole.linear, law)
+            start = whole.linear if found.from_linear and len(starts) > 1 else None
+            model = self._started(start, rows, law, seed)
+            chosen = self._recipe(len(rows))._replace(epochs=found.epochs)
+            callbacks = [deadline] if self.max_time else []
+            self._trained(model, rows, seed, chosen, callbacks=callbacks)
+            if self.history_.epochs < found.epochs:
+                raise OutOfTime
+            whole.base = blend.base
+        whole.weights = blend.weights
         whole.residuals, whole.errors, whole.looks = blend.residuals, blend.errors, blend.looks
-        whole.judged = blend.judged and blend.judged.among(numbers)
+        whole.judged = blend.judged
         if whole.forest is not None:
-            whole.grow(rows, self._relayed(rows, codes, self.scale_factor_))
-        self.blend_ = whole
-        return posterior
+            whole.grow(rows, self._relayed(rows, blend.codes, self.scale_factor_), deadline)
+        return whole
 
     @property
     def held_out_predictions_(self) -> dict[str, np.ndarray] | None:
@@ -152,7 +255,9 @@ class BlendedEstimator(RelayEstimator):
         features, groups = codes.features(rows), codes.owner_of_features
         linear = ppca(features.shape[1], latent_dim=rank)
         linear.fit(features, groups=None if codes.plain else groups.tolist(), seed=seed)
-        return Blend(linear, ColumnForest(seed) if "forest" in names else None, codes)
+        blend = Blend(linear, ColumnForest(seed) if "forest" in names else None, codes)
+        blend.leave_out(*set(MEMBERS).difference(names))
+        return blend
 
     def _starts(self, linear: LinearGaussian, law: Likelihood) -> tuple[LinearGaussian | None, ...]:
         """Where the relay model may start: at values of its own, and at the linear model's solution."""
@@ -178,13 +283,12 @@ class BlendedEstimator(RelayEstimator):
         law: Likelihood,
         seed: int,
         entries: HeldOutEntries,
-    ) -> tuple[bool, int]:
+        deadline: Deadline,
+    ) -> _Judged:
         """Trains the relay model from each start until held-out entries are found no better.
 
-        It does not start from the linear model's solution where it is far better without.
-
-        `model_` is then the best. Returns whether it has started at the linear model's solution, and how
-        many epochs it was trained for.
+        It does not start from the linear model's solution where it is far better without, or where there
+        is no time left to. `model_` is then the best.
         """
         chosen, given = self._recipe(len(shown)), self._options()["epochs"]
         # laws of classes and counts take the relay model's own number of steps to be learned
@@ -199,14 +303,16 @@ class BlendedEstimator(RelayEstimator):
         def read(law: Likelihood, outputs: torch.Tensor) -> torch.Tensor:
             return blend.codes.of_outputs(law.of_rows(given_rows.to(outputs.device)), outputs)
 
-        found = []
-        for start in self._starts(blend.linear, law):
+        found: list[tuple[HeldOutStopping, bool]] = []
+        starts = self._starts(blend.linear, law)
+        for start in starts:
             every = chosen.epochs if given is not None else max(1, chosen.epochs // _LOOKS)
-            stopping = HeldOutStopping(entries, every, read)
+            own = deadline.part(1.0 / (len(starts) - len(found)))
+            stopping = HeldOutStopping(entries, every, read, own)
             model = self._started(start, shown, law, seed)
             self._trained(model, shown, seed, chosen, callbacks=[stopping])
             found.append((stopping, start is not None))
-            if stopping.error < _BETTER * of_linear:
+            if stopping.error < _BETTER * of_linear or deadline.over:
                 break
         blend.looks = {
             "linear" if of_start else "own": [(at, error**0.5) for at, error in own.looks]
@@ -214,20 +320,32 @@ class BlendedEstimator(RelayEstimator):
         }
         best, from_linear = min(found, key=lambda pair: pair[0].error)
         self.model_ = best.model
-        return from_linear, best.epochs
+        notes = []
+        if any(stopping.cut for stopping, _ in found):
+            notes = [f"the relay model has had {best.epochs} epochs, {chosen.epochs} at most"]
+        return _Judged(best.epochs, from_linear, best.seconds, notes)
 
-    def _with_factor(self, codes: Codes, entries: HeldOutEntries, judged: np.ndarray) -> np.ndarray:
-        """Codes that the relay model expects under the best factor, which is then `scale_factor_`."""
+    def _with_factor(
+        self, codes: Codes, entries: HeldOutEntries, judged: np.ndarray, deadline: Deadline
+    ) -> tuple[np.ndarray, float]:
+        """Codes that the relay model expects under the best factor, which is then `scale_factor_`.
+
+        Beside them the seconds that they have taken.
+        """
         given, best = self._options()["scale_factor"], math.inf
         factors = FACTORS if isinstance(given, str) else (float(given),)
         for factor in (1.0,) if self._without_scale(self.model_.law) else factors:
+            begun = now()
             relayed = self._relayed(judged, codes, factor)
+            seconds = now() - begun
             error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
             # they are tried in rising order, and what one loses the next does not win back
             if error >= best:
                 break
             best, found, self.scale_factor_ = error, relayed, factor
-        return found
+            if deadline.over:
+                break
+        return found, seconds
 
     def _relayed(self, rows: np.ndarray, codes: Codes, factor: float) -> np.ndarray:
         """Codes [N, K] that the relay model expects of rows [N, D]."""

@@ -28,9 +28,12 @@ from ..training.held_out import FACTORS, HeldOut, TooFewEntries, check_scale_fac
 from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
 from ..training.recipes import Recipe, recipe
+from .deadline import Deadline, warn_of_time
 from .framed import encoded, encoder_of
-from .tables import checked_table, is_nan
+from .tables import checked_table, constants_of, is_nan
 
+# of the time that there is, the share that training may take; looking for the scale has the rest
+_TRAINING = 0.8
 # rows decoded at once
 _DECODED = 8192
 
@@ -64,6 +67,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         categorical_features: Any = "from_dtype",
         random_state: Any = None,
         device: Any = None,
+        max_time: float | None = None,
         verbose: bool = False,
     ) -> None:
         self.missing_values = missing_values
@@ -86,6 +90,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self.categorical_features = categorical_features
         self.random_state = random_state
         self.device = device
+        self.max_time = max_time
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -106,9 +111,12 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         return self
 
     def _fit(self, X: Any) -> tuple[np.ndarray, np.ndarray, RelayPosterior]:
-        """See `fit`; returns what `_table` does, and the posteriors of the rows."""
-        x, missing = self._table(X, reset=True)
+        """See `fit`; returns what `_table` does and what `_learn` does."""
         options = self._options()
+        if options["max_time"] is not None:
+            _checks.check_positive_float("max_time", options["max_time"])
+        deadline = Deadline(options["max_time"])
+        x, missing = self._table(X, reset=True)
         for name in ("hidden", "groups"):
             if not isinstance(options[name], Sequence):
                 raise TypeError(f"{name}: expected a sequence of integers, got {options[name]!r}")
@@ -118,19 +126,28 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         law = self._law_of(x.shape[1])
         self._check(law, x, missing)
         self._empty = missing.all(axis=0)
-        self._constants = _constants(x, missing)
+        self._constants = constants_of(x, missing)
         self._pixels = x.dtype == np.uint8
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
-        return x, missing, self._learn(self._rows(x, missing), law, seed)
+        return x, missing, self._learn(self._rows(x, missing), law, seed, deadline)
 
-    def _learn(self, rows: np.ndarray, law: Likelihood, seed: int) -> RelayPosterior:
+    def _learn(
+        self, rows: np.ndarray, law: Likelihood, seed: int, deadline: Deadline
+    ) -> RelayPosterior:
         """Trains a model on what `_rows` gives; returns the posteriors of the rows."""
         model, chosen = self._model_of(rows.shape, law, seed), self._recipe(len(rows))
-        posterior = self._trained(model, rows, seed, chosen)
+        posterior = self._trained(
+            model, rows, seed, chosen, callbacks=[deadline.part(_TRAINING)] if self.max_time else []
+        )
         with full_precision():
-            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed)
-        steps = chosen.epochs * -(-len(rows) // chosen.batch_size)
+            self.scale_factor_, self.held_out_error_ = self._held_out(rows, seed, deadline)
+        epochs = self.history_.epochs
+        if epochs < chosen.epochs:
+            warn_of_time(
+                self.max_time, [f"the relay model has had {epochs} of {chosen.epochs} epochs"]
+            )
+        steps = epochs * -(-len(rows) // chosen.batch_size)
         warn_of_collapse(self.held_out_error_, chosen.lr, steps)
         return posterior
 
@@ -309,16 +326,19 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         with full_precision():
             return self._infer(rows, self.scale_factor_).mean().detach()
 
-    def _held_out(self, rows: np.ndarray, seed: int) -> HeldOut:
+    def _held_out(self, rows: np.ndarray, seed: int, deadline: Deadline) -> HeldOut:
         """The number that `scale_factor` stands for, and how well it finds held-out entries.
 
         Both are found once, on the training rows: were the factor found in `transform`, what a row is
-        given would depend on the rows beside it. It is 1 where there are too few entries to hide some.
+        given would depend on the rows beside it. It is 1 where there are too few entries to hide some,
+        or no time to look.
         """
         factor = self._options()["scale_factor"]
         factors = FACTORS if isinstance(factor, str) else (float(factor),)
         if self._without_scale(self.model_.law):
             factors = (1.0,)
+        if deadline.over:
+            return HeldOut(factors[0], math.nan)
 
         def inferred(shown: Inputs, factor: float) -> RelayPosterior:
             return self._infer(shown.x, factor)
@@ -366,19 +386,6 @@ def full_precision() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _constants(x: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """The one value [D] of each column that has no other, 0 for a column that is never observed.
-
-    NaN for all others. Also for a column that is observed once, what is left to find is known.
-    """
-    constants = np.full(x.shape[1], np.nan)
-    for column in range(x.shape[1]):
-        values = x[~missing[:, column], column]
-        if not len(values) or values.min() == values.max():
-            constants[column] = values[0] if len(values) else 0.0
-    return constants
 
 
 def without_rows(model: LatentModel) -> LatentModel:

@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 from sklearn.tree import ExtraTreeRegressor
 
+from .deadline import Deadline
+
 # trees of a column in a pass, and passes: the second sees what the first has filled in
 _TREES, _PASSES = 20, 2
 _LEAF = 3
@@ -46,7 +48,11 @@ class ColumnForest:
         return num_columns > 1 and min(num_rows, _ROWS) * num_columns * num_codes <= _LARGEST
 
     def fit(
-        self, filled: np.ndarray, observed: np.ndarray, owner: np.ndarray | None = None
+        self,
+        filled: np.ndarray,
+        observed: np.ndarray,
+        owner: np.ndarray | None = None,
+        deadline: Deadline | None = None,
     ) -> Self:
         """Grows trees.
 
@@ -54,7 +60,12 @@ class ColumnForest:
             filled: codes of completed rows [N, K], observed ones as they are.
             observed: bool [N, D]: what trees learn to predict.
             owner: of each code the column [K]; None where each column is one code.
+            deadline: when to give up.
+
+        Raises:
+            OutOfTime: the deadline has passed before all trees were grown.
         """
+        deadline = Deadline() if deadline is None else deadline
         owner = np.arange(filled.shape[1]) if owner is None else owner
         if len(filled) > _ROWS:
             some = np.sort(np.random.default_rng(self.seed).permutation(len(filled))[:_ROWS])
@@ -63,6 +74,7 @@ class ColumnForest:
         for number in range(_PASSES):
             trees = {}
             for column in range(observed.shape[1]):
+                deadline.check()
                 own, codes = observed[:, column], owner == column
                 values = filled[own].compress(codes, 1)
                 # nothing is to be found where all are alike

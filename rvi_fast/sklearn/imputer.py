@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-import torch
 from sklearn.base import OneToOneFeatureMixin
 from sklearn.impute import MissingIndicator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .. import _checks
-from ..training.impute import impute
-from .blended import BlendedEstimator
-from .estimator import full_precision
-from .framed import framed, holes_of, numbers_of, ordered_of, text_of
-from .members import Blend
+from .draws import DrawingEstimator
+from .framed import framed, holes_of, numbers_of, text_of
 from .tables import bounds_of, holed
 
-# of intervals, the largest coverage: some hundred held-out errors do not tell what is rarer
-_WIDEST = 0.99
 
-
-class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
+class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
     """Fills in missing entries with a relay model, a linear-Gaussian model and trees, weighted.
 
     `fit` first holds out a tenth of the observed entries (of small tables up to a fifth) from everything
@@ -123,11 +114,19 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             as `sklearn.impute.MissingIndicator` makes them.
         random_state: of first values, order and noise.
         device: where to train and infer, for instance "cuda"; the CPU if not given.
+        max_time: seconds after which `fit` begins nothing new; None for as long as it takes. The linear
+            model is fitted in any case. Then comes the relay model, an epoch at least if the time is not
+            over: its training ends with the epoch in which its share of the time is, and what found
+            held-out entries best stays. Trees come last. Where there is no time to train again on all
+            entries, the members stay that have not seen the held-out ones. A
+            `sklearn.exceptions.ConvergenceWarning` says what was cut short and names the members that
+            were left out; `blend_.names` has the others. The result then depends on the machine.
         verbose: show progress bars.
 
     Attributes:
-        model_: the trained relay model, a `rvi_fast.models.LatentModel`, in standardised units.
-            It holds one row, the mean of the training rows, from which `transform` starts.
+        model_: the trained relay model, a `rvi_fast.models.LatentModel`, in standardised units. It holds
+            one row, the mean of the training rows, from which `transform` starts. Where `max_time` has
+            left it out it is as it was before the training.
         blend_: the members and their weights; None where the relay model stands alone. Trees take memory
             in proportion to the rows that they have learned from.
         history_: `rvi_fast.History` of the relay model's last training.
@@ -155,9 +154,6 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         >>> filled.shape, bool(abs(filled[::5, 1] - np.linspace(-2, 2, 100)[::5]).max() < 0.5)
         ((100, 3), True)
     """
-
-    # which columns of `fit` are text; pickles of versions without it have none
-    _text: np.ndarray = np.zeros(1, bool)
 
     def __init__(
         self,
@@ -189,6 +185,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         add_indicator: bool = False,
         random_state: Any = None,
         device: Any = None,
+        max_time: float | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(
@@ -212,6 +209,7 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
             categorical_features=categorical_features,
             random_state=random_state,
             device=device,
+            max_time=max_time,
             verbose=verbose,
         )
         self.members = members
@@ -275,116 +273,9 @@ class RelayImputer(OneToOneFeatureMixin, BlendedEstimator):
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
 
-    def impute_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
-        """Bounds between which each missing entry of X lies with the probability `coverage`.
-
-        Their widths come from the entries that `fit` held out: a bound is a quantile of the errors
-        there, in units of the standard deviation that the linear member predicts for an entry given what
-        its row shows. Of yes/no and classes they are the codes at both ends of so much of what the
-        members together say. Without members beside the relay model they are quantiles of 200 draws, see
-        `sample`.
-
-        Args:
-            X: array, masked array or DataFrame [N, D], N as you like.
-            coverage: above 0, and 0.99 at most: errors that are rarer are not seen often enough.
-
-        Returns:
-            Lower and upper bounds [N, D] in X's units, DataFrames for one that is not all numbers; both
-            are the entry itself where it is observed. Yes/no and classes of such have none.
-        """
-        if _checks.check_positive_float("coverage", coverage) > _WIDEST:
-            raise ValueError(f"coverage: expected a number up to {_WIDEST}, got {coverage!r}")
-        check_is_fitted(self)
-
-        def bounds(rows: np.ndarray) -> np.ndarray:
-            if (blend := self.blend_) is None:
-                return self._around(rows, interval=coverage)
-            return self._in_data(
-                np.stack(blend.interval(rows, self._blended(rows, blend), coverage))
-            )
-
-        def numbers(rows: np.ndarray) -> np.ndarray:
-            # between classes there is nothing
-            return np.where(ordered_of(self.encoder_, len(self._kept)), bounds(rows), np.nan)
-
-        low, high = self._filled(X, 2, numbers)
-        return low, high
-
-    def sample(self, X: Any, n_draws: int = 10, *, random_state: Any = None) -> Any:
-        """Draws tables in which the missing entries of X are drawn from their predictive distribution.
-
-        For multiple imputation: what an analysis of the tables finds differs by what is not known of the
-        missing entries. Each entry is distributed around what `transform` fills in as held-out entries
-        were in `fit`, and the entries of a row depend on each other as the linear member says. Without
-        members beside the relay model they are draws from that: latents from their posterior, entries
-        from the likelihood around them, under `scale_factor_` both.
-
-        Args:
-            X: array, masked array or DataFrame [N, D], N as you like.
-            n_draws: S.
-            random_state: of the draws; None draws others at each call.
-
-        Returns:
-            [S, N, D] in X's units, observed entries as they are; a list of S DataFrames for one that is
-            not all numbers.
-        """
-        n_draws = _checks.check_positive_int("n_draws", n_draws)
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        return self._filled(X, n_draws, lambda rows: self._draws(rows, n_draws, seed))
-
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
         names = super().get_feature_names_out(input_features)
         if self.indicator_ is None:
             return names[self._kept]
         return np.concatenate([names[self._kept], self.indicator_.get_feature_names_out(names)])
-
-    def _filled(self, X: Any, count: int, values: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """X [`count`, N, D], so many values for each missing entry, from rows in the model's units."""
-        check_is_fitted(self)
-        x, missing = self._table(X, reset=False)
-        self._check(self.model_.law, x, missing)
-        incomplete = self._incomplete(missing)
-        shown = holed(x, missing)
-        filled = np.repeat(shown[None], count, axis=0)
-        rows = self._rows(x, missing)
-        if len(incomplete):
-            found = values(rows[incomplete]).clip(self._low, self._high)
-            filled[:, incomplete] = np.where(missing[incomplete], found, shown[incomplete])
-        if self.encoder_ is not None:
-            return [framed(self.encoder_, X, own, self._kept) for own in filled]
-        return filled if self._kept.all() else filled[..., self._kept]
-
-    def _incomplete(self, missing: np.ndarray) -> np.ndarray:
-        """Numbers of the rows that miss something which is to be filled in."""
-        return np.flatnonzero(missing[:, self._kept & ~self._text].any(axis=1))
-
-    def _values(self, rows: np.ndarray) -> np.ndarray:
-        """What is filled in, [N, D] in X's units, for rows in the model's."""
-        if self.blend_ is None:
-            return self._decode(self._means(rows), rows, self.estimate)
-        blended = self._blended(rows, self.blend_)
-        return self._in_data(self.blend_.codes.estimate(self.model_.law, blended, self.estimate))
-
-    def _in_data(self, values: np.ndarray) -> np.ndarray:
-        """[..., D] in the units of the model -> X's."""
-        values = self._units().to_data(values)
-        return np.where(np.isnan(self._constants), values, self._constants)
-
-    def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
-        return blend.complete(rows, self._relayed(rows, blend.codes, self.scale_factor_))
-
-    def _draws(self, rows: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
-        """Draws [S, N, D] in X's units."""
-        if (blend := self.blend_) is not None:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = blend.draws(rows, self._blended(rows, blend), num_draws, generator)
-            return self._in_data(drawn)
-        return self._around(rows, num_draws=num_draws, seed=seed)
-
-    def _around(self, rows: np.ndarray, **wanted: Any) -> np.ndarray:
-        """What `rvi_fast.impute` says of rows in the model's units by the relay model, in X's units."""
-        with full_precision():
-            posterior = self._infer(rows, self.scale_factor_)
-            found = impute(self.model_, torch.from_numpy(rows), posterior=posterior, **wanted)
-        return self._in_data(found.cpu().numpy())

@@ -15,6 +15,7 @@ from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
 from .calibration import Residuals
 from .codes import Codes
+from .deadline import Deadline
 from .entries import HeldOutEntries
 from .forest import ColumnForest
 
@@ -51,7 +52,7 @@ class Blend:
         codes: of the columns; None for those of a table of numbers, which are the rows.
 
     Attributes:
-        names: the members, of `MEMBERS`.
+        names: the members, the first ones of `MEMBERS`.
         base: weights [2, D] of linear and relay model in the rows that trees are given.
         weights: [M, D], what `complete` weighs the members with.
         residuals: `Residuals` on held-out entries of numbers and counts, in units of the linear model's
@@ -75,17 +76,27 @@ class Blend:
     ) -> None:
         self.linear, self.forest = linear, forest
         self.codes = Codes.numbers(linear.num_features) if codes is None else codes
-        self.names = MEMBERS if forest is not None else MEMBERS[:2]
+        self.names: tuple[str, ...] = MEMBERS if forest is not None else MEMBERS[:2]
+
+    def leave_out(self, *names: str) -> None:
+        """Goes on without members, whose weights are not found yet."""
+        self.names = tuple(own for own in self.names if own not in names)
+        if "forest" in names:
+            self.forest = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # pickles of versions that blended tables of numbers alone have no codes
         self.__dict__.update({"codes": Codes.numbers(state["linear"].num_features)} | state)
 
-    def grow(self, rows: np.ndarray, relayed: np.ndarray) -> None:
-        """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them."""
+    def grow(self, rows: np.ndarray, relayed: np.ndarray, deadline: Deadline) -> None:
+        """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them.
+
+        Raises:
+            OutOfTime: not all trees were grown when the deadline passed.
+        """
         if self.forest is not None:
             filled, missing = self._completed(rows, self.predicted(rows)[0], relayed)
-            self.forest.fit(filled, ~missing, self.codes.owner)
+            self.forest.fit(filled, ~missing, self.codes.owner, deadline)
 
     def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
@@ -102,13 +113,14 @@ class Blend:
         self,
         entries: HeldOutEntries,
         rows: np.ndarray,
-        relayed: np.ndarray,
+        relayed: np.ndarray | None,
         means: np.ndarray,
     ) -> float:
         """Finds the weights of all members; returns the blend's relative error on held-out entries.
 
         Args:
-            entries, rows, relayed: as in `weigh_latents`.
+            entries, rows: as in `weigh_latents`.
+            relayed: likewise; None without the relay model.
             means: of the codes [K], without the held-out entries.
         """
         spread = self.predicted(rows)[1]
@@ -132,8 +144,9 @@ class Blend:
         enough = len(np.unique(entry)) >= JUDGED and expected > 0
         return float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
 
-    def complete(self, rows: np.ndarray, relayed: np.ndarray) -> np.ndarray:
-        """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model."""
+    def complete(self, rows: np.ndarray, relayed: np.ndarray | None) -> np.ndarray:
+        """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model, if it is one
+        of the members."""
         members = self._members(rows, relayed)
         weights = self.weights[:, self.codes.owner]
         return sum(w * own for w, own in zip(weights, members, strict=True))
@@ -194,8 +207,10 @@ class Blend:
             np.unique(entries.row * size + column, return_inverse=True)[1],
         )
 
-    def _members(self, rows: np.ndarray, relayed: np.ndarray) -> Sequence[np.ndarray]:
+    def _members(self, rows: np.ndarray, relayed: np.ndarray | None) -> Sequence[np.ndarray]:
         linear = self.predicted(rows)[0]
+        if relayed is None:
+            return [linear]
         found = [linear, relayed]
         if self.forest is not None:
             filled, missing = self._completed(rows, linear, relayed)

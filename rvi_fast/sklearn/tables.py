@@ -85,6 +85,19 @@ def _without_na(X: Any) -> Any:
     return X
 
 
+def constants_of(x: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """The one value [D] of each column that has no other, 0 for a column that is never observed.
+
+    NaN for all others. Also for a column that is observed once, what is left to find is known.
+    """
+    constants = np.full(x.shape[1], np.nan)
+    for column in range(x.shape[1]):
+        values = x[~missing[:, column], column]
+        if not len(values) or values.min() == values.max():
+            constants[column] = values[0] if len(values) else 0.0
+    return constants
+
+
 def bounds_of(min_value: Any, max_value: Any, num_features: int) -> tuple[np.ndarray, np.ndarray]:
     """`min_value` and `max_value`, numbers or one for each feature, as [D] float64 each."""
     bounds = []

@@ -37,7 +37,7 @@ class BackwardToRowsCase:
     weight_decay: float = 0.0
     bfloat16: bool = False
     bias: bool = True
-    # noise of row numbers of their own, of 33 bits
+    # noise and random bits of row numbers of their own, of 33 bits
     keyed: bool = False
     # what has no gradient: 0 the relays, 1 and 2 weight and bias of the first layer, ...
     frozen: tuple[int, ...] = ()
@@ -63,6 +63,7 @@ class BackwardToRowsContract:
         BackwardToRowsCase(63, 31, 5, (), (3, 4), pieces=1),
         BackwardToRowsCase(63, 17, 6, (7, 40), (), pieces=3),
         BackwardToRowsCase(63, 33, 7, (6, 3), (5, 8), bfloat16=True, weight_decay=0.1),
+        BackwardToRowsCase(63, 33, 7, (6, 30), (5, 8), bfloat16=True, keyed=True),
         BackwardToRowsCase(63, 17, 6, (40,), (5, 8, 3), frozen=(0, 3, 6)),
         BackwardToRowsCase(63, 17, 6, (7, 4), (5, 8), frozen=(0, 1, 2, 3, 4)),
     )
@@ -174,7 +175,8 @@ class BackwardToRowsContract:
             assert torch.equal(got[name][rest], inputs[name][rest]), f"{name}: other rows changed"
         if rounded:
             count, width = inputs["clock"][0] + 1, inputs["rows"].shape[1]
-            words = reference.moment_words(index, count, width)
+            keys = index if inputs["noise_index"] is None else inputs["noise_index"]
+            words = reference.moment_words(keys, count, width)
             for name, bits in zip(moments, (words >> 16, words & 0xFFFF), strict=True):
                 others = (exact.pop(name), yardstick.pop(name))
                 assert_rounded(name, got.pop(name), inputs[name], *others, index, bits)

@@ -40,10 +40,12 @@ class CatchUpAndSelectCase:
     ties: bool = False
     # whether `arguments` are those of a batch in a ring
     ring: bool = False
+    # random bits of row numbers of their own, of 33 bits
+    keyed: bool = False
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.latent_dim}-K{'.'.join(map(str, self.groups))}"
-        extras = [word for word in ("bfloat16", "ties", "ring") if getattr(self, word)]
+        extras = [word for word in ("bfloat16", "ties", "ring", "keyed") if getattr(self, word)]
         return "-".join([self.form, sizes, f"after{self.steps}", f"top{self.top}", *extras])
 
 
@@ -60,6 +62,7 @@ class CatchUpAndSelectContract:
         CatchUpAndSelectCase(63, 7, 20, (33, 64, 5), 0.3, ties=True),
         CatchUpAndSelectCase(63, 7, 64, (), weight_decay=0.1),
         CatchUpAndSelectCase(63, 7, 1, (), bfloat16=True),
+        CatchUpAndSelectCase(63, 7, 7, (25, 50, 100), bfloat16=True, keyed=True),
         CatchUpAndSelectCase(63, 7, 5, (9, 31, 1), form="cluster"),
         CatchUpAndSelectCase(63, 7, 5, (9, 31, 40), form="cluster", ties=True),
         CatchUpAndSelectCase(63, 7, 100, (7, 40), 1.0),
@@ -100,6 +103,7 @@ class CatchUpAndSelectContract:
             "kept": list(layout.kept),
             "order": None,
             "position": None,
+            "key_index": state["index"] + 2**33 if case.keyed else None,
         }
 
     def in_a_ring(self, inputs: Inputs) -> Inputs:
@@ -136,7 +140,8 @@ class CatchUpAndSelectContract:
         last = [inputs[name] for name in ("latent_dim", "groups", "kept")]
 
         def row_adam_catch_up(*arguments: Any) -> None:
-            implementation.namespace.catch_up_and_select(*arguments, *last)
+            *own, keys = arguments
+            implementation.namespace.catch_up_and_select(*own, *last, key_index=keys)
 
         caught_up = SimpleNamespace(row_adam_catch_up=row_adam_catch_up)
         op = Implementation(implementation.name, caught_up, implementation.device)

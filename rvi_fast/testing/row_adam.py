@@ -28,10 +28,12 @@ class RowAdamCase:
     weight_decay: float = 0.0
     bfloat16: bool = False
     repeats: bool = False
+    # random bits of row numbers of their own, of 33 bits
+    keyed: bool = False
 
     def __str__(self) -> str:
         sizes = f"N{self.num_data}-B{self.batch}-W{self.width}-after{self.steps}"
-        extra = "-bfloat16" * self.bfloat16 + "-repeats" * self.repeats
+        extra = "-bfloat16" * self.bfloat16 + "-repeats" * self.repeats + "-keyed" * self.keyed
         return f"{self.mode}-{sizes}-beta{self.beta1}-decay{self.weight_decay}{extra}"
 
 
@@ -95,6 +97,9 @@ class RowAdamContract(OpContract):
         RowAdamCase(63, 63, 7, mode="lazy", bfloat16=True),
         RowAdamCase(63, 63, 139, mode="row", bfloat16=True),
         RowAdamCase(7, 0, 12, bfloat16=True),
+        RowAdamCase(63, 7, 28, bfloat16=True, keyed=True),
+        RowAdamCase(63, 63, 139, mode="row", bfloat16=True, keyed=True),
+        RowAdamCase(9, 40, 6, bfloat16=True, repeats=True, keyed=True),
     )
 
     def inputs(self, function: str, case: RowAdamCase, dtype: torch.dtype) -> Inputs:
@@ -119,6 +124,7 @@ class RowAdamContract(OpContract):
             "weight_decay": case.weight_decay,
             "semantics": case.mode,
             "repeats": case.repeats,
+            "key_index": None,
         }
         for _ in range(case.steps + 1):
             chosen = torch.randperm(case.num_data, generator=generator)[: case.batch]
@@ -130,6 +136,8 @@ class RowAdamContract(OpContract):
         if function == "row_adam_catch_up":
             size = 2 * case.batch if case.batch > 1 else case.batch
             state["index"] = torch.randint(case.num_data, (size,), generator=generator)
+        if case.keyed:
+            state["key_index"] = state["index"] + 2**33
         return state
 
     def check(self, implementation: Implementation, function: str, inputs: Inputs) -> None:
@@ -149,7 +157,8 @@ class RowAdamContract(OpContract):
         exact = self.call(reference_, function, double)
         clock = exact["clock"] if "clock" in exact else plain["clock"]
         index, width = plain["index"], plain["rows"].shape[1]
-        words = reference.moment_words(index, clock[0], width)
+        keys = index if plain["key_index"] is None else plain["key_index"]
+        words = reference.moment_words(keys, clock[0], width)
         for name, bits in zip(names, (words >> 16, words & 0xFFFF), strict=True):
             own = (plain[name], exact.pop(name), yardstick.pop(name))
             assert_rounded(name, got.pop(name), *own, index, bits)

@@ -10,6 +10,7 @@ from .infer import infer
 from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
+from .parquet import Completed, impute_parquet, infer_parquet
 from .recipes import Recipe, recipe
 from .runs.checkpoints import (
     Checkpoint,
@@ -19,6 +20,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .serving import RowImputer
 from .start_linear import start_linear
 
 __all__ = [
@@ -26,11 +28,13 @@ __all__ = [
     "CheckpointError",
     "CheckpointWarning",
     "CollapseWarning",
+    "Completed",
     "EarlyStopping",
     "FitManyError",
     "History",
     "MemoryEstimate",
     "Recipe",
+    "RowImputer",
     "RunDirectoryInUse",
     "callbacks",
     "estimate_memory",
@@ -39,7 +43,9 @@ __all__ = [
     "fit_many",
     "held_out_error",
     "impute",
+    "impute_parquet",
     "infer",
+    "infer_parquet",
     "load",
     "load_checkpoint",
     "recipe",

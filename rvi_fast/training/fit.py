@@ -212,10 +212,13 @@ def fit(
         block_rows=block_rows,
         moment_dtype=moment_dtype,
     )
-    with opened(model, x, mask, settings) as run, deferred() as request, _bar_of(run) as bar:
-        for _ in run.advance(request, bar):
-            pass
-        return run.history
+    with opened(model, x, mask, settings) as run:
+        # a process that ended at once would take those down that train with it
+        several = not run.ranks.alone
+        with deferred(ending=several) as request, _bar_of(run) as bar:
+            for _ in run.advance(request, bar):
+                pass
+            return run.history
 
 
 def _bar_of(run: Run) -> Any:

@@ -14,6 +14,7 @@ from ..data import pixels as data_pixels
 from ..functional import relay_sample
 from ..layout import RowLayout
 from ..models import LatentModel, alone
+from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
 from .infer import infer
 from .inputs.fingerprint import fingerprint, same
@@ -105,6 +106,8 @@ def impute(
             outputs stand for, or how to draw.
     """
     own = posterior is None
+    if own:
+        as_posterior(model.posterior).check_rows()
     if estimate not in (None, "mean", "mode"):
         raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
     if estimate is not None and num_draws is not None:

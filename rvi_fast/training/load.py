@@ -5,34 +5,45 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..models import LatentModel
 from .places import directory_of
-from .runs.checkpoints import CheckpointError, load_checkpoint
-from .runs.described import build_described, dtype_of
+from .runs.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from .runs.described import build_described, dtype_of, shape_of_rows
 from .runs.directory import RunDirectory
-from .runs.export import load_export
+from .runs.export import load_export, without_rows
+from .runs.parts import in_memory, parts_of
 from .runs.state import lags
 from .runs.tables import tables_of
 from .settings import Settings
 
 
-def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LatentModel:
+def load(
+    run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu", rows: bool = True
+) -> LatentModel:
     """The model of the last good checkpoint in a run directory, or of a file that `export` has written.
 
-    One process reads all rows, however many have written the checkpoint.
+    One process reads all rows, however many have written the checkpoint; into memory, where each of them
+    had its own in files.
 
     Only models made by a builder (`models.rvi`, ...) know how to be built again; load any
     other with `model.load_state_dict(load_checkpoint(run_dir).tensors["model"])`.
+
+    Args:
+        run_dir: the directory, or the file.
+        device: where the model goes.
+        rows: false leaves out the rows of the training data; what is left serves new rows as the whole
+            model does, bit for bit, see `posteriors.RowlessPosterior`.
 
     Raises:
         CheckpointError: there is none that can be read.
         ValueError: the model was not made by a builder.
     """
     if Path(run_dir).is_file():
-        return load_export(Path(run_dir), device)
+        return load_export(Path(run_dir), device, rows=rows)
     # where the tables belong is known by the config alone
     checkpoint = load_checkpoint(run_dir)
     for part in ("model", "optimizer"):
@@ -45,7 +56,11 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
             f"run_dir: expected a model made by a builder of rvi_fast.models, {checkpoint.path} "
             'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
         )
-    tensors, storage = checkpoint.tensors["model"], config.get("storage")
+    storage = config.get("storage")
+    if "posterior.rows" not in checkpoint.tensors["model"] and "" not in parts_of(checkpoint):
+        checkpoint, config = _read_parts(checkpoint, config)
+        storage = None
+    tensors = checkpoint.tensors["model"]
     if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
     with contextlib.ExitStack() as stack:
@@ -62,4 +77,23 @@ def load(run_dir: str | os.PathLike[str], *, device: torch.device | str = "cpu")
     model.trained_on = data if isinstance(data, dict) else None
     columns = checkpoint.metadata.get("columns")
     model.columns = None if columns is None else tuple(columns)
-    return model.eval()
+    return (model if rows else without_rows(model)).eval()
+
+
+def _read_parts(
+    checkpoint: Checkpoint, config: dict[str, Any]
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint whose tables several processes have in files, and its config, as if in memory."""
+    root = Path(str(config["storage"]))
+    config = {name: value for name, value in config.items() if name != "storage"}
+    num_data, width = shape_of_rows(checkpoint.path, config)
+    dtype = checkpoint.tensors["model"]["posterior.relays"].dtype
+    settings = Settings.of_rows(checkpoint.metadata.get("settings", {}))
+    moments = torch.empty((0, width), dtype=settings.moment_dtype or dtype)
+    tables = {
+        "rows": torch.empty((0, width), dtype=dtype),
+        "exp_avg": moments,
+        "exp_avg_sq": moments,
+        "row_step": torch.empty(0, dtype=torch.int32),
+    }
+    return in_memory(checkpoint, root, num_data, tables), config

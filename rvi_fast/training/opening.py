@@ -51,10 +51,10 @@ def checked(
     Raises:
         ValueError, TypeError: as `fit`.
     """
+    as_posterior(model.posterior).check_rows()
     _check_evaluation(model, settings)
     settings = settled(model, settings)
     ranks = ranks_of(model)
-    _check_shard(model, ranks, settings)
     source = open_source(model, *ranks.own(x, mask), num_data=model.num_data)
     standardize = settings.standardize and not source.pixels() and _standardizable(model)
     settings = replace(settings, standardize=standardize)
@@ -165,16 +165,6 @@ def _check_evaluation(model: LatentModel, settings: Settings) -> None:
             f"eval_every: expected 0 for a {type(model.likelihood).__name__}, which has no method "
             f"mean(outputs), got {settings.eval_every}"
         )
-
-
-def _check_shard(model: LatentModel, ranks: Alone, settings: Settings) -> None:
-    """Raises where rows that several processes share out lie elsewhere than on the device."""
-    if ranks.alone:
-        return
-    if model.posterior.staged:
-        raise ValueError("storage: expected 'device' for a shard on a GPU, got rows in host memory")
-    if settings.block_rows is not None:
-        raise ValueError(f"block_rows: expected None for a shard, got {settings.block_rows}")
 
 
 def _hold_directories(

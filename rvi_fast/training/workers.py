@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..progress import keep_lock_here
 from .loop.interrupts import Request, deferred, raised
 
 # tells the parent something while a task is at work
@@ -174,6 +175,7 @@ def _without_sigint() -> Iterator[None]:
 def _serve(work: Work, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_lock_here()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     answer: tuple[str, Any] = ("began", None)
     with raised():

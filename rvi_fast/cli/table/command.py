@@ -22,6 +22,9 @@ from .summary import describe, outcome
 def impute_file(arguments: argparse.Namespace) -> int:
     """Fills in the empty cells of a table, which is read, modelled and written by one command."""
     started = time.monotonic()
+    limit = arguments.time_limit
+    if limit is not None:
+        _checks.check_positive_float("--time-limit", limit)
     path = Path(arguments.table)
     targets = _targets(arguments)
     _check_files(path, targets, arguments.overwrite)
@@ -38,6 +41,7 @@ def impute_file(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         draws=arguments.draws,
         progress=not arguments.quiet and sys.stderr.isatty(),
+        end=None if limit is None else started + limit,
     )
     parts = [[fills] for fills in result.draws] if arguments.separate else [result.draws]
     content = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,16 @@ import numpy as np
 from .date_form import DateForm
 from .kinds import Column
 from .sources import Fills, Source
+
+# of what reading leaves of a time limit, the share of training
+_SHARE = 0.5
+# seconds after which nothing is trained but the linear model
+_LEAST = 1e-6
+# rows that tell how long all of them will take
+_TRIED = 512
+
+# what a time limit goes by
+now = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,14 @@ class Imputed:
         errors: held-out errors by member and column [len(modelled)], relative to column means; None
             where too little was observed to hold out anything.
         imputer: the fitted `rvi_fast.sklearn.RelayImputer`; None where nothing had to be modelled.
+        notes: what there was no time for.
     """
 
     draws: list[Fills]
     modelled: list[int]
     errors: dict[str, np.ndarray] | None = None
     imputer: Any = None
+    notes: Sequence[str] = ()
 
 
 def imputed(
@@ -38,6 +52,7 @@ def imputed(
     seed: int,
     draws: int | None = None,
     progress: bool = False,
+    end: float | None = None,
 ) -> Imputed:
     """Trains on a table and finds values for its empty cells.
 
@@ -47,6 +62,7 @@ def imputed(
         seed: of all random numbers.
         draws: how many random completions instead of the best one.
         progress: show progress bars.
+        end: on `now`, when all is to be filled in; None for whenever it is.
     """
     columns = source.columns
     modelled = [place for place, own in enumerate(columns) if own.values is not None]
@@ -60,24 +76,57 @@ def imputed(
         return Imputed([constant] * (draws or 1), modelled)
     frame = modelled_frame(columns, modelled)
     imputer = _imputer(device, seed, progress)
-    imputer.fit(frame)
-    frames = (
-        [imputer.transform(frame)]
-        if draws is None
-        else imputer.sample(frame, draws, random_state=seed)
-    )
+
+    def fill(rows: Any) -> Any:
+        if draws is None:
+            return [imputer.transform(rows)]
+        return imputer.sample(rows, draws, random_state=seed)
+
+    notes = _fit(imputer, frame, fill, end)
     found: list[Fills] = []
-    for filled in map(_named(frame), frames):
+    for filled in map(_named(frame), fill(frame)):
         places = {place: filled.iloc[:, at] for at, place in enumerate(modelled)}
         own = {place: _filled(columns[place], places[place]) for place in wanted}
         found.append({**constant, **own})
-    return Imputed(found, modelled, getattr(imputer, "held_out_errors_", None), imputer)
+    return Imputed(found, modelled, getattr(imputer, "held_out_errors_", None), imputer, notes)
 
 
 def _imputer(device: str, seed: int, progress: bool) -> Any:
     from ...sklearn import RelayImputer
 
     return RelayImputer(device=device, random_state=seed, verbose=progress)
+
+
+def _fit(imputer: Any, frame: Any, fill: Callable[[Any], Any], end: float | None) -> list[str]:
+    """Fits an imputer with which `fill` will be done at `end`; returns what there was no time for."""
+    if end is None:
+        imputer.fit(frame)
+        return []
+    notes = _fit_within(imputer, frame, max(_SHARE * (end - now()), _LEAST))
+    some, begun = frame.iloc[:: -(-len(frame) // _TRIED)], now()
+    fill(some)
+    expected = (now() - begun) * len(frame) / len(some)
+    # without members beside it the relay model is all there is
+    if expected > end - now() and imputer.blend_ is not None and imputer.blend_.names[1:]:
+        _fit_within(imputer, frame, _LEAST)
+        return ["the linear model fills in all rows alone, as with others it would take too long"]
+    return notes
+
+
+def _fit_within(imputer: Any, frame: Any, seconds: float) -> list[str]:
+    """Fits an imputer with a limit; returns what it says about that."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        imputer.set_params(max_time=seconds).fit(frame)
+    notes = []
+    for own in caught:
+        if issubclass(own.category, ConvergenceWarning):
+            notes.append(str(own.message).removeprefix("max_time: "))
+        else:
+            warnings.warn_explicit(own.message, own.category, own.filename, own.lineno)
+    return notes
 
 
 def modelled_frame(columns: list[Column], modelled: list[int]) -> Any:

@@ -54,6 +54,7 @@ def outcome(source: Source, result: Imputed) -> str:
         lines.append("  " + "  ".join((*left, *right)))
     if result.errors is not None:
         lines.append("  errors: root mean square over held-out cells, that of the column mean = 1")
+    lines += [f"  --time-limit: {note}" for note in result.notes]
     return "\n".join(lines)
 
 

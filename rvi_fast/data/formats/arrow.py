@@ -104,7 +104,7 @@ def table_of(
         ValueError: it holds no number, or an infinite one; a column of `ignore` is not there.
     """
     names = table.column_names
-    index = _index(table.schema.metadata)
+    index = index_names(table.schema.metadata)
     reasons = left_out(ignore, also, names, len(names))
     texts: list[int] = []
     columns: list[np.ndarray] = []
@@ -213,7 +213,7 @@ def _fill(column: Any, values: np.ndarray, where: np.ndarray) -> Any:
     return compute.if_else(library.array(where), library.array(fills, kind), column)
 
 
-def _index(metadata: dict[bytes, bytes] | None) -> set[str]:
+def index_names(metadata: dict[bytes, bytes] | None) -> set[str]:
     """Names of the columns that hold the index of a DataFrame."""
     if not metadata or b"pandas" not in metadata:
         return set()

@@ -11,8 +11,12 @@ anywhere. Relays, decoder and scale are the same in all processes, and in each s
 processes, of one buffer, makes their gradients the same. An epoch's order is that of a single process,
 so that W processes do what one does with the same batch size, to rounding: each takes the rows of a
 batch that it owns, be they none. Only a decoder that looks at its batch as a whole, or draws random
-numbers of its own, sees the difference; and bfloat16 moments are rounded with other random bits. Steps
-are not captured in CUDA graphs.
+numbers of its own, sees the difference. Steps are not captured in CUDA graphs.
+
+With rows in blocks (`fit(block_rows=)`, `storage="host"` or a directory) each process has blocks of its
+own rows in memory, in files of its own, and a window of the order has blocks of as many parts of the
+table as processes have begun the run: another order than that of a single process with blocks, and the
+same one whatever number of processes goes on.
 
 The first process shows progress, writes metrics and calls callbacks. A process that dies or hangs ends
 all others within the timeout of `init`; started again with `resume=True` they go on from the last

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from ...models import LatentModel
 from ...optim.shared_adam import SharedAdam
 from ...posteriors.base import as_posterior
+from ...posteriors.tables import MappedTables
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
@@ -50,8 +51,8 @@ class Alone:
     alone = True
     # what sets the random streams of a process apart, beside the seed
     counters: tuple[int, ...] = ()
-    # the first row of this process
-    first_row = 0
+    # the first row of this process, its number, and how many there are
+    first_row, rank, size = 0, 0, 1
 
     def __init__(self, num_data: int) -> None:
         self.num_data = num_data
@@ -152,6 +153,8 @@ class Ranks(Alone):
         order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
         own = {"num_data": self.num_data, "x": kind, **settings, "order of rows": order}
         own["shapes of parameters"] = _shapes(model)
+        tables = getattr(model.posterior, "tables", None)
+        own["storage"] = str(tables.directory.parent) if isinstance(tables, MappedTables) else ""
         held = self.gather((own, self.rows))
         end = 0
         for rank, (theirs, rows) in enumerate(held):

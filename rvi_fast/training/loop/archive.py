@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import warnings
 from functools import partial
@@ -20,6 +21,7 @@ from ..inputs.prepare import Inputs
 from ..places.base import Place
 from ..runs.checkpoints import Checkpoint, CheckpointError, CheckpointWarning, latest_epoch
 from ..runs.metrics import append_metrics, rewrite_metrics
+from ..runs.parts import parts_of
 from ..runs.state import flatten, unflatten
 from ..runs.structure import difference, structure_of
 from ..settings import Settings
@@ -102,8 +104,12 @@ class Archive(NoArchive):
         # whether lines of metrics.jsonl are missing
         self._lacks = False
         self._saved_at = 0.0
+        # tables in files that the newest checkpoint does without, and the one before had
+        self._left: set[str] = set()
         # read before the tables of another run are opened
         self.found = self._found()
+        if self.found is not None:
+            place.parts = self.found.metadata.get("parts", 1)
 
     def _found(self) -> Checkpoint | None:
         """The last checkpoint if there is one, of a run with these settings."""
@@ -145,15 +151,33 @@ class Archive(NoArchive):
         if callable(self.settings.kl_weight):
             epochs = range(self.settings.epochs)
             standing.kl_weights = [float(self.settings.kl_weight_in(epoch)) for epoch in epochs]
-        if self.found is not None:
-            self._restore(self.found)
-            self.found = None
-        elif self.place.start() and (error := self.save()) is not None:
+        found, self.found = self.found, None
+        if found is not None:
+            self._restore(found)
+            needed = self._find_left(found)
+        else:
+            needed = self.place.start(self._token("start"))
+        if needed and (error := self.save()) is not None:
             raise error
+        if self._left:
+            left, self._left = self._left, set()
+            self.ranks.first(lambda: self.place.remove(left))
         if self.ranks.leads:
             self._write_metrics()
         self.place.watch()
         self._saved_at = time.monotonic()
+
+    def _find_left(self, found: Checkpoint) -> bool:
+        """Notes which tables in files the run leaves; whether it takes others, for a new checkpoint."""
+        if self.place.part is None:
+            return False
+        moved, parts = zip(*self.ranks.gather((self.place.moved, self.place.part)), strict=True)
+        self._left = {*parts_of(found), *found.metadata.get("left", ())} - {*parts}
+        return any(moved)
+
+    def _token(self, what: str) -> str:
+        """A name of a state of the run, the same in all processes."""
+        return self.ranks.first(lambda: f"{secrets.token_hex(8)}-{what}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         metadata, standing = checkpoint.metadata, self.standing
@@ -224,6 +248,8 @@ class Archive(NoArchive):
         values, rows = self.place.tensors(midway=partial is not None)
         shared = flatten("shared", self.shared.state_dict())
         tensors: dict[str, dict[str, Tensor]] = {"model": values, "optimizer": {**rows, **shared}}
+        if self.place.parts > 1 and self.settings.block_rows is not None:
+            metadata["parts"] = self.place.parts
         if partial is not None:
             metadata["partial"] = {
                 "steps": partial.steps,
@@ -237,7 +263,9 @@ class Archive(NoArchive):
             metadata["callbacks"] = states[0]
         if states[1]:
             tensors["callbacks"] = states[1]
-        self.place.before_saving(epochs, tensors, metadata)
+        self.place.before_saving(self._token(str(epochs)), tensors, metadata)
+        if self._left:
+            metadata["left"] = sorted(self._left)
         self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
         self.place.saved()
         logger.debug("wrote %s", self.last)
@@ -272,6 +300,7 @@ def archive_of(
     callbacks: Callbacks,
 ) -> NoArchive:
     """What keeps a run: see `Archive`, if the settings name a run directory."""
+    place.parts = ranks.size
     if settings.directory is None:
         return NoArchive()
     return Archive(settings.directory, model, inputs, data, ranks, place, settings, callbacks)

@@ -241,6 +241,7 @@ class FusedStep(BoundStep):
             kept,
             ahead.order,
             ahead.position,
+            None if keys is index else keys,
         )
         drawn = self._launches.relay_decode(
             state.tables[0],

@@ -48,11 +48,14 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Request]:
+def deferred(*, ending: bool = False) -> Iterator[Request]:
     """Within it the first signal that would raise is noted instead; the second raises.
 
     Only in the main thread, where signals arrive, and only where they would raise: a program that
     handles them itself goes on to do so.
+
+    Args:
+        ending: the first signal that would end the process is noted too; the second ends it.
     """
     request = Request()
 
@@ -60,7 +63,8 @@ def deferred() -> Iterator[Request]:
         request.signum = signum
         restore()
 
-    with _handled(note, (signal.default_int_handler, _raise)) as restore:
+    instead_of = (signal.default_int_handler, _raise, *([signal.SIG_DFL] if ending else []))
+    with _handled(note, instead_of) as restore:
         yield request
 
 

@@ -76,7 +76,7 @@ class Run:
         """Makes the optimisers, and the step they take."""
         model, inputs, ranks, settings = self.model, self.inputs, self.ranks, self.settings
         self._optimizers.callback(self.place.close)
-        self.place.open(self.archive.found is not None)
+        self.place.open(self.archive.found)
         self.shared = self._optimizers.enter_context(shared_optimizer(model, settings, observed))
         ranks.attach(self.shared)
         self.rates = Rates(self.shared, self.place.rows)

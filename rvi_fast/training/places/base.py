@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,11 @@ class Place:
         rows: what drives the rows.
         epochs_behind: rows are up to date with the beginning of so many epochs at least.
         left_out: names of tensors of the model that its checkpoints do not hold.
+        parts: how many processes have begun the run: see `order.Blocks`.
     """
 
     epochs_behind = 1
+    parts = 1
     left_out: tuple[str, ...] = ()
 
     def __init__(self, model: LatentModel) -> None:
@@ -81,11 +83,11 @@ class Place:
         """What settings were in checkpoints that do not say so."""
         return {"moment_dtype": None}
 
-    def open(self, found: bool) -> None:
+    def open(self, found: Checkpoint | None) -> None:
         """Makes the optimiser of the rows.
 
         Args:
-            found: whether there is a checkpoint to go on from.
+            found: the checkpoint to go on from, if there is one.
         """
 
     def close(self) -> None:
@@ -140,9 +142,22 @@ class Place:
 
     # checkpoints
 
-    def start(self) -> bool:
-        """A run begins; whether it needs a checkpoint before its first step."""
+    def start(self, token: str) -> bool:
+        """A run of that name begins; whether it needs a checkpoint before its first step."""
         return False
+
+    @property
+    def part(self) -> str | None:
+        """The name of tables in files that are a part of checkpoints, see `runs.parts`."""
+        return None
+
+    @property
+    def moved(self) -> bool:
+        """Whether rows lie in other files than those of the checkpoint that was restored."""
+        return False
+
+    def remove(self, parts: Iterable[str]) -> None:
+        """Removes tables that no checkpoint goes back to; see `parts.remove_parts`."""
 
     def watch(self) -> None:
         """From now on rows are written to."""
@@ -156,9 +171,9 @@ class Place:
         return self.model.state_dict(), {}
 
     def before_saving(
-        self, epoch: int, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
+        self, token: str, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
     ) -> None:
-        """A checkpoint is about to be written; adds what it needs beside `tensors`."""
+        """A checkpoint of that name is about to be written; adds what it needs beside `tensors`."""
 
     def saved(self) -> None:
         """The checkpoint has its name."""

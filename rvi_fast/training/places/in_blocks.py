@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class InBlocks(InMemory):
         self._first_step = 0
 
     def order(self, num_data: int, generator: torch.Generator) -> EpochOrder:
-        return EpochOrder(num_data, self.block_rows, generator)
+        return EpochOrder(num_data, self.block_rows, generator, self.parts)
 
     @contextmanager
     def epoch(
@@ -50,18 +50,21 @@ class InBlocks(InMemory):
         self._first_step = self.rows.num_steps - done
         table, tables = self.rows.table(), self.model.posterior.tables
 
-        def enter(start: int, stop: int) -> None:
-            tables.prefetch(start, stop)
-            tables.enter(start, stop)
-            self.tables.keep(start // self.block_rows)
-            inputs.prefetch(start, stop)
-            self._enter(start, stop)
+        def enter(first: int, end: int) -> None:
+            for start, stop in self._own(first, end):
+                tables.prefetch(start, stop)
+                tables.enter(start, stop)
+                for block in range(start // self.block_rows, -(-stop // self.block_rows)):
+                    self.tables.keep(block)
+                inputs.prefetch(start, stop)
+                self._enter(start, stop)
 
-        def leave(start: int, stop: int, mark: Any) -> None:
-            self._leave(table, start, stop, mark, lambda part: check(_ROWS, part))
-            tables.leave(start, stop)
-            tables.release(start, stop)
-            inputs.release(start, stop)
+        def leave(first: int, end: int, mark: Any) -> None:
+            for start, stop in self._own(first, end):
+                self._leave(table, start, stop, mark, lambda part: check(_ROWS, part))
+                tables.leave(start, stop)
+                tables.release(start, stop)
+                inputs.release(start, stop)
 
         with self._lent(order):
             residence = Residence(order, enter, leave, self._mark, in_line(table.device))
@@ -71,6 +74,13 @@ class InBlocks(InMemory):
                 residence.abandon()
                 raise
             residence.close()
+
+    def _own(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Which of rows [first, end) of the table are here, as they are numbered here: if any."""
+        posterior = self.model.posterior
+        start = max(first - posterior.first_row, 0)
+        stop = min(end - posterior.first_row, posterior.num_data)
+        return [(start, stop)] if start < stop else []
 
     @contextmanager
     def _lent(self, order: EpochOrder) -> Iterator[None]:
@@ -105,8 +115,19 @@ class InBlocks(InMemory):
             if name != _ROWS:
                 yield name, parameter.detach()
 
-    def start(self) -> bool:
-        return self.tables.start()
+    def start(self, token: str) -> bool:
+        return self.tables.start(token)
+
+    @property
+    def part(self) -> str | None:
+        return self.tables.part
+
+    @property
+    def moved(self) -> bool:
+        return self.tables.moved
+
+    def remove(self, parts: Iterable[str]) -> None:
+        self.tables.remove(parts)
 
     def watch(self) -> None:
         self.tables.watch()
@@ -115,9 +136,9 @@ class InBlocks(InMemory):
         return self._as_they_are()
 
     def before_saving(
-        self, epoch: int, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
+        self, token: str, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
     ) -> None:
-        self.tables.before_saving(epoch, tensors, metadata)
+        self.tables.before_saving(token, tensors, metadata)
 
     def saved(self) -> None:
         self.tables.saved()

@@ -38,7 +38,7 @@ class InMemory(Place):
     def older(self) -> dict[str, Any]:
         return {"moment_dtype": name_of(self.model.posterior.rows.dtype)}
 
-    def open(self, found: bool) -> None:
+    def open(self, found: Checkpoint | None) -> None:
         self.model.posterior.sparse = True
         self.rows = self.tables.open(found)
         self.tables.begin()

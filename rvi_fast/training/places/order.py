@@ -1,11 +1,14 @@
 """Epochs that visit a table block by block, so that little of it has to be in memory.
 
 The rows are divided into blocks. An epoch visits the blocks in random order, a few at a time: a
-window, whose rows are shuffled together.
+window, whose rows are shuffled together. A window of a run that several processes have begun has a few
+blocks of each of as many parts of the table, so that each process finds its share of every batch in
+the blocks that it has in memory.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import torch
@@ -29,14 +32,56 @@ def default_block_rows(row_bytes: int) -> int:
     return max(1, _WINDOW_BYTES // (_TOGETHER * row_bytes))
 
 
-def blocks_resident(num_data: int, block_rows: int, batch_size: int) -> int:
-    """Blocks that can be in memory at a time.
+def blocks_at_work(block_rows: int, batch_size: int) -> int:
+    """Blocks of one part of a table that can be in memory at a time.
 
     Those of the window at work, the one before and the one to come; a batch larger than a window works
     on more. One block of a table may be smaller, and so one window.
     """
-    windows = 2 + -(-batch_size // ((_TOGETHER - 1) * block_rows + 1))
-    return min(_TOGETHER * windows, -(-num_data // block_rows))
+    return _TOGETHER * (2 + -(-batch_size // ((_TOGETHER - 1) * block_rows + 1)))
+
+
+def blocks_resident(num_data: int, block_rows: int, batch_size: int) -> int:
+    """The same of a table of so many rows."""
+    return min(blocks_at_work(block_rows, batch_size), -(-num_data // block_rows))
+
+
+class Blocks:
+    """The blocks of a table, which begin anew in each of its parts.
+
+    Args:
+        num_data: N.
+        block_rows: rows in a block; the last one of a part may have fewer.
+        parts: into how many the rows are divided, in order: N // parts of them each, one more in the
+            first N % parts.
+
+    Attributes:
+        starts: first row of each block, in order, and N.
+        of_parts: numbers of the blocks of each part.
+    """
+
+    def __init__(self, num_data: int, block_rows: int, parts: int = 1) -> None:
+        share, more = divmod(num_data, parts)
+        self.starts: list[int] = []
+        self.of_parts: list[range] = []
+        for part in range(parts):
+            first = part * share + min(part, more)
+            rows = range(first, first + share + (part < more), block_rows)
+            self.of_parts.append(range(len(self.starts), len(self.starts) + len(rows)))
+            self.starts += rows
+        self.starts.append(num_data)
+
+    def number(self, row: int) -> int:
+        """The block that a row lies in."""
+        return bisect_right(self.starts, row) - 1
+
+    def part(self, block: int) -> int:
+        """The part that a block lies in."""
+        return next(part for part, own in enumerate(self.of_parts) if block in own)
+
+    def over(self, rows: range) -> range:
+        """The blocks that hold some of these rows."""
+        return range(self.number(rows.start), self.number(rows.stop - 1) + 1)
 
 
 class EpochOrder:
@@ -46,19 +91,24 @@ class EpochOrder:
         num_data: N.
         block_rows: rows in a block; with N or more the order is a plain permutation.
         generator: what it is drawn from, on the device where row numbers are wanted.
+        parts: of the table, each window has blocks of all.
     """
 
-    def __init__(self, num_data: int, block_rows: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, num_data: int, block_rows: int, generator: torch.Generator, parts: int = 1
+    ) -> None:
         self.num_data, self.block_rows, self.generator = num_data, block_rows, generator
-        num_blocks = -(-num_data // block_rows)
-        order = [0] if num_blocks == 1 else self._permutation(num_blocks).tolist()
-        self.windows = [order[at : at + _TOGETHER] for at in range(0, num_blocks, _TOGETHER)]
+        self.blocks = Blocks(num_data, block_rows, parts)
+        orders = [self._shuffled(numbers) for numbers in self.blocks.of_parts]
+        self.windows = [
+            [block for order in orders for block in order[at : at + _TOGETHER]]
+            for at in range(0, max(map(len, orders)), _TOGETHER)
+        ]
 
     def ranges(self, window: int) -> list[tuple[int, int]]:
         """First row and end of each block of a window."""
-        size = self.block_rows
-        blocks = self.windows[window]
-        return [(block * size, min((block + 1) * size, self.num_data)) for block in blocks]
+        starts = self.blocks.starts
+        return [(starts[block], starts[block + 1]) for block in self.windows[window]]
 
     def visits(self, batch_size: int) -> Iterator[Visit]:
         """Full batches, which may reach from one window into the next, and a smaller one at the end."""
@@ -73,6 +123,12 @@ class EpochOrder:
             left = rows[full:]
         if len(left):
             yield Visit(left, len(self.windows) - 1)
+
+    def _shuffled(self, blocks: range) -> list[int]:
+        if len(blocks) == 1:
+            return [*blocks]
+        order: list[int] = self._permutation(len(blocks)).tolist()
+        return [blocks[place] for place in order]
 
     def _rows(self, window: int) -> Tensor:
         ranges = self.ranges(window)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models import LatentModel
+from ..runs.checkpoints import Checkpoint
 from ..settings import Settings
 from .base import Step
 from .in_blocks import InBlocks
@@ -30,9 +31,10 @@ class Staged(InBlocks):
         # tables that have no room on the device must not be loaded there
         return torch.device("cpu")
 
-    def open(self, found: bool) -> None:
+    def open(self, found: Checkpoint | None) -> None:
         super().open(found)
-        self.staging = Staging(self.model, self.rows, self.block_rows, self.batch_size)
+        sizes = (self.block_rows, self.batch_size, self.parts)
+        self.staging = Staging(self.model, self.rows, *sizes)
         self.stepped = self.staging.model
 
     def bind(self, step: Step) -> Step:

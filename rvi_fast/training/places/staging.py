@@ -25,7 +25,7 @@ from ...memory.room import check_memory
 from ...models import LatentModel, Objective
 from ...optim import RowAdam
 from .mover import Mover
-from .order import EpochOrder, blocks_resident
+from .order import Blocks, EpochOrder, blocks_at_work
 
 _ADVICE = "lower block_rows, groups or latent_dim"
 
@@ -40,13 +40,31 @@ class Staging:
         rows: their optimiser.
         block_rows: rows in a block.
         batch_size: rows of the largest batch.
+        parts: of the table, see `Blocks`.
     """
 
-    def __init__(self, model: LatentModel, rows: RowAdam, block_rows: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: LatentModel,
+        rows: RowAdam,
+        block_rows: int,
+        batch_size: int,
+        parts: int = 1,
+    ) -> None:
         posterior, self.rows, self.block_rows = model.posterior, rows, block_rows
         self.host, self.first = rows.raw_tables(), posterior.first_row
-        device, num_blocks = posterior.relays.device, -(-posterior.num_data // block_rows)
-        self.places = blocks_resident(posterior.num_data, block_rows, batch_size)
+        device = posterior.relays.device
+        self._blocks = Blocks(posterior.table_size, block_rows, parts)
+        self._own = self._blocks.over(range(self.first, self.first + posterior.num_data))
+        # of a whole table in one part, the block of a row is arithmetic
+        self._starts = None
+        if posterior.num_data < posterior.table_size or parts > 1:
+            starts = self._blocks.starts[self._own.start : self._own.stop]
+            self._starts = torch.tensor(starts, device=device)
+        ends = (self._own.start, self._own.stop - 1)
+        first, last = (self._blocks.part(block) for block in ends)
+        at_work = (last - first + 1) * blocks_at_work(block_rows, batch_size)
+        self.places = min(at_work, len(self._own))
         num_slots = self.places * block_rows
         size = sum(table[:1].nbytes for table in self.host.values()) * num_slots
         check_memory(device, "slots of posterior.rows", size, _ADVICE)
@@ -55,8 +73,8 @@ class Staging:
             for name, table in self.host.items()
         }
         # the place of each block in the epoch at hand
-        self._place = torch.zeros(num_blocks, dtype=torch.int64, device=device)
-        self._place_of = [0] * num_blocks
+        self._place = torch.zeros(len(self._own), dtype=torch.int64, device=device)
+        self._place_of = [0] * len(self._own)
         self.posterior = posterior.over(self.slots["rows"])
         self.numbers = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.posterior.row_numbers = self.numbers
@@ -67,8 +85,9 @@ class Staging:
     @contextmanager
     def epoch(self, order: EpochOrder) -> Iterator[None]:
         """Within it the optimiser works on the slots, and blocks may enter and leave in this order."""
-        for number, block in enumerate(block for window in order.windows for block in window):
-            self._place_of[block] = number % self.places
+        visited = (block for window in order.windows for block in window if block in self._own)
+        for number, block in enumerate(visited):
+            self._place_of[block - self._own.start] = number % self.places
         self._place.copy_(torch.tensor(self._place_of))
         self.model.train()
         with self.rows.lent(self.posterior, self.slots):
@@ -77,7 +96,11 @@ class Staging:
     def slots_of(self, index: Tensor) -> Tensor:
         """Where rows `index` [B] of blocks that have entered lie."""
         size = self.block_rows
-        return self._place[index // size] * size + index % size
+        if self._starts is None:
+            return self._place[index // size] * size + index % size
+        rows = index + self.first
+        block = torch.bucketize(rows, self._starts, right=True) - 1
+        return self._place[block] * size + rows - self._starts[block]
 
     def enter(self, start: int, stop: int) -> None:
         """Copies a block to its slots; returns when it is there."""
@@ -102,7 +125,9 @@ class Staging:
             self.mover.to_host(pairs)
 
     def _slots(self, start: int, stop: int) -> slice:
-        first = self._place_of[start // self.block_rows] * self.block_rows
+        block = self._blocks.number(self.first + start)
+        place = self._place_of[block - self._own.start] * self.block_rows
+        first = place + self.first + start - self._blocks.starts[block]
         return slice(first, first + stop - start)
 
 

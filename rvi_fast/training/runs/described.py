@@ -57,6 +57,20 @@ def build_described(
     return build(config, generator=torch.Generator(torch.get_default_device()))
 
 
+def shape_of_rows(path: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """N and W of the model that a description in a file is of.
+
+    Raises:
+        CheckpointError: the description is none; nothing has been allocated.
+    """
+    try:
+        with torch.device("meta"):
+            num_data, width = build(config).posterior.rows.shape
+    except _REFUSALS as error:
+        raise CheckpointError(path, f"does not fit its own description: {error}") from error
+    return num_data, width
+
+
 def dtype_of(model: LatentModel, tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of a model's tensors in a file.
 

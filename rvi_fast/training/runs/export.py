@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from ..._version import __version__
 from ...files import replacing
 from ...models import LatentModel
 from ...posteriors.base import as_posterior
+from ...posteriors.relay import RelayPosterior
+from ...posteriors.rowless import RowlessPosterior
+from ...posteriors.rows import mean_of
 from .checkpoints import CheckpointError, CheckpointWarning, reading
 from .described import build_described, dtype_of
 from .tensors import header_of, load_tensors, write_blocks
@@ -27,9 +31,25 @@ _ZEROS = b"0" * 64
 _BLOCK = 1 << 20
 # what 0.1.0 wrote, which knew no hash
 _UNSEALED = {"rvi_fast", "config"}
+_ROWS, _START = "posterior.rows", "posterior.start"
 
 
-def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
+def without_rows(model: LatentModel) -> LatentModel:
+    """A view of a model without the rows of its training data, which serves new rows.
+
+    All else is the model's, which is not changed; one whose posterior owns no rows is given back.
+    """
+    if not isinstance(model.posterior, RelayPosterior):
+        return model
+    if isinstance(model.posterior, RowlessPosterior):
+        return model
+    other = copy.copy(model)
+    own = RowlessPosterior.of(model.posterior)
+    other.__dict__["_modules"] = {**model._modules, "posterior": own}
+    return other
+
+
+def export(model: LatentModel, path: str | os.PathLike[str], *, rows: bool = True) -> None:
     """Writes a model to one safetensors file, which `rvi_fast.load` reads; all of it or nothing.
 
     The file carries a SHA-256 of itself, which `load` compares.
@@ -38,6 +58,10 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
         model: its `state_dict` is what is written, with what `load` needs to build it again where a
             builder of `rvi_fast.models` made it, and the fingerprint of its training data.
         path: the file, replaced if it is there.
+        rows: false leaves out the rows of the training data, and with them nearly all of the file:
+            what is left, relays, decoder, likelihood, scale and mean row, serves new rows as the whole
+            model does, bit for bit, see `posteriors.RowlessPosterior`. A model with an encoder has
+            none to leave out.
 
     Raises:
         ValueError: the model holds a shard of its rows: load the run directory, which has them all.
@@ -49,8 +73,13 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
             f"model: expected all {posterior.table_size} rows, got a shard of {model.num_data}; "
             "export rvi_fast.load(run_dir)"
         )
+    if not rows:
+        model = without_rows(model)
     config = {name: value for name, value in (model.config or {}).items() if name != "storage"}
     tensors = model.state_dict()
+    rowless = isinstance(model.posterior, RowlessPosterior)
+    if rowless:  # a table of one row, the mean
+        tensors[_ROWS] = tensors.pop(_START)[None]
     metadata = {
         "sha256": _ZEROS.decode(),
         "format": "pt",
@@ -58,6 +87,8 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
         "config": json.dumps(config or None),
         "trained_on": json.dumps(model.trained_on),
     }
+    if rowless:
+        metadata["rows"] = "mean"
     if model.columns is not None:
         metadata["columns"] = json.dumps(model.columns)
     header = {"__metadata__": metadata, **header_of("model", tensors)}
@@ -70,8 +101,8 @@ def export(model: LatentModel, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(path, f"cannot be written: {error}") from error
 
 
-def load_export(path: Path, device: torch.device | str) -> LatentModel:
-    """The model of a file that `export` has written.
+def load_export(path: Path, device: torch.device | str, *, rows: bool = True) -> LatentModel:
+    """The model of a file that `export` has written; without the rows if not `rows`.
 
     Raises:
         CheckpointError: a byte of it is another one, or it is not such a file.
@@ -94,13 +125,19 @@ def load_export(path: Path, device: torch.device | str) -> LatentModel:
     if not sealed:
         message = f"{path}: has no SHA-256, as 0.1.0 wrote it: damage would not be noticed"
         warnings.warn(message, CheckpointWarning, stacklevel=3)
-    model = build_described(path, config, tensors)
+    if not rows and _ROWS in tensors:  # as mapped in the file: no table of them is made
+        tensors[_ROWS] = mean_of(tensors[_ROWS])[None]
+    one = _ROWS in tensors and (not rows or metadata.get("rows") == "mean")
+    model = build_described(path, {**config, "num_data": 1} if one else config, tensors)
     try:
         model.to(device, dtype_of(model, tensors)).load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
     model.trained_on = trained_on
     model.columns = None if columns is None else tuple(columns)
+    if one:
+        model.config = config
+        model = without_rows(model)
     return model.eval()
 
 

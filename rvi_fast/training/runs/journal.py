@@ -92,15 +92,8 @@ class Journal:
         Raises:
             CheckpointError: the tables have been changed by something else.
         """
-        self.token = previous
-        between = self._folder().is_dir()
         self.token = token
-        if not self._folder().is_dir():
-            if not between:
-                reason = (
-                    f"cannot be resumed: the tables in {self.directory} have been changed since"
-                )
-                raise CheckpointError(checkpoint, reason)
+        if found_journal(self.directory, checkpoint, token, previous) is None:
             self.begin(token)
 
     def roll_back(self) -> None:
@@ -115,16 +108,7 @@ class Journal:
             if block >= len(self._kept):
                 raise CheckpointError(path, f"is of none of the {len(self._kept)} blocks")
             parts = self._parts(block)
-            size = sum(len(part) for part in parts)
-            try:
-                content = memoryview(read_bytes(path, size + _END.size))
-            except OSError as error:
-                raise CheckpointError(path, f"cannot be read: {error}") from error
-            # those of 0.1.0 end with the block
-            if len(content) not in (size, size + _END.size):
-                raise CheckpointError(path, f"has {len(content)} bytes, not those of a block")
-            if len(content) > size and bytes(content[size:]) != _end(block, [content[:size]]):
-                raise CheckpointError(path, "is damaged: it does not match its own checksum")
+            content = read_block(path, block, sum(len(part) for part in parts))
             start = 0
             for part in parts:
                 part[:] = content[start : start + len(part)]
@@ -146,7 +130,7 @@ class Journal:
                 raise CheckpointError(self.directory, "nothing is written: the journal has failed")
             if self._kept[block]:
                 return
-            path = self._folder() / f"{block:09d}.bin"
+            path = block_path(self._folder(), block)
             # what a kill leaves of a block goes with the journal
             with replacing(path, sweep=False) as file:
                 parts = self._parts(block)
@@ -172,6 +156,49 @@ class Journal:
     def _parts(self, block: int) -> list[memoryview]:
         rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
         return [t[rows].reshape(-1).view(torch.uint8).numpy().data for t in self.tables.values()]
+
+
+def found_journal(directory: Path, checkpoint: Path, token: str, previous: str) -> Path | None:
+    """The journal that takes tables back to a checkpoint; None where they are as it has left them.
+
+    Args:
+        directory: where the tables lie.
+        checkpoint: for errors.
+        token, previous: of the checkpoint, and of the one before.
+
+    Raises:
+        CheckpointError: the tables have been changed by something else.
+    """
+    own = directory / f"{_PREFIX}{token}"
+    if own.is_dir():
+        return own
+    if not (directory / f"{_PREFIX}{previous}").is_dir():
+        reason = f"cannot be resumed: the tables in {directory} have been changed since"
+        raise CheckpointError(checkpoint, reason)
+    return None
+
+
+def block_path(journal: Path, block: int) -> Path:
+    """The file of a block in a journal, if that holds it."""
+    return journal / f"{block:09d}.bin"
+
+
+def read_block(path: Path, block: int, size: int) -> memoryview:
+    """What a file of a journal holds of a block: so many bytes, the tables one after the other.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        content = memoryview(read_bytes(path, size + _END.size))
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+    # those of 0.1.0 end with the block
+    if len(content) not in (size, size + _END.size):
+        raise CheckpointError(path, f"has {len(content)} bytes, not those of a block")
+    if len(content) > size and bytes(content[size:]) != _end(block, [content[:size]]):
+        raise CheckpointError(path, "is damaged: it does not match its own checksum")
+    return content[:size]
 
 
 def _end(block: int, parts: Iterable[memoryview]) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ...posteriors.tables import MappedTables
 from ..settings import Settings
 from .checkpoints import Checkpoint, CheckpointError
 from .journal import Journal, discard
+from .parts import parts_of, put, read_rows, remove_parts, row_width
 from .state import unflatten
 
 
@@ -30,12 +31,16 @@ class RowTables:
     """
 
     left_out: tuple[str, ...] = ()
+    # whether these are others than those of the checkpoint to go on from
+    moved = False
+    # their name where they are a part of checkpoints, see `parts`
+    part: str | None = None
 
     def __init__(self, posterior: RelayPosterior, settings: Settings) -> None:
         self.posterior, self.settings = posterior, settings
         self.rows: RowAdam
 
-    def open(self, found: bool) -> RowAdam:
+    def open(self, found: Checkpoint | None) -> RowAdam:
         """The optimiser, for a run that begins or for one that goes on from a checkpoint."""
         settings = self.settings
         self.rows = RowAdam(
@@ -49,8 +54,8 @@ class RowTables:
     def begin(self) -> None:
         """The optimiser has been made."""
 
-    def start(self) -> bool:
-        """A run begins; whether it needs a checkpoint before its first step."""
+    def start(self, token: str) -> bool:
+        """A run of that name begins; whether it needs a checkpoint before its first step."""
         return False
 
     def keep(self, block: int) -> None:
@@ -64,15 +69,18 @@ class RowTables:
         return {name: table for name, table in self.rows.raw_tables().items() if name != "rows"}
 
     def before_saving(
-        self, epoch: int, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
+        self, token: str, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
     ) -> None:
-        """A checkpoint is about to be written; adds what it needs beside the tables."""
+        """A checkpoint of that name is about to be written; adds what it needs beside the tables."""
 
     def saved(self) -> None:
         """The checkpoint has its name."""
 
     def failed(self, run_dir: Path) -> None:
         """The checkpoint could not be written."""
+
+    def remove(self, parts: Iterable[str]) -> None:
+        """Removes tables that no checkpoint goes back to."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Tables and optimiser as they were at a checkpoint whose rows lag behind.
@@ -89,7 +97,7 @@ class RowTables:
 
     def settle(self, checkpoint: Checkpoint) -> None:
         """Brings the rows of a checkpoint up to date, and lets go of them."""
-        self.open(found=True)
+        self.open(checkpoint)
         self.begin()
         self.restore(checkpoint)
         self.watch()
@@ -127,11 +135,13 @@ class TablesInFiles(RowTables):
         super().__init__(posterior, settings)
         assert isinstance(posterior.tables, MappedTables)
         self.files = posterior.tables
+        self.part = self.files.directory.name if posterior.sharded else ""
 
-    def open(self, found: bool) -> RowAdam:
-        if found:
+    def open(self, found: Checkpoint | None) -> RowAdam:
+        if found is not None and self.part in parts_of(found):
             with self.files.kept():
                 return super().open(found)
+        self.moved = found is not None
         discard(self.files.directory)
         return super().open(found)
 
@@ -150,9 +160,9 @@ class JournaledTables(TablesInFiles):
         tables = self.rows.raw_tables()
         self.journal = Journal(self.files.directory, tables, self.settings.block_rows)
 
-    def start(self) -> bool:
+    def start(self, token: str) -> bool:
         # what a run that is killed in its first epoch goes back to
-        self.journal.begin(f"{secrets.token_hex(8)}-start")
+        self.journal.begin(token)
         return True
 
     def keep(self, block: int) -> None:
@@ -165,11 +175,11 @@ class JournaledTables(TablesInFiles):
         return {}
 
     def before_saving(
-        self, epoch: int, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
+        self, token: str, tensors: dict[str, dict[str, Tensor]], metadata: dict[str, Any]
     ) -> None:
-        tensors["checksums"] = self.files.checksums.settle()
+        sums, end = self.files.checksums.settle(), f".{self.part}" if self.part else ""
+        tensors["checksums"] = {f"{name}{end}": held for name, held in sums.items()}
         self.files.sync()
-        token = f"{secrets.token_hex(8)}-{epoch}"
         metadata["journal"] = {"token": token, "previous": self.journal.token}
         self.journal.pending = token
 
@@ -179,10 +189,40 @@ class JournaledTables(TablesInFiles):
     def failed(self, run_dir: Path) -> None:
         self.journal.settle(run_dir)
 
+    def remove(self, parts: Iterable[str]) -> None:
+        remove_parts(self.root, parts)
+
     def _take_back(self, checkpoint: Checkpoint) -> None:
+        if self.moved:
+            self._copy_from(checkpoint)
+            # as they are, until there is a checkpoint that has them
+            self.journal.begin(checkpoint.metadata["journal"]["token"])
+            return
         self.journal.go_on_from(checkpoint.path, **checkpoint.metadata["journal"])
-        self.files.checksums.adopt(checkpoint.tensors.get("checksums"), checkpoint.path)
+        sums = parts_of(checkpoint)[self.part or ""]
+        self.files.checksums.adopt(sums or None, checkpoint.path)
         self.journal.roll_back()
+
+    def _copy_from(self, checkpoint: Checkpoint) -> None:
+        """Fills the tables with the same rows of those that a checkpoint has."""
+        tables, posterior, files = self.rows.raw_tables(), self.posterior, self.files
+        own = range(posterior.first_row, posterior.first_row + posterior.num_data)
+        widths = {name: row_width(table) for name, table in tables.items()}
+        whole = (self.root, own, posterior.table_size)
+        for rows, content in read_rows(checkpoint, *whole, widths):
+            start, stop = rows.start - own.start, rows.stop - own.start
+            files.enter(start, stop)
+            for name, table in tables.items():
+                put(table[start:stop], content[name])
+            files.leave(start, stop)
+            files.release(start, stop)
+        files.sync()
+
+    @property
+    def root(self) -> Path:
+        """The directory of the whole table."""
+        directory = self.files.directory
+        return directory.parent if self.posterior.sharded else directory
 
 
 def tables_of(posterior: RelayPosterior, settings: Settings, run_dir: Path | None) -> RowTables:

@@ -1,0 +1,84 @@
+"""The model that a command line asks for, and its training."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from .. import models
+from ..training import distributed, fit
+
+# options of some models alone
+_OPTIONS = {
+    "groups": ("rvi",),
+    "top": ("rvi",),
+    "form": ("rvi",),
+    "decoder": ("rvi", "vad"),
+    "image_shape": ("rvi", "vad"),
+    "initial_log_std": ("rvi", "vad"),
+    "storage": ("rvi", "vad"),
+    "mask_input": ("vae",),
+    "refine_steps": ("vae",),
+    "refine_lr": ("vae",),
+}
+
+
+def fit_model(
+    arguments: argparse.Namespace, model: models.LatentModel, x: Any, device: str, **options: Any
+) -> None:
+    """Trains a model as the command line says.
+
+    Args:
+        options: further arguments of `fit`.
+    """
+    fit(
+        model,
+        x,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        posterior_lr=arguments.posterior_lr,
+        optimizer=arguments.optimizer,
+        moment_dtype=torch.bfloat16 if arguments.moments == "bfloat16" else None,
+        kl_weight=arguments.kl_weight,
+        decoder_weight_decay=arguments.decoder_weight_decay,
+        scale_update=arguments.scale_update,
+        scale_annealing=arguments.scale_annealing,
+        seed=arguments.seed,
+        device=device,
+        progress=not arguments.quiet,
+        run_dir=arguments.run_dir,
+        resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
+        **options,
+    )
+
+
+def build_model(
+    arguments: argparse.Namespace, shape: tuple[int, int], likelihood: Any
+) -> tuple[models.LatentModel, range | None]:
+    """The model that is asked for, and its rows where it is one process of several.
+
+    Args:
+        shape: N and D of the whole table.
+        likelihood: the laws of its columns as the builders take them.
+    """
+    options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
+    for name, owners in _OPTIONS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            if arguments.model not in owners:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: expected with --model {' or '.join(owners)} only")
+            options[name] = value
+    options["initial_scale"] = arguments.initial_scale
+    if distributed.launched():
+        if arguments.model == "vae":
+            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
+        options["shard"] = distributed.rows_of_rank(shape[0])
+    options["likelihood"] = likelihood
+    options["generator"] = torch.Generator().manual_seed(arguments.seed)
+    model = models.BUILDERS[arguments.model](*shape, **options)
+    return model, options.get("shard")

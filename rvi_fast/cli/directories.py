@@ -1,0 +1,259 @@
+"""`rvi-fast train | infer | impute` of a directory of Parquet files, of which pieces are in memory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import data
+from ..data.tables import row_chunks
+from ..training import (
+    Completed,
+    distributed,
+    held_out_error,
+    impute_parquet,
+    infer_parquet,
+    load,
+)
+from ..training.collapse import warn_of_collapse
+from ..training.runs.checkpoints import latest_epoch
+from .building import build_model, fit_model
+from .checks import check_bounds, check_device
+from .laws import laws_of, standardizable
+from .runs import find_run, record_run
+from .scales import scaler_of
+from .tables import say
+
+# options that need a whole table in memory, and what they are where they say nothing
+_WHOLE = {
+    "header": (None,),
+    "subset": (None,),
+    "missing": (0.0,),
+    "missing_boxes": (None,),
+    "recipe": (None, "table"),
+    "binarize": (None,),
+    "split": (None,),
+    "draws": (None,),
+}
+
+
+def is_directory(name: str | None) -> bool:
+    """Whether what `--data` says is a directory; data sets by name are none."""
+    return name is not None and name not in data.DATASETS and Path(name).expanduser().is_dir()
+
+
+def of_directory(arguments: argparse.Namespace) -> bool:
+    """Whether `infer` or `impute` are about a directory: that of --data, or else that of the run."""
+    if arguments.data is not None:
+        return is_directory(arguments.data)
+    run = find_run(arguments.run_dir)
+    return run is not None and bool(run.get("parquet"))
+
+
+def train_directory(arguments: argparse.Namespace, device: str) -> int:
+    """Trains a model on a directory and writes it to a run directory."""
+    _check_options(arguments)
+    run_dir, kind = arguments.run_dir, _transform(arguments)
+    source, words = _with_categories(arguments)
+    rows = distributed.rows_of_rank(source.num_rows) if distributed.launched() else None
+    cache = arguments.cache or run_dir.with_name(f"{run_dir.name}.cache")
+    x = source.mapped(cache, rows=rows, progress=not arguments.quiet)
+    likelihood = laws_of(words, x, source.features)
+    model, _ = build_model(arguments, (source.num_rows, len(source.features)), likelihood)
+    counts = distributed.total(_counted(x)).numpy()
+    run = _described(arguments, source, likelihood, counts == 0) | {"transform": kind}
+    distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
+    missing = 1 - counts.sum() / (source.num_rows * len(counts))
+    say(_summary(source, f"{missing:.1%} missing; {arguments.model} on {device}", run["unseen"]))
+    if not (distributed.launched() or (arguments.resume and latest_epoch(run_dir) is not None)):
+        model.scaler = scaler_of(x, kind, standardizable(likelihood, x.shape[1]), source.features)
+        _say_bent(model, source)
+    fit_model(arguments, model, x, device, eval_every=0)
+    if not distributed.launched():
+        # of some rows, so that it takes no longer for more of them
+        error = held_out_error(model, x)
+        print(f"\nheld-out entries: {error:.3f} of the error of column means (root mean square)")
+        steps = arguments.epochs * -(-len(x) // arguments.batch_size)
+        warn_of_collapse(error, arguments.lr, steps)
+    say(f"\nwritten to {run_dir}")
+    if distributed.launched():
+        distributed.leave()
+    return 0
+
+
+def infer_directory(arguments: argparse.Namespace) -> int:
+    """Writes the posteriors of all rows of a directory, each file to one of its name."""
+    model, source, options = _opened(arguments)
+    done = infer_parquet(model, source, arguments.out, **options)
+    _say_done(done, f"posterior means and standard deviations of {done.rows} rows", arguments)
+    return 0
+
+
+def impute_directory(arguments: argparse.Namespace) -> int:
+    """Writes a directory with what is missing filled in, each file to one of its name."""
+    bounds = check_bounds(arguments)
+    model, source, options = _opened(arguments)
+    done = impute_parquet(
+        model, source, arguments.out, estimate=arguments.estimate, bounds=bounds, **options
+    )
+    _say_done(done, f"{done.filled} missing entries of {done.rows} rows filled in", arguments)
+    return 0
+
+
+def _opened(
+    arguments: argparse.Namespace,
+) -> tuple[Any, data.ParquetDirectory, dict[str, Any]]:
+    """Model, directory and further arguments of a command."""
+    _check_options(arguments)
+    device = check_device(arguments.device)
+    run = find_run(arguments.run_dir) or {}
+    path = Path(run["data"] if arguments.data is None else arguments.data).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"--data: expected a directory, {path} is none")
+    if run.get("pixels") or run.get("standardizer"):
+        raise ValueError(
+            f"--data: expected a file: {arguments.run_dir} was trained on pixels, or before 0.3, when "
+            "the scale of its data was kept outside the model"
+        )
+    model = load(arguments.run_dir, device=device, rows=False)
+    columns = run.get("columns")
+    if columns is not None and arguments.ignore:
+        raise ValueError(
+            f"--ignore: expected none, the columns are those of {arguments.run_dir}: others are carried"
+        )
+    source = data.ParquetDirectory(
+        path, columns, ignore=arguments.ignore, categories=run.get("categories", {})
+    )
+    unseen = [source.features[place] for place in run.get("unseen", ())]
+    print(_summary(source, f"{arguments.run_dir} on {device}", run.get("unseen", ())), flush=True)
+    _say_bent(model, source)
+    options = {
+        "steps": arguments.steps,
+        "lr": arguments.lr,
+        "scale_factor": arguments.scale_factor,
+        "unseen": unseen,
+        "seed": arguments.seed,
+        "jobs": arguments.jobs,
+        "progress": not arguments.quiet,
+    }
+    return model, source, options
+
+
+def _with_categories(
+    arguments: argparse.Namespace,
+) -> tuple[data.ParquetDirectory, list[str]]:
+    """The directory in training, and the words of --likelihood with a number of classes in each.
+
+    Columns that hold no numbers and have a categorical law are codes of their values.
+    """
+    source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore)
+    words = list(arguments.likelihood or ())
+    carried = [name for name, _ in source.carried]
+    classes = {place: word.rpartition("=")[0] for place, word in enumerate(words)
+               if word.rpartition("=")[2] == "categorical"}  # fmt: skip
+    texts = [name for name in classes.values() if name in carried]
+    if texts:
+        source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore, categories=texts)
+    for place, name in classes.items():
+        if name in source.categories:
+            words[place] += f":{len(source.categories[name])}"
+        elif distributed.launched():  # which see some of the codes each
+            raise ValueError(f"--likelihood: expected {words[place]}:K under torchrun, got no K")
+    return source, words
+
+
+def _transform(arguments: argparse.Namespace) -> str:
+    """What bends columns, of `data.ColumnTransform`."""
+    if not distributed.launched():
+        return arguments.transform or "auto"
+    if arguments.transform not in (None, "none"):
+        raise ValueError(
+            "--transform: expected none with a directory of Parquet files under torchrun, whose "
+            f"processes see some rows each, got {arguments.transform}"
+        )
+    return "none"
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses what is not done with a directory."""
+    for name, nothing in _WHOLE.items():
+        value = getattr(arguments, name, None)
+        if value not in nothing:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected none with a directory of Parquet files, got "
+                f"{value}"
+            )
+
+
+def _described(
+    arguments: argparse.Namespace,
+    source: data.ParquetDirectory,
+    likelihood: Any,
+    unseen: np.ndarray,
+) -> dict[str, Any]:
+    """What run.json says of a run, see `train`; "parquet" tells it from that of a file.
+
+    Whether the numbers are as they were is compared by `fit`, which has read them.
+    """
+    return {
+        "data": str(Path(arguments.data).expanduser().resolve()),
+        "parquet": True,
+        "header": None,
+        "ignore": arguments.ignore,
+        "subset": None,
+        "missing": 0.0,
+        "missing_boxes": None,
+        "seed": arguments.seed,
+        "recipe": "table",
+        "binarize": None,
+        "likelihood": likelihood,
+        "pixels": False,
+        "columns": list(source.features),
+        "carried": [name for name, _ in source.carried],
+        "categories": {name: list(values) for name, values in source.categories.items()},
+        "unseen": np.flatnonzero(unseen).tolist(),
+    }
+
+
+def _counted(x: np.ndarray) -> torch.Tensor:
+    """How many entries of each column are observed, [D] float64."""
+    counts = np.zeros(x.shape[1])
+    for rows in row_chunks(x.shape):
+        counts += np.count_nonzero(~np.isnan(x[rows]), axis=0)
+    return torch.from_numpy(counts)
+
+
+def _summary(source: data.ParquetDirectory, doing: str, unseen: Any) -> str:
+    """What was found, in a few lines."""
+    lines = [
+        f"{source.path}: {len(source.files)} files, {source.num_rows} rows, "
+        f"{len(source.features)} features, {doing}"
+    ]
+    for text, names in (
+        ("not modelled, carried along", [f"{name!r} ({why})" for name, why in source.carried]),
+        ("never observed, stay empty", [repr(source.features[place]) for place in unseen]),
+    ):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            lines.append(f"  {text}: {', '.join(names[:10])}{more}")
+    return "\n".join(lines)
+
+
+def _say_bent(model: Any, source: data.ParquetDirectory) -> None:
+    """Names the columns that are bent."""
+    transform = None if model.scaler is None else model.scaler.transform()
+    if transform is not None:
+        kinds = zip(source.features, transform.kinds, strict=True)
+        named = [f"{name!r} ({kind})" for name, kind in kinds if kind != "none"]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        print(f"  heavy tails, transformed (--transform): {', '.join(named[:10])}{more}")
+
+
+def _say_done(done: Completed, what: str, arguments: argparse.Namespace) -> None:
+    before = done.files - done.written
+    there = f", {before} of which were there" if before else ""
+    print(f"\n{what}: {arguments.out}, {done.files} files{there}")
