@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is missing: the extra sklearn")
 
-from rvi_fast.sklearn import RelayImputer
+from rvi_fast.sklearn import RelayImputer, blended
 
 SMALL = {"latent_dim": 2, "hidden": (8,), "groups": (4,), "epochs": 4, "steps": 3}
 
@@ -54,7 +54,8 @@ def test_what_is_held_out_has_no_part_in_what_is_predicted_there():
     np.testing.assert_array_equal(again["linear"], told["linear"])
 
 
-def test_of_codes_classes_and_counts_are_told_and_rows_are_those_of_the_table():
+def test_of_codes_classes_and_counts_are_told_and_rows_are_those_of_the_table(monkeypatch):
+    monkeypatch.setattr(blended, "_SHOWN", 10)
     generator = np.random.default_rng(0)
     health = generator.normal(size=300)
     smokes = (health + generator.normal(size=300) < 0).astype(float)

@@ -72,6 +72,10 @@ def test_the_page_is_sound_and_fetches_nothing(text):
     assert len(shown.anchors) == len([own for _, own in shown.tags if "id" in own])
     assert {(a or b)[1:] for a, b in fetched if (a or b)[0] == "#"} <= shown.anchors
     assert all(own["aria-label"] for own in shown.all("svg"))
+    # black on a dark page would not be seen
+    pictures = "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))
+    assert "#000000" not in pictures
+    assert pictures.count("#0072b2") == pictures.count("var(--blue, #0072b2)") > 0
 
 
 def test_words_of_the_file_are_text_and_no_markup(text):

@@ -62,7 +62,7 @@ def missingness(
     pattern.imshow(colours, aspect="auto", interpolation="nearest")
     pattern.set(ylabel="row", xlabel="column" if len(columns) > _NAMED else None)
     shown_rows = some(len(rows), 5)
-    pattern.set_yticks(shown_rows, [str(rows[place]) for place in shown_rows])
+    pattern.set_yticks(shown_rows, [f"{rows[place]:,}" for place in shown_rows])
     if len(columns) <= _NAMED:
         angle = 0 if sum(len(table.names[column]) + 1 for column in columns) < 9 * width else 60
         pattern.set_xticks(
