@@ -79,9 +79,10 @@ ROOMS = {
     "load": "places",
     "infer": "loop held_out",
     "impute": "infer",
+    "serving": "loop",
     "collapse": "infer",
     "parquet": "impute workers",
-    "__init__": "callbacks fit_many load parquet collapse memory recipes start_linear",
+    "__init__": "callbacks fit_many load parquet impute serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {

@@ -20,6 +20,7 @@ from .runs.checkpoints import (
 )
 from .runs.directory import RunDirectoryInUse
 from .runs.export import export
+from .serving import RowImputer
 from .start_linear import start_linear
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "History",
     "MemoryEstimate",
     "Recipe",
+    "RowImputer",
     "RunDirectoryInUse",
     "callbacks",
     "estimate_memory",
