@@ -255,7 +255,7 @@ def test_output_of_another_origin_is_refused(directory, model, tmp_path):
     impute_parquet(model, source, out, jobs=1, progress=False)
     with pytest.raises(ValueError, match=r"out: .* was begun with another options"):
         impute_parquet(model, source, out, seed=1, jobs=1, progress=False)
-    with pytest.raises(ValueError, match=r"out: .* was begun with another does"):
+    with pytest.raises(ValueError, match=r"out: .* was begun with another command"):
         infer_parquet(model, source, out, jobs=1, progress=False)
     other = rvi_fast.models.rvi(40, 6, latent_dim=3, groups=(6,), hidden=(16,))
     with pytest.raises(ValueError, match=r"out: .* was begun with another model"):
