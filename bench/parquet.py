@@ -292,7 +292,8 @@ def main(arguments=None):
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--jobs", type=int, help="processes of impute (default: all processors)")
-    parser.add_argument("--train", default="", help="further options of rvi-fast train")
+    moments = "--moments bfloat16"
+    parser.add_argument("--train", default=moments, help=f"further options (default: {moments})")
     parser.add_argument("--impute", default="", help="further options of rvi-fast impute")
     parser.add_argument("--directory", type=Path, required=True, help="where all files go")
     parser.add_argument("--results", type=Path, help="add a row to the table in this file")

@@ -114,7 +114,8 @@ def _tag_of_page(tag: str, name: str) -> str:
     # the page's font; matplotlib before 3.10 says size and families in one
     tag = re.sub('font: [^;"]*?([\\d.]+px) [^;"]*', r"font-size: \1", tag)
     tag = re.sub('font-family: [^;"]*;? ?', "", tag)
-    return tag.replace("#000000", "currentColor")
+    # blue is too dark on a dark page
+    return tag.replace("#000000", "currentColor").replace("#0072b2", "var(--blue, #0072b2)")
 
 
 def tidy(axes: Any, *, grid: bool = True) -> None:

@@ -119,7 +119,9 @@ def _enter(rank, size, port, folder, timeout, function, keywords):
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "distributed_worker"])
+# the first optimiser imports dynamo, four fifths of what a process takes
+_preload = ["torch", "torch._dynamo", "torch.distributed.checkpoint", "distributed_worker"]
+_context.set_forkserver_preload(_preload)
 
 
 def start(size, function, folder, *, timeout=TIMEOUT, **keywords):

@@ -482,6 +482,49 @@ MUTANTS = [
         "(height - size + 1, width - size)",
         "tests/test_missingness.py::test_one_box_is_a_whole_square_and_every_position_occurs",
     ),
+    # directories of Parquet files
+    Mutant(
+        "rvi_fast/data/parquet/columns.py",
+        "what is filled into whole numbers is cut off, not rounded",
+        "np.rint(numbers)",
+        "np.trunc(numbers)",
+        "tests/test_parquet.py::test_filled_cells_keep_the_type_of_their_column",
+    ),
+    Mutant(
+        "rvi_fast/data/parquet/categories.py",
+        "a dictionary forgets the order of its categories where a cell is filled in",
+        "ordered=kind.ordered",
+        "ordered=False",
+        "tests/test_parquet.py::test_categories_are_codes_of_their_values_and_values_again",
+    ),
+    Mutant(
+        "rvi_fast/data/parquet/directory.py",
+        "the part of a table that begins within a row group begins with the group",
+        "begin = 0 if rows is None else max(rows.start - at, 0)",
+        "begin = 0",
+        "tests/test_parquet.py::test_rows_of_processes_are_parts_of_the_table_and_read_no_others",
+    ),
+    Mutant(
+        "rvi_fast/training/parquet/outputs.py",
+        "a file is done although its input has changed since",
+        'record["input"] != [file.size, file.mtime_ns]',
+        "False",
+        "tests/test_parquet.py::test_what_is_done_is_not_done_again",
+    ),
+    Mutant(
+        "rvi_fast/training/parquet/work.py",
+        "features that training never saw are filled in",
+        "gaps = np.isnan(x) & ~job.unseen",
+        "gaps = np.isnan(x)",
+        "tests/test_parquet.py::test_features_that_training_never_saw_stay_missing",
+    ),
+    Mutant(
+        "rvi_fast/cli/scales.py",
+        "the ends of a column that is bent are those of some rows",
+        "if len(rows) < len(x):",
+        "if len(rows) < 0:",
+        "tests/test_parquet.py::test_scale_and_transform_in_pieces_are_those_of_the_whole_table",
+    ),
     # doors
     Mutant(
         "rvi_fast/cli/tables.py",

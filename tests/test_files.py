@@ -33,6 +33,17 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
 
 
+def test_files_that_are_written_together_are_there_all_or_none(tmp_path):
+    one, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    one.write_text("before")
+    with files_up_to(1000), pytest.raises(OSError, match=r"b\.txt"):
+        files.write_together({one: b"after", other: b"x" * 100_000})
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert one.read_text() == "before"
+    files.write_together({one: b"after", other: b"new"})
+    assert (one.read_text(), other.read_text()) == ("after", "new")
+
+
 def umask():
     mask = os.umask(0)
     os.umask(mask)

@@ -1,6 +1,5 @@
 """Directories of Parquet files: read in pieces, trained on, filled in file by file."""
 
-import datetime
 import decimal
 import os
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import rvi_fast
-from rvi_fast import cli, data
+from rvi_fast import data
 from rvi_fast.cli.scales import scaler_of
 from rvi_fast.data.parquet import columns
 from rvi_fast.data.recipe import Units
@@ -18,42 +17,13 @@ from rvi_fast.training import impute_parquet, infer_parquet
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-NUMBERS = ("x0", "x1", "single", "whole", "flag", "price")
-
-
-def write_part(path, rows, seed, *, group=300):
-    """A file with keys, dates and categories beside numbers of every kind, a fifth of them missing."""
-    generator = np.random.default_rng(seed)
-    latent = generator.normal(size=(rows, 2))
-    x = latent @ np.array([[1, 2, -1, 0.5, 1, -2], [2, -1, 1, 1, -1, 0.5]])
-    x += 0.05 * generator.normal(size=x.shape)
-    gone = generator.random(x.shape) < 0.2
-    prices = [
-        None if m else decimal.Decimal(f"{v:.2f}") for v, m in zip(x[:, 5], gone[:, 5], strict=True)
-    ]
-    table = pa.table(
-        {
-            "key": pa.array([f"{seed}-{row}" for row in range(rows)]),
-            "x0": pa.array(x[:, 0], mask=gone[:, 0]),
-            "x1": pa.array(np.where(gone[:, 1], np.nan, x[:, 1])),
-            "when": pa.array([datetime.datetime(2024, 1, 1)] * rows, pa.timestamp("ms")),
-            "single": pa.array(x[:, 2].astype(np.float32), mask=gone[:, 2]),
-            "whole": pa.array(np.rint(20 * x[:, 3]).astype(np.int16), mask=gone[:, 3]),
-            "flag": pa.array(x[:, 4] > 0, mask=gone[:, 4]),
-            "price": pa.array(prices, pa.decimal128(9, 2)),
-            "place": pa.array(["east", "west"] * (rows // 2)).dictionary_encode(),
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=group, compression="zstd")
+import parquet_parts  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / "in"
-    for part in range(4):
-        write_part(path / f"month={part % 2}" / f"{part}.parquet", 500 + 2 * part, part)
-    (path / "_rubbish.parquet").write_bytes(b"no parquet")
+    parquet_parts.write_directory(path)
     return path
 
 
@@ -68,26 +38,19 @@ def model(directory, tmp_path_factory):
     return made
 
 
-def whole(path):
-    """All rows in the order of `ParquetDirectory`, and what each file holds."""
-    names = sorted(file.relative_to(path) for file in path.glob("**/*.parquet"))
-    names = [name for name in names if not name.name.startswith("_")]
-    return {name.as_posix(): pq.ParquetFile(path / name).read() for name in names}
-
-
 def test_numbers_of_all_files_are_one_map(directory, tmp_path):
     table = data.ParquetDirectory(directory)
     x = table.mapped(tmp_path / "cache")
-    files = whole(directory)
+    files = parquet_parts.whole(directory)
     assert [file.name for file in table.files] == list(files)
-    assert table.features == NUMBERS
+    assert table.features == parquet_parts.NUMBERS
     assert dict(table.carried) == dict.fromkeys(("key", "when", "place"), "no number")
     assert x.shape == (table.num_rows, 6) == (2012, 6)
     assert isinstance(x, np.memmap)
     assert x.dtype == np.float32
     row = 0
     for file in files.values():
-        for place, name in enumerate(NUMBERS):
+        for place, name in enumerate(parquet_parts.NUMBERS):
             expected = [np.nan if v is None else float(v) for v in file.column(name).to_pylist()]
             own = x[row : row + file.num_rows, place]
             np.testing.assert_array_equal(own, np.array(expected, np.float32))
@@ -96,7 +59,7 @@ def test_numbers_of_all_files_are_one_map(directory, tmp_path):
 
 def test_map_is_written_once_and_anew_for_files_that_have_changed(tmp_path):
     for part in range(2):
-        write_part(tmp_path / "in" / f"{part}.parquet", 40, part)
+        parquet_parts.write_part(tmp_path / "in" / f"{part}.parquet", 40, part)
     cache = tmp_path / "cache"
 
     def mapped():
@@ -107,7 +70,7 @@ def test_map_is_written_once_and_anew_for_files_that_have_changed(tmp_path):
     written = file.stat().st_mtime_ns
     np.testing.assert_array_equal(mapped(), first)
     assert file.stat().st_mtime_ns == written
-    write_part(tmp_path / "in" / "1.parquet", 40, 7)
+    parquet_parts.write_part(tmp_path / "in" / "1.parquet", 40, 7)
     assert not np.array_equal(mapped(), first, equal_nan=True)
     assert len(list(cache.iterdir())) == 2
     # a file that was cut short is written anew
@@ -131,7 +94,7 @@ def test_rows_of_processes_are_parts_of_the_table_and_read_no_others(directory, 
     # a damaged file that holds none of the rows is no hindrance
     broken = tmp_path / "broken"
     for part in range(2):
-        write_part(broken / f"{part}.parquet", 600, part)
+        parquet_parts.write_part(broken / f"{part}.parquet", 600, part)
     file = broken / "1.parquet"
     damaged = data.ParquetDirectory(broken)
     content = bytearray(file.read_bytes())
@@ -145,7 +108,7 @@ def test_rows_of_processes_are_parts_of_the_table_and_read_no_others(directory, 
 def test_what_is_no_table_of_numbers_is_refused_by_file_and_column(tmp_path):
     with pytest.raises(data.DataError, match=r"expected a directory with \.parquet files"):
         data.ParquetDirectory(tmp_path)
-    write_part(tmp_path / "a.parquet", 40, 0)
+    parquet_parts.write_part(tmp_path / "a.parquet", 40, 0)
     for option, name in (("columns", "nothing"), ("ignore", "nothing"), ("columns", "place")):
         with pytest.raises(ValueError, match=f"{option}: expected columns.*'{name}'"):
             data.ParquetDirectory(tmp_path, **{option: [name]})
@@ -228,7 +191,7 @@ def test_imputed_files_differ_from_the_others_in_missing_cells_alone(
 ):
     out = tmp_path / "out"
     done = impute_parquet(model, directory, out, jobs=jobs, progress=False)
-    before, after = whole(directory), whole(out)
+    before, after = parquet_parts.whole(directory), parquet_parts.whole(out)
     assert before.keys() == after.keys()
     filled = 0
     for name, table in before.items():
@@ -237,7 +200,7 @@ def test_imputed_files_differ_from_the_others_in_missing_cells_alone(
         assert own.num_row_groups == other.num_row_groups == 2
         for column in table.column_names:
             old, new = table.column(column), after[name].column(column)
-            values = old.to_pandas() if column in NUMBERS else None
+            values = old.to_pandas() if column in parquet_parts.NUMBERS else None
             missing = np.zeros(len(old), bool) if values is None else values.isna().to_numpy()
             assert new.filter(~missing).equals(old.filter(~missing)), column
             assert not new.to_pandas().isna().any()
@@ -255,7 +218,7 @@ def test_keys_stand_beside_the_latents_of_their_rows(directory, model, tmp_path)
     infer_parquet(model, directory, out, jobs=1, progress=False)
     x = np.array(data.ParquetDirectory(directory).mapped(tmp_path / "cache"))
     posterior = rvi_fast.infer(model, x, shared_noise=True)
-    before, after = whole(directory), whole(out)
+    before, after = parquet_parts.whole(directory), parquet_parts.whole(out)
     for name in ("key", "when", "place"):
         for file, table in before.items():
             assert after[file].column(name).equals(table.column(name))
@@ -272,12 +235,12 @@ def test_keys_stand_beside_the_latents_of_their_rows(directory, model, tmp_path)
 def test_what_is_done_is_not_done_again(directory, model, tmp_path, monkeypatch):
     source, out = tmp_path / "in", tmp_path / "out"
     for part in range(3):
-        write_part(source / f"{part}.parquet", 40, part)
+        parquet_parts.write_part(source / f"{part}.parquet", 40, part)
     assert impute_parquet(model, source, out, jobs=1, progress=False).written == 3
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    write_part(source / "1.parquet", 40, 9)  # another input
+    parquet_parts.write_part(source / "1.parquet", 40, 9)  # another input
     (out / "2.parquet").unlink()  # an output that has gone
-    write_part(source / "3.parquet", 40, 3)  # a further file
+    parquet_parts.write_part(source / "3.parquet", 40, 3)  # a further file
     done = impute_parquet(model, source, out, jobs=1, progress=False)
     assert (done.files, done.written, done.rows) == (4, 3, 160)
     assert (out / "0.parquet").stat().st_mtime_ns == times["0.parquet"]
@@ -288,11 +251,11 @@ def test_what_is_done_is_not_done_again(directory, model, tmp_path, monkeypatch)
 
 def test_output_of_another_origin_is_refused(directory, model, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
-    write_part(source / "a.parquet", 40, 0)
+    parquet_parts.write_part(source / "a.parquet", 40, 0)
     impute_parquet(model, source, out, jobs=1, progress=False)
     with pytest.raises(ValueError, match=r"out: .* was begun with another options"):
         impute_parquet(model, source, out, seed=1, jobs=1, progress=False)
-    with pytest.raises(ValueError, match=r"out: .* was begun with another does"):
+    with pytest.raises(ValueError, match=r"out: .* was begun with another command"):
         infer_parquet(model, source, out, jobs=1, progress=False)
     other = rvi_fast.models.rvi(40, 6, latent_dim=3, groups=(6,), hidden=(16,))
     with pytest.raises(ValueError, match=r"out: .* was begun with another model"):
@@ -308,7 +271,7 @@ def test_output_of_another_origin_is_refused(directory, model, tmp_path):
 def test_a_file_that_fails_leaves_the_others_alone(directory, model, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for part in range(3):
-        write_part(source / f"{part}.parquet", 40, part)
+        parquet_parts.write_part(source / f"{part}.parquet", 40, part)
     table = data.ParquetDirectory(source)
     content = (source / "1.parquet").read_bytes()
     (source / "1.parquet").write_bytes(b"PAR1" + b"\xff" * (len(content) - 4))
@@ -321,50 +284,10 @@ def test_a_file_that_fails_leaves_the_others_alone(directory, model, tmp_path):
 def test_features_that_training_never_saw_stay_missing(directory, model, tmp_path):
     out = tmp_path / "out"
     impute_parquet(model, directory, out, unseen=["x1"], jobs=1, progress=False)
-    for name, table in whole(out).items():
-        before = whole(directory)[name].column("x1").to_numpy()
+    for name, table in parquet_parts.whole(out).items():
+        before = parquet_parts.whole(directory)[name].column("x1").to_numpy()
         np.testing.assert_array_equal(table.column("x1").to_numpy(), before)
         assert table.column("x0").null_count == 0
-
-
-def test_command_line_takes_a_directory_where_it_takes_a_file(directory, tmp_path, capsys):
-    def run(*words, status=0):
-        assert cli.main([str(word) for word in words]) == status
-        return capsys.readouterr()
-
-    small = ("--epochs", 10, "--latent-dim", 3, "--hidden", 16, "--groups", 6, "--lr", 0.01)
-    run_dir = tmp_path / "run"
-    quiet = ("--run-dir", run_dir, "--quiet")
-    laws = ("--likelihood", "flag=bernoulli", "place=categorical")
-    said = run("train", "--data", directory, *laws, *quiet, *small).out
-    assert "4 files, 2012 rows, 7 features, 17.3% missing" in said
-    assert "carried along: 'key' (no number), 'when' (no number)" in said
-    assert len(list((tmp_path / "run.cache").glob("*.npy"))) == 1
-    said = run("impute", "--out", tmp_path / "out", "--jobs", 1, "--min-value", -3, *quiet).out
-    assert said.splitlines()[-1].endswith("4 files")
-    said = run(
-        *("impute", "--data", directory, "--out", tmp_path / "out", "--jobs", 1),
-        *("--min-value", -3, *quiet),
-    ).out
-    assert said.splitlines()[-1].endswith("4 files, 4 of which were there")
-    for table in whole(tmp_path / "out").values():
-        assert min(table.column("x0").to_pylist()) >= -10
-        assert table.column("x0").null_count == 0
-    run("infer", "--data", directory, "--out", tmp_path / "latents", "--jobs", 1, *quiet)
-    assert whole(tmp_path / "latents").keys() == whole(directory).keys()
-    # the same run goes on
-    run("train", "--data", directory, *laws, *quiet, *small, "--resume")
-    other = ("--run-dir", tmp_path / "numbers", "--quiet")
-    run("train", "--data", directory, *other, *small)
-    one = directory / "month=0/0.parquet"
-    run("impute", "--data", one, "--out", tmp_path / "one.parquet", *other)
-    assert pq.ParquetFile(tmp_path / "one.parquet").read().num_rows == 500
-    for option in ("--subset 5", "--missing 0.1", "--recipe figure", "--no-header"):
-        error = run(
-            *("train", "--data", directory, "--run-dir", tmp_path / "other", *option.split()),
-            status=2,
-        ).err
-        assert f"{option.split()[0].replace('no-', '')}: expected none with a directory" in error
 
 
 def test_scale_and_transform_in_pieces_are_those_of_the_whole_table(tmp_path, monkeypatch):
@@ -391,36 +314,3 @@ def test_scale_and_transform_in_pieces_are_those_of_the_whole_table(tmp_path, mo
     assert scaler_of(x, "auto", np.zeros(4, bool), names) is None
     with pytest.raises(ValueError, match=r"--transform: expected positive.*column 'a'"):
         scaler_of(x, "log", columns, names)
-
-
-def test_heavy_tails_of_a_directory_are_bent_and_filled_in_within_their_range(tmp_path, capsys):
-    generator = np.random.default_rng(0)
-    z = generator.normal(size=(1200, 1))
-    x = np.exp(2 * z + 0.1 * generator.normal(size=(1200, 3)))
-    low, high = x.min(0), x.max(0)
-    x[generator.random(x.shape) < 0.2] = np.nan
-    (tmp_path / "in").mkdir()
-    for part in range(2):
-        data.save_table(tmp_path / "in" / f"{part}.parquet", x[part::2], ["a", "b", "c"])
-    run = ("--run-dir", str(tmp_path / "run"), "--quiet")
-    small = (
-        "--epochs",
-        "20",
-        "--latent-dim",
-        "2",
-        "--hidden",
-        "16",
-        "--groups",
-        "4",
-        "--lr",
-        ".01",
-    )
-    assert cli.main(["train", "--data", str(tmp_path / "in"), *run, *small]) == 0
-    assert "transformed (--transform): 'a' (log), 'b' (log), 'c' (log)" in capsys.readouterr().out
-    assert cli.main(["impute", "--out", str(tmp_path / "out"), "--jobs", "1", *run]) == 0
-    for table in whole(tmp_path / "out").values():
-        for place, column in enumerate(table.columns):
-            values = column.to_numpy()
-            assert np.isfinite(values).all()
-            assert low[place] - 1e-6 <= values.min()
-            assert values.max() <= high[place] + 1e-6

@@ -8,6 +8,10 @@ Colours are those of Okabe and Ito, which the colour-blind tell apart.
 
 import argparse
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +200,38 @@ def relay():
     shown.savefig(HERE / "relay.svg")
 
 
-PICTURES = {draw.__name__: draw for draw in (digits, speed, launches, roofline, relay)}
+def report():
+    """The top of the page that `rvi-fast impute --report` writes; needs chromium."""
+    from PIL import Image
+
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    )
+    sys.path.insert(0, str(HERE.parent.parent / "tests"))
+    from messy_table import messy_table
+
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "visits.csv").write_bytes(messy_table(1200).content)
+        words = ("visits.csv", "--out", "filled.csv", "--report", "report.html")
+        subprocess.run(
+            (sys.executable, "-m", "rvi_fast", "impute", *words), cwd=directory, check=True
+        )
+        size = (
+            "--window-size=1280,1060",
+            "--hide-scrollbars",
+            f"--user-data-dir={directory}/browser",
+        )
+        taken = Path(directory) / "page.png"
+        subprocess.run(
+            (browser, "--headless=new", "--no-sandbox", *size, f"--screenshot={taken}",
+             (Path(directory) / "report.html").as_uri()),
+            check=True,
+        )  # fmt: skip
+        # of few colours, it is a third as large
+        Image.open(taken).convert("RGB").quantize(64).save(HERE / "report.png", optimize=True)
+
+
+PICTURES = {draw.__name__: draw for draw in (digits, speed, launches, roofline, relay, report)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

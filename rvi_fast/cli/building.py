@@ -18,6 +18,7 @@ _OPTIONS = {
     "decoder": ("rvi", "vad"),
     "image_shape": ("rvi", "vad"),
     "initial_log_std": ("rvi", "vad"),
+    "storage": ("rvi", "vad"),
     "mask_input": ("vae",),
     "refine_steps": ("vae",),
     "refine_lr": ("vae",),

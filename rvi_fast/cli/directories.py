@@ -180,6 +180,8 @@ def _transform(arguments: argparse.Namespace) -> str:
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuses what is not done with a directory."""
+    if getattr(arguments, "scale_factor", None) == "held-out":
+        raise ValueError("--scale-factor: expected a number with a directory of Parquet files")
     for name, nothing in _WHOLE.items():
         value = getattr(arguments, name, None)
         if value not in nothing:

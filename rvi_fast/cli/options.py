@@ -80,8 +80,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     )
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
-    """An option of commands that train on a directory of files."""
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Options of training: where tables of rows lie, and the numbers of a directory of files."""
+    parser.add_argument(
+        "--storage",
+        type=_storage,
+        metavar="DIR|host",
+        help="where the rows' posteriors and moments lie: a directory, for tables larger than memory, "
+        "which stay there and belong to the run; or in host memory beside a GPU; rvi and vad only "
+        "(default: in the device's memory)",
+    )
     parser.add_argument(
         "--cache",
         type=Path,
@@ -159,3 +167,8 @@ def _factor(text: str) -> float | str:
 
 def share_or_count(text: str) -> float | int:
     return int(text) if text.isdecimal() else float(text)
+
+
+def _storage(text: str) -> str:
+    """The word host, or a directory, which is found from wherever a later command is called."""
+    return text if text == "host" else str(Path(text).expanduser().resolve())

@@ -18,9 +18,9 @@ from .laws import NAMES
 from .options import (
     DEVICE_HELP,
     WRITABLE,
-    add_cache,
     add_data_arguments,
     add_jobs,
+    add_places,
     add_quiet,
     add_run_arguments,
     add_setting,
@@ -105,7 +105,7 @@ def _add_train(commands: Any) -> None:
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
-    add_cache(train)
+    add_places(train)
     add_quiet(train)
 
 

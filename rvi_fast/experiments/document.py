@@ -107,11 +107,13 @@ _STYLE = """
   color-scheme: light dark;
   --text: #1c2330; --soft: #566072; --page: #ffffff; --raised: #f5f7fa; --line: #d8dee8;
   --link: #0b57a4; --yes: #15663a; --no: #a3211b; --partly: #7a5200; --none: #566072;
+  --blue: #0072b2;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --text: #e4e8ef; --soft: #a5b0c2; --page: #14181f; --raised: #1d232d; --line: #39424f;
     --link: #8ab8f0; --yes: #6fd39b; --no: #ff9a90; --partly: #ecc069; --none: #a5b0c2;
+    --blue: #3d9fdb;
   }
 }
 * { box-sizing: border-box; }
@@ -175,7 +177,7 @@ td ul { margin: 0; padding: 0; }
 @media print {
   :root {
     color-scheme: light; --text: #000; --soft: #444; --page: #fff; --raised: #fff; --line: #bbb;
-    --link: #000; --yes: #15663a; --no: #a3211b; --partly: #7a5200; --none: #444;
+    --link: #000; --blue: #0072b2; --yes: #15663a; --no: #a3211b; --partly: #7a5200; --none: #444;
   }
   main { max-width: none; padding: 0; }
   nav { display: none; }

@@ -219,6 +219,9 @@ def figure(
 
 
 def _text(value: Any) -> Any:
+    """As tables have it: what is None is left to whoever takes it."""
+    if value is None:
+        return "default"
     return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -136,7 +136,7 @@ SCALES = {
             "imputation": {"missing": (0.5, 0.9), "seeds": 1},
             "map": {"images": ("mnist", "fashion-mnist")},
             "scale": {"epochs": 250},
-            "start": {"epochs": 250, "curve_missing": (0.5, 0.9)},
+            "start": {"epochs": 250, "curve_missing": (0.5,)},
         },
         sets={
             # 1,284 and 686 rows; batches that make as many steps an epoch as 10,000 rows in 256

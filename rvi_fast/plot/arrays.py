@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._figures import literal
 from ..data.frames import is_frame, unframed
 from ..data.pixels import fractions, observed
 from ..data.tables import as_tensor, unmasked
 
 
 class Shown(NamedTuple):
-    """A table as a picture needs it: float64 [N, D], NaN for missing; which is observed; names [D]."""
+    """A table as a picture needs it: float64 [N, D], NaN for missing; which is observed; names [D] as
+    matplotlib takes them.
+    """
 
     x: np.ndarray
     mask: np.ndarray
@@ -50,7 +53,8 @@ def shown(x: Any, mask: Any = None, names: Sequence[str] | None = None) -> Shown
     names = [str(number) for number in range(values.shape[1])] if names is None else list(names)
     if len(names) != values.shape[1]:
         raise ValueError(f"names: expected {values.shape[1]}, one a column, got {len(names)}")
-    return Shown(np.where(known, fractions(values, np.float64), np.nan), known, names)
+    x = np.where(known, fractions(values, np.float64), np.nan)
+    return Shown(x, known, [literal(str(name)) for name in names])
 
 
 def array(name: str, value: Any) -> np.ndarray:

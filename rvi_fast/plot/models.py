@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._figures import PALETTE, axes_of, draw_images, new_figure, tidy, with_holes
+from .._figures import PALETTE, axes_of, draw_images, literal, new_figure, tidy, with_holes
 from ..models import LatentModel, alone
 from ..posteriors.base import as_posterior
 from ..posteriors.relay import RelayPosterior
@@ -240,7 +240,7 @@ def _named(model: LatentModel, names: Sequence[str] | None) -> list[str]:
     found = [str(n) for n in range(model.num_features)] if given is None else list(given)
     if len(found) != model.num_features:
         raise ValueError(f"names: expected {model.num_features}, one a column, got {len(found)}")
-    return found
+    return [literal(str(name)) for name in found]
 
 
 def _in_eval(model: LatentModel, action: Any) -> Any:

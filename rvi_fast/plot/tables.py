@@ -25,7 +25,7 @@ _ROWS, _COLUMNS = 400, 200
 # columns with names
 _NAMED = 40
 # bins of a histogram; a column of fewer values has a bar for each
-_BINS = 24
+_BINS, _FEWEST_BINS = 24, 8
 
 
 def missingness(
@@ -62,7 +62,7 @@ def missingness(
     pattern.imshow(colours, aspect="auto", interpolation="nearest")
     pattern.set(ylabel="row", xlabel="column" if len(columns) > _NAMED else None)
     shown_rows = some(len(rows), 5)
-    pattern.set_yticks(shown_rows, [str(rows[place]) for place in shown_rows])
+    pattern.set_yticks(shown_rows, [f"{rows[place]:,}" for place in shown_rows])
     if len(columns) <= _NAMED:
         angle = 0 if sum(len(table.names[column]) + 1 for column in columns) < 9 * width else 60
         pattern.set_xticks(
@@ -247,7 +247,13 @@ def histograms(axes: Any, known: np.ndarray, found: np.ndarray) -> None:
     else:
         # the farthest of a thousand would leave all others in a single bin
         low, high = np.quantile(both, (0.001, 0.999))
-        edges = np.linspace(low, high, _BINS + 1)
+        # of few entries a fine histogram shows nothing but which they are (Rice's rule)
+        bins = int(np.clip(2 * min(len(known), len(found)) ** (1 / 3), _FEWEST_BINS, _BINS))
+        edges = np.linspace(low, high, bins + 1)
+        if (distinct == np.rint(distinct)).all():
+            # as many whole numbers in each bin, or bins would differ by nothing else
+            step = max(1, int(np.ceil((high - low + 1) / bins)))
+            edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + step, step)
     clipped = [np.clip(part, edges[0], edges[-1]) for part in (known, found)]
     shares = [np.histogram(part, edges)[0] / max(len(part), 1) for part in clipped]
     axes.stairs(shares[0], edges, fill=True, color=PALETTE[5], alpha=0.6, label="observed")

@@ -34,7 +34,16 @@ from .sources import Source
 # columns with pictures of their own
 MOST = 24
 _MEMBERS = {"linear": "linear", "relay": "relay model", "forest": "trees"}
+_KEPT = "\N{NO-BREAK SPACE}"
 _WRONG = 0.95  # of the error of the mean, from which on a column is hardly known
+_ABOUT_ERRORS = (
+    "Errors are of observed cells that were held out, in the units of the column: of numbers the root "
+    "mean square, of dates likewise as a time, of yes/no and classes the share that is wrong. Beside "
+    "that of what is filled in stand those of the column mean (of classes the most frequent one) and of "
+    "the linear-Gaussian model (Gaussian EM) alone. Relative: root mean square in the units of the "
+    "model, in which columns with heavy tails are bent and classes count by their probabilities, that "
+    "of the mean = 1. Weights: how much each member of the blend counts."
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ def page(source: Source, result: Imputed, run: Run) -> str:
     blocks.append(Links({name: title for name, (title, _) in kept.items()}))
     for name, (title, own) in kept.items():
         blocks += [Heading(title, name), *own]
-    return to_html(f"{run.table}: {_filled_cells(result):,} empty cells filled in", blocks)
+    filled = _counted(_filled_cells(result), "empty cell")
+    return to_html(f"{run.table}: {filled} filled in", blocks)
 
 
 class _Drawn:
@@ -115,10 +125,10 @@ def _opening(source: Source, result: Imputed, run: Run, found: Sequence[Finding]
     error = float(np.sqrt(np.mean([own.relative**2 for own in judged])))
     weak = [own.label for own in judged if own.relative >= _WRONG]
     yield (
-        f"Cells that were held out from the training are found with {error:.0%} of the error that "
-        "column means have"
+        f"Cells that were held out from the training are found, over all columns, with {error:.0%} of "
+        "the error of column means"
         + (
-            f". Hardly better than these: {_listed(weak)}. What is filled in there says little."
+            f". No or hardly better than by these: {_listed(weak)}; what is filled in there says little."
             if weak
             else ", in each column better than by these."
         )
@@ -146,14 +156,16 @@ def _first(source: Source, result: Imputed, found: Sequence[Finding], drawn: _Dr
     missing = np.stack([own.missing for own in source.columns], 1)
     if missing.any():
         names = [pictures.shortened(own.label) for own in source.columns]
-        figure = missingness(np.where(missing, np.nan, 0.0), names=names, title="")
+        figure = missingness(np.where(missing, np.nan, 0.0), names=names)
+        figure.suptitle("")
         shares = [f"{own.label} {own.missing.mean():.0%}" for own in source.columns]
         drawings.append(
             drawn(
                 figure,
                 f"Share of missing cells: {_listed(shares, MOST)}",
                 "What was missing",
-                "Above: how much of each column. Below: which rows; pale is missing.",
+                f"{missing.sum():,} of {missing.size:,} cells ({missing.mean():.1%}). Above: how much "
+                "of each column. Below: which rows; pale is missing.",
                 wide=missing.shape[1] > 14,
             )
         )
@@ -163,33 +175,30 @@ def _first(source: Source, result: Imputed, found: Sequence[Finding], drawn: _Dr
 def _columns(source: Source, result: Imputed, found: Sequence[Finding]) -> list[Block]:
     """The table of all columns."""
     by_place = dict(zip(result.modelled, found, strict=True))
-    members = " / ".join(_MEMBERS[name] for name in _names(result))
-    last = f"Weights (%): {members}" if members else "Weights"
-    header = ("Column", "Kind", "Missing", "Error", "Column mean", "Linear", "Relative", last)
+    header = ["Column", "Kind", "Missing"]
+    if judged := bool(worst_first(found)):
+        weights = f"Weights (%): {' / '.join(_MEMBERS[name] for name in _names(result))}"
+        header += ["Error", "Column mean", "Linear", "Relative", weights]
     rows = []
     for place, column in enumerate(source.columns):
-        missing = f"{int(column.missing.sum()):,} ({column.missing.mean():.1%})"
         own = by_place.get(place)
-        if own is None:
-            done = "filled with its one value" if column.constant is not None else "passed through"
-            rows.append([column.label, f"{done}: {column.reason}", missing, *["–"] * 5])
-            continue
-        errors = [said(own, own.error(of)) for of in (own.found, own.usual, own.linear)]
-        relative = "–" if math.isnan(own.relative) else f"{own.relative:.3f}"
-        weights = " / ".join(f"{100 * weight:.0f}" for weight in own.weights.values())
-        rows.append([own.label, own.kind, missing, *errors, relative, weights or "–"])
-    text = (
-        "Errors are of observed cells that were held out, in the units of the column: of numbers the "
-        "root mean square, of dates likewise as a time, of yes/no and classes the share that is wrong. "
-        "Beside that of what is filled in stand those of the column mean (of classes the most frequent "
-        "one) and of the linear-Gaussian model (Gaussian EM) alone. Relative: root mean square in the "
-        "units of the model, in which columns with heavy tails are bent and classes count by their "
-        "probabilities, that of the mean = 1. Weights: how much each member of the blend counts."
-    )
-    return [
-        Table("All columns, in the order of the table", header, rows, cards=True),
-        Paragraph(text),
-    ]
+        done = "filled with its one value" if column.constant is not None else "passed through"
+        missing = f"{int(column.missing.sum()):,} ({column.missing.mean():.1%})"
+        kind = f"{done}: {column.reason}" if own is None else own.kind
+        row = [column.label, kind, missing.replace(" ", _KEPT)]
+        rows.append([*row, *(_numbers(own) if judged else ())])
+    table = Table("All columns, in the order of the table", header, rows, cards=True)
+    return [table, Paragraph(_ABOUT_ERRORS)] if judged else [table]
+
+
+def _numbers(own: Finding | None) -> list[str]:
+    """What the table tells of held-out cells of a column."""
+    if own is None or math.isnan(own.relative):
+        return ["–"] * 5
+    errors = [own.error(of) for of in (own.found, own.usual, own.linear)]
+    weights = " / ".join(f"{100 * weight:.0f}" for weight in own.weights.values())
+    told = [said(own, error).replace(" ", _KEPT) for error in errors]
+    return [*told, f"{own.relative:.3f}", weights]
 
 
 def said(own: Finding, error: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def of_errors(found: Sequence[Finding], linear: Sequence[float]) -> Any:
         xlim=(0, 1.06 * max(1.0, *errors, *linear)), ylim=(-0.6, len(found) - 0.4),
         xlabel="error on held-out cells, column mean = 1",
     )  # fmt: skip
-    axes.set_yticks(places, [shortened(own.label) for own in found], fontsize=9)
+    axes.set_yticks(places, _names(own.label for own in found), fontsize=9)
     axes.tick_params(axis="y", length=0)
     tidy(axes)
     axes.grid(visible=False, axis="y")
@@ -84,11 +84,16 @@ def of_distributions(own: Finding) -> Any:
     if own.of_classes:
         _bars(axes, own)
     else:
-        histograms(axes, own.observed, own.filled)
+        bent = own.logarithmic and min(own.observed.min(), own.filled.min()) > 0
+        cells = (np.log10(part) if bent else part for part in (own.observed, own.filled))
+        histograms(axes, *cells)
         axes.set_ylabel("share of cells", fontsize=8)
-        axes.yaxis.set_major_formatter("{x:.0%}")
+        _percent(axes.yaxis)
         axes.tick_params(labelsize=8)
         _label(axes.xaxis, own)
+        if bent:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_formatter(lambda x, _: number(10.0**x))
     return figure
 
 
@@ -110,8 +115,8 @@ def of_confusion(own: Finding) -> Any:
                 column, row, f"{count:,.0f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "#101010",
             )  # fmt: skip
-    names = [shortened(word, 9) for word in words]
-    turned = len("".join(names)) > 18
+    names = _names(words, 9)
+    turned = len(names) * max(map(len, names)) > 24
     axes.set_xticks(
         range(len(words)), names, fontsize=8, rotation=45 if turned else 0,
         ha="right" if turned else "center", rotation_mode="anchor" if turned else "default",
@@ -148,8 +153,13 @@ def of_looks(looks: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
 
 
 def shortened(text: str, most: int = _LETTERS) -> str:
-    """A name that fits beside an axis, as matplotlib is to write it."""
-    return literal(text if len(text) <= most else f"{text[: most - 1]}…")
+    """A name that fits beside an axis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _names(texts: Iterable[str], most: int = _LETTERS) -> list[str]:
+    """Names that fit, as matplotlib is to write them."""
+    return [literal(shortened(text, most)) for text in texts]
 
 
 def number(x: float) -> str:
@@ -185,6 +195,11 @@ def _label(axis: Any, own: Finding) -> None:
         axis.set_minor_formatter(lambda x, _: "")
 
 
+def _percent(axis: Any) -> None:
+    axis.get_major_locator().set_params(nbins=4)
+    axis.set_major_formatter(lambda x, _: f"{100 * x:.6g}%")
+
+
 def _words(own: Finding) -> tuple[list[str], dict[str, int]]:
     """The most frequent classes of a column with what is left as one, and the counts of all."""
     words, counts = np.unique(own.observed.astype(str), return_counts=True)
@@ -207,10 +222,9 @@ def _bars(axes: Any, own: Finding) -> None:
         if len(set(own.observed)) > len(words):
             shares[-1] = 1.0 - sum(shares[:-1])
         axes.barh(places + move, shares, height=0.36, color=colour, label=name)
-    axes.set_yticks(places, [shortened(word, 12) for word in words], fontsize=8)
+    axes.set_yticks(places, _names(words, 12), fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.xaxis.get_major_locator().set_params(nbins=4)
+    _percent(axes.xaxis)
     axes.set_xlabel("share of cells", fontsize=9)
     tidy(axes)
     axes.grid(visible=False, axis="y")

@@ -21,6 +21,8 @@ from .mapped import map_table
 
 # rows and numbers of a chunk
 _ROWS, _NUMBERS = 1 << 16, 1 << 23
+# bytes that are read of a column at once
+_BUFFER = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,9 @@ class ParquetDirectory:
             first += file.num_rows
 
     def _open(self, name: str) -> Any:
-        return require("pyarrow.parquet", "tabular").ParquetFile(self.path / name)
+        # without a buffer a column of a row group is read as a whole
+        parquet = require("pyarrow.parquet", "tabular")
+        return parquet.ParquetFile(self.path / name, buffer_size=_BUFFER, pre_buffer=False)
 
     def _footer(self, name: str) -> tuple[int, Any]:
         """Rows and schema of a file."""

@@ -12,11 +12,11 @@ ROWS_LR = 0.01
 
 @figure(
     "start",
-    "Convergence from drawn values and from a linear model of half as many factors as latents",
+    "Convergence from drawn values and from a linear model",
     ("elastic",),
     curves=("model", "linear_factors", "posterior_lr"),
     panels=("data", "missing"),
-    labels={"linear_factors": "factors", "posterior_lr": "lr of rows"},
+    labels={"linear_factors": "linear factors"},
 )
 def runs(scale: Scale) -> list[Experiment]:
     starts = ((False, None), (False, ROWS_LR), (True, ROWS_LR))

@@ -191,7 +191,7 @@ def _job(
 
 def _run(job: Job, jobs: int | None, progress: bool) -> Completed:
     described = {
-        "does": job.kind,
+        "command": job.kind,
         "model": digest_of_model(job.model),
         "features": list(job.source.features),
         "categories": {name: list(own) for name, own in job.source.categories.items()},
