@@ -44,8 +44,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 HEAD = (
     "`RVI_FAST_DATA=DIR OMP_NUM_THREADS=1 python bench/defaults.py --write-results`: `RelayImputer` "
     "with one argument other than its default, on the tables {tables}, seeds {seeds}, 30 % hidden, rows "
-    "that `fit` has not seen. Root mean square error relative to that of the defaults, mean over tables and "
-    "its standard error over them; tables where it is less; CPU seconds of `fit` and `transform` "
+    "that `fit` has not seen. Root mean square error relative to that of the defaults, mean over "
+    "tables and its standard error; tables where it is less; CPU seconds of `fit` and `transform` "
     "relative to those of the defaults.\n\n"
     "| argument | default | instead | error, relative | better on | CPU time, relative |\n"
     "|---|---|---|---|---|---|\n"

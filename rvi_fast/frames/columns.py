@@ -120,6 +120,11 @@ class Times(Column):
         self.unit = next(unit for unit in _UNITS if not ((seen - self.first) % unit).any())
         return self
 
+    @property
+    def days_in_unit(self) -> float:
+        """How many days 1 is of what `encode` gives."""
+        return self.unit / _UNITS[0]
+
     def encode(self, series: Any) -> np.ndarray:
         if (_zone_of(series.dtype) is None) != (self.zone is None):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .columns import Column, column_of
+from .columns import Column, Times, column_of
 from .kinds import check_frame, recognise
 
 
@@ -64,6 +64,12 @@ class FrameEncoder:
     def modelled(self) -> np.ndarray:
         """Which columns are part of a model, bool [D]: all but those of text."""
         return np.array([own is not None for own in self._columns.values()], bool)
+
+    @property
+    def days(self) -> np.ndarray:
+        """How many days a unit of `encode` is in dates and durations, 1 for other columns: [D]."""
+        columns = self._columns.values()
+        return np.array([own.days_in_unit if isinstance(own, Times) else 1.0 for own in columns])
 
     def encode(self, frame: Any) -> tuple[np.ndarray, np.ndarray]:
         """The table of a frame with the columns of `fit`, in any order.

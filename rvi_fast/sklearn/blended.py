@@ -20,10 +20,14 @@ from ..training.start_linear import start_linear
 from .codes import Codes
 from .deadline import Deadline, OutOfTime, now, warn_of_time
 from .entries import HeldOutEntries
-from .estimator import RelayEstimator, full_precision, without_rows
+from .errors import classes_of, column_errors
+from .estimator import RelayEstimator, without_rows
 from .forest import ColumnForest
+from .framed import days_of, numbers_of, whole_of
 from .members import MEMBERS, Blend
+from .precision import full_precision
 from .stopping import HeldOutStopping
+from .tables import bounds_of
 
 # steps and visits of each row that the relay model is given at most
 _STEPS, _VISITS = 600, 10
@@ -47,6 +51,7 @@ class _Judged(NamedTuple):
         seconds: that all members have taken, and will take again.
         notes: what there was no time for.
         error: of all members together on the held-out entries.
+        predicted: their codes [m, K] of the rows that hold these.
     """
 
     epochs: int = 0
@@ -54,6 +59,7 @@ class _Judged(NamedTuple):
     seconds: float = 0.0
     notes: Sequence[str] = ()
     error: float = math.nan
+    predicted: Any = None
 
 
 class BlendedEstimator(RelayEstimator):
@@ -62,6 +68,8 @@ class BlendedEstimator(RelayEstimator):
     members: Any
     subsample: Any
     estimate: Any
+    min_value: Any
+    max_value: Any
     # pickles of versions without it have the relay model alone
     blend_: Blend | None = None
 
@@ -74,6 +82,9 @@ class BlendedEstimator(RelayEstimator):
         the mean of the rows.
         """
         self.blend_ = None
+        # of a table before
+        self.__dict__.pop("held_out_errors_", None)
+        self.column_errors_ = self._named(np.full(rows.shape[1], np.nan))
         most = self._options()["subsample"]
         numbers = np.arange(len(rows))
         if most is not None and _checks.check_positive_int("subsample", most) < len(rows):
@@ -90,6 +101,7 @@ class BlendedEstimator(RelayEstimator):
         found = self._judged(blend, shown, law, seed, codes.entries(drawn), found, deadline)
         blend.judged = blend.judged and blend.judged.among(numbers)
         self.held_out_error_, self.held_out_errors_ = found.error, blend.errors
+        self.column_errors_ = self._named(self._in_units(rows, drawn, codes, found.predicted))
         chosen = self._recipe(len(rows))._replace(epochs=found.epochs)
         if found.epochs:
             steps = found.epochs * -(-len(rows) // chosen.batch_size)
@@ -142,8 +154,44 @@ class BlendedEstimator(RelayEstimator):
                 found = found._replace(seconds=found.seconds + now() - begun)
             except OutOfTime:
                 blend.leave_out("forest")
-        error = blend.weigh(entries, judged, relayed, _means_of(codes.of_rows(shown)))
-        return found._replace(error=error)
+        means = _means_of(codes.of_rows(shown))
+        error, predicted = blend.weigh(entries, judged, relayed, means)
+        estimated = np.tile(means, (len(judged), 1))
+        estimated[np.searchsorted(entries.rows, entries.row), entries.column] = predicted
+        return found._replace(error=error, predicted=estimated)
+
+    def _in_units(
+        self, rows: np.ndarray, drawn: HeldOutEntries, codes: Codes, predicted: np.ndarray
+    ) -> np.ndarray:
+        """Errors [D] on held-out entries, in the units of X, of what would have been filled in.
+
+        Args:
+            rows: in the model's units.
+            drawn: the entries.
+            codes: of the columns.
+            predicted: codes of the rows that hold them, with weights that have not seen the entry.
+        """
+        size = rows.shape[1]
+        found = self._in_data(codes.estimate(self.model_.law, predicted, self.estimate))
+        found = found.clip(*self._bounds(size))
+        truth = self._in_data(rows[drawn.rows])
+        whole = whole_of(self.encoder_, size)
+        found[:, whole] = np.rint(found[:, whole])
+        pairs = (drawn.of(found), drawn.of(truth))
+        classes = classes_of(self.model_.law)
+        return column_errors(*pairs, drawn.column, classes) * days_of(self.encoder_, size)
+
+    def _bounds(self, num_features: int) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the most that is filled in, [D] each."""
+        low, high = bounds_of(self.min_value, self.max_value, num_features)
+        # of a DataFrame dates and classes are numbers for the model alone
+        bounded = numbers_of(self.encoder_, num_features)
+        return np.where(bounded, low, -np.inf), np.where(bounded, high, np.inf)
+
+    def _named(self, errors: np.ndarray) -> Any:
+        """Errors [D], of a DataFrame by the names of its columns."""
+        names = getattr(self, "feature_names_in_", None)
+        return errors if names is None else dict(zip(names, errors.tolist(), strict=True))
 
     def _untrained(self, rows: np.ndarray, law: Likelihood, seed: int) -> None:
         """A relay model that no time was left to train, and that says nothing."""

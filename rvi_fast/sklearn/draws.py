@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from .. import _checks
 from ..training.impute import impute
 from .blended import BlendedEstimator
-from .estimator import full_precision
 from .framed import framed, ordered_of
 from .members import Blend
+from .precision import full_precision
 from .tables import holed
 
 # of intervals, the largest coverage: some hundred held-out errors do not tell what is rarer
@@ -28,7 +28,6 @@ class DrawingEstimator(BlendedEstimator):
     # which columns of `fit` are text; pickles of versions without it have none
     _text: np.ndarray = np.zeros(1, bool)
 
-    estimate: Any
     # bounds of what is filled in, and which columns of `fit` come back
     _low: np.ndarray
     _high: np.ndarray
@@ -114,14 +113,13 @@ class DrawingEstimator(BlendedEstimator):
     def _values(self, rows: np.ndarray) -> np.ndarray:
         """What is filled in, [N, D] in X's units, for rows in the model's."""
         if self.blend_ is None:
-            return self._decode(self._means(rows), rows, self.estimate)
-        blended = self._blended(rows, self.blend_)
-        return self._in_data(self.blend_.codes.estimate(self.model_.law, blended, self.estimate))
-
-    def _in_data(self, values: np.ndarray) -> np.ndarray:
-        """[..., D] in the units of the model -> X's."""
-        values = self._units().to_data(values)
-        return np.where(np.isnan(self._constants), values, self._constants)
+            values = self._decode(self._means(rows), rows, self.estimate)
+        else:
+            codes = self._blended(rows, self.blend_)
+            values = self._in_data(
+                self.blend_.codes.estimate(self.model_.law, codes, self.estimate)
+            )
+        return values.clip(self._low, self._high)
 
     def _blended(self, rows: np.ndarray, blend: Blend) -> np.ndarray:
         relays = "relay" in blend.names

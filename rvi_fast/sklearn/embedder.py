@@ -10,7 +10,8 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from .estimator import RelayEstimator, full_precision
+from .estimator import RelayEstimator
+from .precision import full_precision
 from .tables import kept_dtype
 
 

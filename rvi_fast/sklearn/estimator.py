@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +28,9 @@ from ..training.infer import infer
 from ..training.inputs.prepare import Inputs, prepare
 from ..training.recipes import Recipe, recipe
 from .deadline import Deadline, warn_of_time
+from .errors import HeldOutScore, spreads_of
 from .framed import encoded, encoder_of
+from .precision import full_precision
 from .tables import checked_table, constants_of, is_nan
 
 # of the time that there is, the share that training may take; looking for the scale has the rest
@@ -38,7 +39,7 @@ _TRAINING = 0.8
 _DECODED = 8192
 
 
-class RelayEstimator(TransformerMixin, BaseEstimator):
+class RelayEstimator(HeldOutScore, TransformerMixin, BaseEstimator):
     """Table in, `LatentModel` trained; what both estimators do."""
 
     # of DataFrames that are no numbers; pickles of versions without it took none
@@ -127,7 +128,7 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
         self._check(law, x, missing)
         self._empty = missing.all(axis=0)
         self._constants = constants_of(x, missing)
-        self._pixels = x.dtype == np.uint8
+        self._pixels, self._spreads = x.dtype == np.uint8, spreads_of(x, missing, law)
         self.column_transform_ = self._shape_of(x, missing, law)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         return x, missing, self._learn(self._rows(x, missing), law, seed, deadline)
@@ -359,7 +360,15 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
             kind: "mean" or "mode"; None for what each law takes for the better estimate.
         """
         estimates = self._read(means, rows, lambda law, outputs: law.estimate(outputs, kind))
-        values = self._units().to_data(estimates)
+        return self._in_data(estimates)
+
+    def _values(self, rows: np.ndarray) -> np.ndarray:
+        """What is said of all entries [N, D], in X's units, for rows in the model's."""
+        return self._decode(self._means(rows), rows)
+
+    def _in_data(self, values: np.ndarray) -> np.ndarray:
+        """[..., D] in the units of the model -> X's."""
+        values = self._units().to_data(values)
         return np.where(np.isnan(self._constants), values, self._constants)
 
     def _read(
@@ -376,16 +385,6 @@ class RelayEstimator(TransformerMixin, BaseEstimator):
                 law = self.model_.law if shown is None else self.model_.law.of_rows(shown[own])
                 parts.append(read(law, self.model_.decode(means[own])))
         return torch.cat(parts).cpu().numpy()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Within it no autocast that the caller has entered holds: an estimator has one result."""
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def without_rows(model: LatentModel) -> LatentModel:

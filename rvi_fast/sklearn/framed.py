@@ -116,6 +116,19 @@ def numbers_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
     return np.array([kind in _PLAIN for kind in encoder.kinds_.values()])
 
 
+def whole_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
+    """Which columns are filled in with whole numbers of their units, bool [D]."""
+    if encoder is None:
+        return np.zeros(num_features, bool)
+    whole = ("integer", "date", "duration")
+    return np.array([kind in whole for kind in encoder.kinds_.values()], bool)
+
+
+def days_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
+    """Of dates and durations the days that the encoder's unit has, 1 of other columns: [D]."""
+    return np.ones(num_features) if encoder is None else encoder.days
+
+
 def text_of(encoder: FrameEncoder | None, num_features: int) -> np.ndarray:
     """Which columns are text, bool [D]."""
     return np.zeros(num_features, bool) if encoder is None else ~encoder.modelled

@@ -115,8 +115,10 @@ class Blend:
         rows: np.ndarray,
         relayed: np.ndarray | None,
         means: np.ndarray,
-    ) -> float:
+    ) -> tuple[float, np.ndarray]:
         """Finds the weights of all members; returns the blend's relative error on held-out entries.
+
+        Beside it what the blend says there, with weights that have not seen the entry [n].
 
         Args:
             entries, rows: as in `weigh_latents`.
@@ -142,7 +144,8 @@ class Blend:
         }
         expected = np.mean(of_means**2)
         enough = len(np.unique(entry)) >= JUDGED and expected > 0
-        return float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
+        error = float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
+        return error, truth - wrong
 
     def complete(self, rows: np.ndarray, relayed: np.ndarray | None) -> np.ndarray:
         """The blend's codes [N, K] of rows, NaN for missing, from those of the relay model, if it is one
