@@ -78,6 +78,20 @@ def durable(path: StrPath) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
+def lengthen(path: StrPath, size: int) -> None:
+    """Makes a file `size` bytes long, its new bytes 0; they have their room on the disk afterwards.
+
+    Raises:
+        OSError: as the system raised it, with the path named; the file may be longer then.
+    """
+    with naming(path), open(path, "r+b") as file:
+        before = file.seek(0, os.SEEK_END)
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), before, size - before)
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: StrPath, *, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the with block ends, and else disappears.

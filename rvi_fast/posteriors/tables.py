@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import files
 from .._devices import device_row, kinds_of_devices
 from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
 from ..memory import pages
@@ -361,12 +362,8 @@ def _reserve_more(paths: Sequence[Path], added: int, before: int) -> None:
     if room is not None and sum(more.values()) > room:
         raise InsufficientMemory(refusal)
     try:
-        for path, size in sizes.items():
-            with open(path, "r+b") as file:
-                file.truncate(size + more[path])
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), size, more[path])
-                os.fsync(file.fileno())
+        for path in paths:
+            files.lengthen(path, sizes[path] + more[path])
     except OSError as error:
         for path, size in sizes.items():
             os.truncate(path, size)

@@ -19,7 +19,7 @@ from ..training.loop.history import History
 from ..training.start_linear import start_linear
 from .codes import Codes
 from .deadline import Deadline, OutOfTime, now, warn_of_time
-from .entries import HeldOutEntries
+from .entries import HeldOutEntries, column_means, some_rows
 from .errors import classes_of, column_errors
 from .estimator import RelayEstimator, without_rows
 from .forest import ColumnForest
@@ -33,8 +33,6 @@ from .tables import bounds_of
 _STEPS, _VISITS = 600, 10
 # what is so much better than the linear model, in squared error, does not start from it
 _BETTER = 0.8
-# entries of each column that a part of the rows shows, if all of them do
-_SHOWN = 1000
 # looks at held-out entries in a training that is not stopped
 _LOOKS = 24
 # of the time that is left, the share that the relay model may take until it is weighted: as much is
@@ -88,7 +86,7 @@ class BlendedEstimator(RelayEstimator):
         most = self._options()["subsample"]
         numbers = np.arange(len(rows))
         if most is not None and _checks.check_positive_int("subsample", most) < len(rows):
-            numbers = _some_of(rows, most, seed)
+            numbers = some_rows(rows, most, seed)
             rows = rows[numbers]
         names = self._members_of(law, rows)
         drawn = HeldOutEntries.drawn(rows, seed) if len(names) > 1 else None
@@ -154,7 +152,7 @@ class BlendedEstimator(RelayEstimator):
                 found = found._replace(seconds=found.seconds + now() - begun)
             except OutOfTime:
                 blend.leave_out("forest")
-        means = _means_of(codes.of_rows(shown))
+        means = column_means(codes.of_rows(shown))
         error, predicted = blend.weigh(entries, judged, relayed, means)
         estimated = np.tile(means, (len(judged), 1))
         estimated[np.searchsorted(entries.rows, entries.row), entries.column] = predicted
@@ -400,19 +398,3 @@ class BlendedEstimator(RelayEstimator):
         with full_precision():
             means = self._infer(rows, factor).mean().detach()
             return self._read(means, rows, codes.of_outputs)
-
-
-def _some_of(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Numbers of `most` rows drawn at random, and of those that show what these show too little of."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    chosen, others = order[:most], order[most:]
-    more = [chosen]
-    for column in np.flatnonzero((~np.isnan(rows[chosen])).sum(0) < _SHOWN):
-        more.append(others[~np.isnan(rows[others, column])][:_SHOWN])
-    return np.unique(np.concatenate(more))
-
-
-def _means_of(rows: np.ndarray) -> np.ndarray:
-    """Means [D] of what columns show, 0 of those that show nothing."""
-    seen = ~np.isnan(rows)
-    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)

@@ -1,4 +1,4 @@
-"""Entries that no member of an imputer has seen: which, and what is learned from them."""
+"""Which rows the members of an imputer learn from, and which entries none of them sees."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _SHARE, _LARGEST_SHARE, _ENOUGH = 0.1, 0.2, 200
 _ROWS = 4096
 # fewer entries tell no member from another
 _FEWEST = 20
+# entries of each column that a part of the rows shows, if all of them do
+_SHOWN = 1000
 
 
 class HeldOutEntries(NamedTuple):
@@ -59,3 +61,19 @@ class HeldOutEntries(NamedTuple):
     def of(self, values: np.ndarray) -> np.ndarray:
         """What values [m, D] of `self.rows` say about them, [n]."""
         return values[np.searchsorted(self.rows, self.row), self.column].astype(np.float64)
+
+
+def some_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Numbers of `most` rows drawn at random, and of those that show what these show too little of."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    chosen, others = order[:most], order[most:]
+    more = [chosen]
+    for column in np.flatnonzero((~np.isnan(rows[chosen])).sum(0) < _SHOWN):
+        more.append(others[~np.isnan(rows[others, column])][:_SHOWN])
+    return np.unique(np.concatenate(more))
+
+
+def column_means(rows: np.ndarray) -> np.ndarray:
+    """Means [D] of what columns show, 0 of those that show nothing."""
+    seen = ~np.isnan(rows)
+    return np.where(seen, rows, 0.0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)
