@@ -16,6 +16,7 @@ from ..posteriors.relay import RelayPosterior
 from ..training.collapse import warn_of_collapse
 from ..training.held_out import FACTORS
 from ..training.start_linear import start_linear
+from .boosting import BoostedColumns
 from .codes import Codes
 from .entries import HeldOutEntries
 from .estimator import RelayEstimator, full_precision
@@ -84,13 +85,13 @@ class BlendedEstimator(RelayEstimator):
         if isinstance(given, str):
             known = given == "auto"
         else:
-            sets = [set(MEMBERS[1:2]), set(MEMBERS[:2]), set(MEMBERS)]
+            sets = [set(MEMBERS[1:2]), *(set(MEMBERS[:size]) for size in (2, 3, 4))]
             known = isinstance(given, Sequence) and all(isinstance(name, str) for name in given)
             known = known and set(given) in sets
         if not known:
             raise ValueError(
-                "members: expected 'auto', ('relay',), ('linear', 'relay') or "
-                f"('linear', 'relay', 'forest'), got {given!r}"
+                "members: expected 'auto', ('relay',), ('linear', 'relay'), ('linear', 'relay', "
+                f"'forest') or ('linear', 'relay', 'forest', 'boosting'), got {given!r}"
             )
 
     def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
@@ -107,8 +108,12 @@ class BlendedEstimator(RelayEstimator):
         if not suits or self._pixels:
             return ("relay",)
         size = rows.shape[1]
-        codes = size if all(law.standardizable) else sum(law.widths)
-        return MEMBERS if ColumnForest.suits(len(rows), size, codes) else MEMBERS[:2]
+        plain = all(law.standardizable)
+        codes = size if plain else sum(law.widths)
+        if not ColumnForest.suits(len(rows), size, codes):
+            return MEMBERS[:2]
+        # of numbers alone boosted trees find little that the forest does not
+        return MEMBERS[:3] if plain else MEMBERS
 
     def _blend_of(
         self,
@@ -121,7 +126,10 @@ class BlendedEstimator(RelayEstimator):
         features, groups = codes.features(rows), codes.owner_of_features
         linear = ppca(features.shape[1], latent_dim=rank)
         linear.fit(features, groups=None if codes.plain else groups.tolist(), seed=seed)
-        return Blend(linear, ColumnForest(seed) if "forest" in names else None, codes)
+        forest = ColumnForest(seed) if "forest" in names else None
+        return Blend(
+            linear, forest, codes, BoostedColumns(codes, seed) if "boosting" in names else None
+        )
 
     def _starts(self, linear: LinearGaussian, law: Likelihood) -> tuple[LinearGaussian | None, ...]:
         """Where the relay model may start: at values of its own, and at the linear model's solution."""

@@ -12,24 +12,27 @@ from scipy.special import ndtr
 from ..models import LinearGaussian
 from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
+from .boosting import BoostedColumns
 from .calibration import Residuals
 from .codes import Codes
 from .entries import HeldOutEntries
 from .forest import ColumnForest
 
-MEMBERS = ("linear", "relay", "forest")
+MEMBERS = ("linear", "relay", "forest", "boosting")
 
 
 class Blend:
     """A linear-Gaussian model, a relay model and trees, weighted for each column.
 
-    The first two complete rows; trees start from what these say together. Rows are in the units of the
+    The first two complete rows; the forest starts from what these say together, boosted trees from the
+    rows as they are. Rows are in the units of the
     relay model, predictions are expected codes (see `Codes`), and whatever is found for a row depends on
     that row alone.
 
     Args:
         linear: a linear-Gaussian model fitted to the features of the same rows.
         forest: trees to be fitted, or None.
+        boosting: boosted trees to be fitted beside a forest, or None.
         codes: of the columns; None for those of a table of numbers, which are the rows.
 
     Attributes:
@@ -48,21 +51,29 @@ class Blend:
     errors: dict[str, np.ndarray]
 
     def __init__(
-        self, linear: LinearGaussian, forest: ColumnForest | None, codes: Codes | None = None
+        self,
+        linear: LinearGaussian,
+        forest: ColumnForest | None,
+        codes: Codes | None = None,
+        boosting: BoostedColumns | None = None,
     ) -> None:
-        self.linear, self.forest = linear, forest
+        self.linear, self.forest, self.boosting = linear, forest, boosting
         self.codes = Codes.numbers(linear.num_features) if codes is None else codes
-        self.names = MEMBERS if forest is not None else MEMBERS[:2]
+        self.names = MEMBERS[: 2 + sum(trees is not None for trees in (forest, boosting))]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # pickles of versions that blended tables of numbers alone have no codes
-        self.__dict__.update({"codes": Codes.numbers(state["linear"].num_features)} | state)
+        # pickles of versions that blended tables of numbers alone have no codes, of later ones no
+        # boosted trees
+        numbers = Codes.numbers(state["linear"].num_features)
+        self.__dict__.update({"codes": numbers, "boosting": None} | state)
 
     def grow(self, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them."""
         if self.forest is not None:
             filled, missing = self._completed(rows, self.predicted(rows)[0], relayed)
             self.forest.fit(filled, ~missing, self.codes.owner)
+        if self.boosting is not None:
+            self.boosting.fit(rows)
 
     def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
@@ -176,6 +187,8 @@ class Blend:
         if self.forest is not None:
             filled, missing = self._completed(rows, linear, relayed)
             found.append(self.forest.complete(filled, missing, self.codes.owner))
+        if self.boosting is not None:
+            found.append(self.boosting.complete(rows, linear))
         return found
 
     def _completed(
