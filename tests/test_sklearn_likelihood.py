@@ -219,7 +219,7 @@ def test_held_out_error_of_classes_tells_what_was_learned():
 
 def test_linear_model_relay_model_and_trees_are_blended_for_every_kind_of_column(imputer):
     blend = imputer.blend_
-    assert blend.names == ("linear", "relay", "forest")
+    assert blend.names == ("linear", "relay", "forest", "boosting")
     np.testing.assert_allclose(blend.weights.sum(0), 1.0)
     assert (blend.weights >= 0).all()
     errors = imputer.held_out_errors_

@@ -17,6 +17,7 @@ from ..training.collapse import warn_of_collapse
 from ..training.held_out import FACTORS
 from ..training.loop.history import History
 from ..training.start_linear import start_linear
+from .boosting import BoostedColumns
 from .codes import Codes
 from .deadline import Deadline, OutOfTime, now, warn_of_time
 from .entries import HeldOutEntries, column_means, some_rows
@@ -134,7 +135,7 @@ class BlendedEstimator(RelayEstimator):
         """
         codes, judged, relayed = blend.codes, shown[entries.rows], None
         if deadline.over:
-            blend.leave_out("relay", "forest")
+            blend.leave_out(*MEMBERS[1:])
             self._untrained(shown, law, seed)
         else:
             trained = self._stopped(blend, shown, law, seed, entries, deadline.part(_RELAY))
@@ -151,7 +152,7 @@ class BlendedEstimator(RelayEstimator):
                 blend.grow(shown, self._relayed(shown, codes, self.scale_factor_), own)
                 found = found._replace(seconds=found.seconds + now() - begun)
             except OutOfTime:
-                blend.leave_out("forest")
+                blend.leave_out(*MEMBERS[2:])
         means = column_means(codes.of_rows(shown))
         error, predicted = blend.weigh(entries, judged, relayed, means)
         estimated = np.tile(means, (len(judged), 1))
@@ -246,31 +247,25 @@ class BlendedEstimator(RelayEstimator):
         blend = self.blend_
         if blend is None or blend.judged is None:
             return None
-        entries, predictions = blend.judged
-        rows, at = np.unique(entries.row, return_inverse=True)
-        # codes of an entry lie one after the other
-        owner = blend.codes.owner[entries.column]
-        first = np.flatnonzero((np.diff(at, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
-        found = {"row": entries.row[first], "column": owner[first]}
-        for name, own in {"truth": entries.truth, **predictions}.items():
-            codes = np.zeros((len(rows), len(blend.codes.owner)))
-            codes[at, entries.column] = own
-            values = blend.codes.estimate(self.model_.law, codes, self.estimate)
-            found[name] = self._units().to_data(values)[at, owner][first].astype(np.float64)
-        return found
+        return blend.judged.by_entry(
+            blend.codes,
+            lambda codes: self._in_data(
+                blend.codes.estimate(self.model_.law, codes, self.estimate)
+            ),
+        )
 
     def _check_members(self) -> None:
         given = self._options()["members"]
         if isinstance(given, str):
             known = given == "auto"
         else:
-            sets = [set(MEMBERS[1:2]), set(MEMBERS[:2]), set(MEMBERS)]
+            sets = [set(MEMBERS[1:2]), *(set(MEMBERS[:size]) for size in (2, 3, 4))]
             known = isinstance(given, Sequence) and all(isinstance(name, str) for name in given)
             known = known and set(given) in sets
         if not known:
             raise ValueError(
-                "members: expected 'auto', ('relay',), ('linear', 'relay') or "
-                f"('linear', 'relay', 'forest'), got {given!r}"
+                "members: expected 'auto', ('relay',), ('linear', 'relay'), ('linear', 'relay', "
+                f"'forest') or ('linear', 'relay', 'forest', 'boosting'), got {given!r}"
             )
 
     def _members_of(self, law: Likelihood, rows: np.ndarray) -> tuple[str, ...]:
@@ -287,8 +282,12 @@ class BlendedEstimator(RelayEstimator):
         if not suits or self._pixels:
             return ("relay",)
         size = rows.shape[1]
-        codes = size if all(law.standardizable) else sum(law.widths)
-        return MEMBERS if ColumnForest.suits(len(rows), size, codes) else MEMBERS[:2]
+        plain = all(law.standardizable)
+        codes = size if plain else sum(law.widths)
+        if not ColumnForest.suits(len(rows), size, codes):
+            return MEMBERS[:2]
+        # of numbers alone boosted trees find little that the forest does not
+        return MEMBERS[:3] if plain else MEMBERS
 
     def _blend_of(
         self,
@@ -301,7 +300,9 @@ class BlendedEstimator(RelayEstimator):
         features, groups = codes.features(rows), codes.owner_of_features
         linear = ppca(features.shape[1], latent_dim=rank)
         linear.fit(features, groups=None if codes.plain else groups.tolist(), seed=seed)
-        blend = Blend(linear, ColumnForest(seed) if "forest" in names else None, codes)
+        forest = ColumnForest(seed) if "forest" in names else None
+        boosting = BoostedColumns(codes, seed) if "boosting" in names else None
+        blend = Blend(linear, forest, codes, boosting)
         blend.leave_out(*set(MEMBERS).difference(names))
         return blend
 

@@ -28,7 +28,9 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             when the held-out entries are found no better, and the better one stays;
         forest: trees that predict each column from the row as the first two complete it, for what a
             smooth function of few latents misses. Of tables for which they would take long there are
-            none (more than 2,000,000 = rows, at most 4,096, x columns^2).
+            none (more than 2,000,000 = rows, at most 4,096, x columns^2);
+        boosting: gradient boosted trees from what a row shows, beside a forest where there are yes/no,
+            classes or counts.
 
     The held-out entries tell how each column's estimates are weighted (at least 0, with the sum 1),
     which `scale_factor` suits, how wide intervals are, and the error. Then all members are trained
@@ -98,7 +100,7 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             `rvi_fast.frames.recognise` calls so; names, places or a mask of them; None, a DataFrame must
             hold numbers. See below.
         members: "auto", all that the table can have, as above; or ("relay",), ("linear", "relay") or
-            ("linear", "relay", "forest").
+            ("linear", "relay", "forest"), with "boosting" last or without.
         subsample: rows that `fit` learns from at most, drawn at random; None for all. A column that they
             show less than 1,000 entries of has up to 1,000 more rows that show it. Scales and the column
             transforms are those of all rows.

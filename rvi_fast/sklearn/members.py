@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -13,13 +13,14 @@ from scipy.special import ndtr
 from ..models import LinearGaussian
 from ..training.held_out import JUDGED
 from .blend import blend_weights, crossed
+from .boosting import BoostedColumns
 from .calibration import Residuals
 from .codes import Codes
 from .deadline import Deadline
 from .entries import HeldOutEntries
 from .forest import ColumnForest
 
-MEMBERS = ("linear", "relay", "forest")
+MEMBERS = ("linear", "relay", "forest", "boosting")
 
 
 class Judged(NamedTuple):
@@ -38,17 +39,34 @@ class Judged(NamedTuple):
         """The same in a table of which these were the rows."""
         return self._replace(entries=self.entries._replace(row=numbers[self.entries.row]))
 
+    def by_entry(
+        self, codes: Codes, values: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What `BlendedEstimator.held_out_predictions_` says; `values` makes entries [N, D] of codes."""
+        rows, at = np.unique(self.entries.row, return_inverse=True)
+        # codes of an entry lie one after the other
+        owner = codes.owner[self.entries.column]
+        first = np.flatnonzero((np.diff(at, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
+        found = {"row": self.entries.row[first], "column": owner[first]}
+        for name, own in {"truth": self.entries.truth, **self.predictions}.items():
+            table = np.zeros((len(rows), len(codes.owner)))
+            table[at, self.entries.column] = own
+            found[name] = values(table)[at, owner][first].astype(np.float64)
+        return found
+
 
 class Blend:
     """A linear-Gaussian model, a relay model and trees, weighted for each column.
 
-    The first two complete rows; trees start from what these say together. Rows are in the units of the
+    The first two complete rows; the forest starts from what these say together, boosted trees from the
+    rows as they are. Rows are in the units of the
     relay model, predictions are expected codes (see `Codes`), and whatever is found for a row depends on
     that row alone.
 
     Args:
         linear: a linear-Gaussian model fitted to the features of the same rows.
         forest: trees to be fitted, or None.
+        boosting: boosted trees to be fitted beside a forest, or None.
         codes: of the columns; None for those of a table of numbers, which are the rows.
 
     Attributes:
@@ -72,21 +90,29 @@ class Blend:
     looks: Mapping[str, list[tuple[int, float]]] = MappingProxyType({})
 
     def __init__(
-        self, linear: LinearGaussian, forest: ColumnForest | None, codes: Codes | None = None
+        self,
+        linear: LinearGaussian,
+        forest: ColumnForest | None,
+        codes: Codes | None = None,
+        boosting: BoostedColumns | None = None,
     ) -> None:
-        self.linear, self.forest = linear, forest
+        self.linear, self.forest, self.boosting = linear, forest, boosting
         self.codes = Codes.numbers(linear.num_features) if codes is None else codes
-        self.names: tuple[str, ...] = MEMBERS if forest is not None else MEMBERS[:2]
+        self.names: tuple[str, ...] = MEMBERS[: 2 + sum(t is not None for t in (forest, boosting))]
 
     def leave_out(self, *names: str) -> None:
         """Goes on without members, whose weights are not found yet."""
         self.names = tuple(own for own in self.names if own not in names)
         if "forest" in names:
             self.forest = None
+        if "boosting" in names:
+            self.boosting = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # pickles of versions that blended tables of numbers alone have no codes
-        self.__dict__.update({"codes": Codes.numbers(state["linear"].num_features)} | state)
+        # pickles of versions that blended tables of numbers alone have no codes, of later ones no
+        # boosted trees
+        numbers = Codes.numbers(state["linear"].num_features)
+        self.__dict__.update({"codes": numbers, "boosting": None} | state)
 
     def grow(self, rows: np.ndarray, relayed: np.ndarray, deadline: Deadline) -> None:
         """Fits the trees to rows [N, D], NaN for missing, beside what the relay model says of them.
@@ -97,6 +123,8 @@ class Blend:
         if self.forest is not None:
             filled, missing = self._completed(rows, self.predicted(rows)[0], relayed)
             self.forest.fit(filled, ~missing, self.codes.owner, deadline)
+        if self.boosting is not None:
+            self.boosting.fit(rows, deadline)
 
     def weigh_latents(self, entries: HeldOutEntries, rows: np.ndarray, relayed: np.ndarray) -> None:
         """Finds how linear and relay model are weighted in the rows that trees are given.
@@ -218,6 +246,8 @@ class Blend:
         if self.forest is not None:
             filled, missing = self._completed(rows, linear, relayed)
             found.append(self.forest.complete(filled, missing, self.codes.owner))
+        if self.boosting is not None:
+            found.append(self.boosting.complete(rows, linear))
         return found
 
     def _completed(
