@@ -247,11 +247,9 @@ class BlendedEstimator(RelayEstimator):
         blend = self.blend_
         if blend is None or blend.judged is None:
             return None
+        codes, law = blend.codes, self.model_.law
         return blend.judged.by_entry(
-            blend.codes,
-            lambda codes: self._in_data(
-                blend.codes.estimate(self.model_.law, codes, self.estimate)
-            ),
+            codes, lambda own: self._in_data(codes.estimate(law, own, self.estimate))
         )
 
     def _check_members(self) -> None:
