@@ -1,0 +1,144 @@
+"""Whole training runs beside what `scale.py` predicts of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from bench_large_n import BATCH, GROUPS, D, T, mapped_table, peak_rss
+from scale import predict
+from scale_hardware import RESULTS, Hardware
+from scale_measured import in_ranks, joined
+from torch import Tensor, device
+
+import rvi_fast
+from rvi_fast.memory import room
+from rvi_fast.training import distributed
+from rvi_fast.training.loop import archive, capture
+
+SIZES, LARGE = (100_000, 1_000_000), (5_000_000,)
+# processes, and where rows lie
+RUNS = ((1, "device"), (1, "tables"), (2, "device"), (4, "device"))
+# of one process in memory up to here a checkpoint is timed too
+SAVED_ROWS = 100_000
+
+
+def trained(num_data: int, storage: str, folder: Path) -> dict[str, float]:
+    """In one of W processes: whole epochs of `fit`, of which all but the first are timed."""
+    with joined() as size:
+        x = np.load(folder / "x.npy", mmap_mode="r")
+        shard = distributed.rows_of_rank(num_data) if size > 1 else None
+        where = {"device": "device", "tables": str(folder / "tables")}[storage]
+        model = rvi_fast.models.rvi(
+            num_data, D, latent_dim=T, groups=GROUPS, storage=where, shard=shard
+        )
+        epochs, steps = (5 if num_data <= 200_000 else 2), -(-num_data // BATCH)
+        step, times, saves = capture.BatchStep.__call__, list[float](), list[float]()
+        save = archive.Archive.save
+
+        def timed(*arguments: Any) -> Tensor:
+            result = step(*arguments)
+            times.append(time.perf_counter())
+            return result
+
+        def timed_save(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = save(*arguments)
+            saves.append(time.perf_counter() - start)
+            return result
+
+        options: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "eval_every": 0}
+        with (
+            mock.patch.object(capture.BatchStep, "__call__", lambda *a: timed(*a)),
+            mock.patch.object(archive.Archive, "save", timed_save),
+        ):
+            rvi_fast.fit(model, x, progress=False, **options)
+            peak = peak_rss()
+            seconds = (times[-1] - times[steps - 1]) / (len(times) - steps)
+            if num_data <= SAVED_ROWS and size == 1 and storage == "device":
+                options["epochs"], run_dir = 1, folder / "run"
+                rvi_fast.fit(model, x, progress=False, run_dir=run_dir, **options)
+    on_disk = sum(path.stat().st_size for path in (folder / "tables").glob("*.bin"))
+    found = {"milliseconds": 1e3 * seconds, "memory": peak, "disk": on_disk}
+    return found | ({"checkpoint": saves[-1]} if saves else {})
+
+
+def check(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Runs beside predictions; those for which there is no room are left out, and say so."""
+    hardware, rows = Hardware.load(), list[dict[str, Any]]()
+    for num_data in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            mapped_table(folder, num_data)
+            for processes, storage in RUNS:
+                predicted = predict(num_data, D, hardware, processes=processes, storage=storage)
+                row: dict[str, Any] = {
+                    "num_data": num_data,
+                    "processes": processes,
+                    "storage": storage,
+                }
+                rows.append(row)
+                needs = predicted.memory * processes
+                free = room.free_memory(device("cpu"))
+                if free is not None and needs > free:
+                    row["error"] = f"needs {needs / 1e9:.0f} GB of memory"
+                elif predicted.disk > shutil.disk_usage(folder).free:
+                    row["error"] = f"needs {predicted.disk / 1e9:.0f} GB of disk"
+                else:
+                    found = in_ranks(processes, num_data, storage, folder, program=__file__)
+                    row["measured"] = found[0]
+                    row["predicted"] = dataclasses.asdict(predicted)
+                shutil.rmtree(folder / "tables", ignore_errors=True)
+                shutil.rmtree(folder / "run", ignore_errors=True)
+                print(line(row), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table: predicted, measured, and their ratio."""
+    place = "memory" if row["storage"] == "device" else "files"
+    start = f"| {row['num_data']:,} | {row['processes']} | {place} |"
+    if "error" in row:
+        return f"{start} {row['error']} | | | | | |"
+    cells = []
+    for name, unit in (("milliseconds", 1), ("memory", 1e9), ("checkpoint", 1)):
+        if name not in row["measured"]:
+            cells += ["", ""]
+            continue
+        predicted, measured = row["predicted"][name] / unit, row["measured"][name] / unit
+        cells += [f"{predicted:.2f} / {measured:.2f}", f"{predicted / measured:.2f}"]
+    return f"{start} {' | '.join(cells)} |"
+
+
+HEAD = """# Predicted and measured
+
+`python bench/scale.py measure && python bench/scale.py check`: predicted / measured, and their ratio, of
+milliseconds per step with all that an epoch does, peak memory of a process in GB, seconds of a
+checkpoint. B = 256, 784 pixels from a mapped file, the standard model; processes of one thread on
+{cores} cores, of which two do the work of {capacity:.2f}. The constants are those of parts, measured on
+{rows:,} rows: `bench/results/scale.json`.
+
+| N | processes | rows in | ms per step | | memory | | checkpoint | |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main(large: bool) -> None:
+    """Writes the table of all runs."""
+    rows = check(SIZES + (LARGE if large else ()))
+    hardware, held = Hardware.load(), json.loads(RESULTS.read_text())
+    head = HEAD.format(cores=hardware.cores, capacity=hardware.capacity[2], rows=held["rows"])
+    RESULTS.with_suffix(".md").write_text(head + "\n".join(map(line, rows)) + "\n")
+
+
+if __name__ == "__main__":
+    size, place, where = sys.argv[1:]
+    print(json.dumps(trained(int(size), place, Path(where))))
