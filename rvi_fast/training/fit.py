@@ -73,7 +73,8 @@ def fit(
     be written, the checkpoint before stays, and the next is tried when it is due.
 
     Several processes train one model where each of them calls this with a shard of it, see
-    `training.distributed`.
+    `training.distributed`. Ctrl-C, SIGTERM or SIGHUP to one of them then ends all with a checkpoint,
+    after 64 steps at most.
 
     Args:
         model: changed in place. Its posterior has one row for each row of x.
