@@ -160,6 +160,38 @@ def test_trees_are_grown_from_the_rows_and_columns_that_are_observed():
     assert not ColumnForest.suits(10_000, 200)
 
 
+def test_pickled_trees_hold_what_they_ask_to_predict_and_predict_the_same_bits():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(600, 4)).astype(np.float32)
+    # column 0 and two codes of a class: trees of one output and of two
+    x[:, 2] = x[:, 1] > 0
+    x[:, 3] = 1 - x[:, 2]
+    owner, observed = np.array([0, 1, 2, 2]), np.ones((600, 3), bool)
+    forest = ColumnForest(0).fit(x, observed, owner)
+    content = pickle.dumps(forest)
+    missing = generator.random((600, 3)) < 0.5
+    found = forest.complete(x, missing, owner)
+    again = pickle.loads(content)
+    assert again.complete(x, missing, owner).tobytes() == found.tobytes()
+    assert (
+        pickle.loads(pickle.dumps(again)).complete(x, missing, owner).tobytes() == found.tobytes()
+    )
+    # what earlier versions have pickled: the trees themselves
+    old = object.__new__(ColumnForest)
+    old.__setstate__({"seed": 0, "passes": forest.passes})
+    assert old.complete(x, missing, owner).tobytes() == found.tobytes()
+    trees = [tree for own in forest.passes for grown in own.values() for tree in grown]
+    # two numbers of 4 bytes for a node, 13 for a split, 8 for each value of a leaf; and names
+    needed = sum(
+        8 * tree.node_count
+        + 13 * (tree.node_count - tree.n_leaves)
+        + 8 * tree.n_outputs * tree.n_leaves
+        for tree in trees
+    )
+    assert len(content) < needed + 1200 * len(trees)
+    assert len(content) < 0.4 * len(pickle.dumps(forest.passes))
+
+
 @pytest.mark.parametrize("name", ["diabetes", "lowrank", "bent"])
 def test_intervals_and_draws_hold_what_they_promise(name):
     x = TABLES[name]()
@@ -185,6 +217,22 @@ def test_intervals_and_draws_hold_what_they_promise(name):
     )
     again = imputer.sample(table[new], 100, random_state=0)
     np.testing.assert_array_equal(draws, again)
+
+
+def test_transform_fills_in_a_draw_where_it_is_asked_to():
+    table, hidden = holed(lowrank()[:100])
+    imputer = RelayImputer(**SMALL, sample_posterior=True).fit(table)
+    drawn = imputer.transform(table)
+    np.testing.assert_array_equal(drawn, imputer.transform(table))
+    np.testing.assert_array_equal(drawn, imputer.sample(table, 1, random_state=0)[0])
+    score = imputer.score(table)
+    imputer.set_params(sample_posterior=False)
+    assert imputer.score(table) == score
+    filled = imputer.transform(table)
+    np.testing.assert_array_equal(drawn[~hidden], table[~hidden])
+    assert (drawn != filled)[hidden].all()
+    imputer.set_params(sample_posterior=True, random_state=None)
+    assert (imputer.transform(table) != imputer.transform(table))[hidden].all()
 
 
 def test_entries_of_a_row_are_drawn_together():

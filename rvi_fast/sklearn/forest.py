@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.tree import ExtraTreeRegressor
+from sklearn.tree._tree import Tree
 
 from .deadline import Deadline
 
@@ -40,6 +41,19 @@ class ColumnForest:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.passes: list[dict[int, list[Any]]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what trees ask to predict, a quarter of what they hold
+        packed = [{c: [_packed(tree) for tree in own] for c, own in p.items()} for p in self.passes]
+        return {"seed": self.seed, "packed": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # earlier versions have pickled the trees themselves
+        self.seed = state["seed"]
+        self.passes = state.get("passes") or [
+            {c: [_unpacked(tree) for tree in own] for c, own in p.items()}
+            for p in state.get("packed", ())
+        ]
 
     @staticmethod
     def suits(num_rows: int, num_columns: int, num_codes: int | None = None) -> bool:
@@ -124,3 +138,32 @@ def _grown(x: np.ndarray, y: np.ndarray, generator: np.random.Generator) -> list
     grown = (ExtraTreeRegressor(random_state=seed, **options) for seed in seeds)
     # what predicts is kept alone: a regressor around each tree would take as long as the tree
     return [tree.fit(x, y.astype(np.float64), check_input=False).tree_ for tree in grown]
+
+
+def _packed(tree: Tree) -> tuple[Any, ...]:
+    """What a tree asks to predict: where nodes lead and split, and the values of leaves."""
+    state = tree.__getstate__()
+    nodes, leaf = state["nodes"], tree.children_left < 0
+    shape = (tree.n_features, tree.n_classes, tree.n_outputs, state["max_depth"])
+    index = np.int32 if len(nodes) < 2**31 else np.int64
+    left, right = (nodes[name].astype(index) for name in ("left_child", "right_child"))
+    inner = nodes[~leaf]
+    splits = (inner["feature"].astype(np.int32), inner["threshold"], inner["missing_go_to_left"])
+    return shape, nodes.dtype, left, right, splits, state["values"][leaf]
+
+
+def _unpacked(packed: tuple[Any, ...]) -> Tree:
+    """The tree that predicts the same; impurities and counts of rows are 0."""
+    (features, classes, outputs, depth), dtype, left, right, splits, values = packed
+    nodes, leaf = np.zeros(len(left), dtype), left < 0
+    nodes["left_child"], nodes["right_child"] = left, right
+    # scikit-learn's marks of a leaf
+    nodes["feature"], nodes["threshold"] = -2, -2.0
+    for name, own in zip(("feature", "threshold", "missing_go_to_left"), splits, strict=True):
+        nodes[name][~leaf] = own
+    whole = np.zeros((len(nodes), *values.shape[1:]))
+    whole[leaf] = values
+    tree = Tree(features, classes, outputs)
+    state = {"max_depth": depth, "node_count": len(nodes), "nodes": nodes, "values": whole}
+    tree.__setstate__(state)
+    return tree

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import OneToOneFeatureMixin
 from sklearn.impute import MissingIndicator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .draws import DrawingEstimator
@@ -107,6 +108,9 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
         estimate: what is filled in: "mean" or "mode"; None takes the mean of numbers and counts, and the
             mode of yes/no and classes, so that 0, 1 or a code comes back. With "mode" counts are whole
             numbers too.
+        sample_posterior: fill in a draw of `sample`, as scikit-learn's `IterativeImputer` does, for
+            multiple imputation in pipelines: one estimator for each `random_state`. A number there gives
+            the same draws at each call, None others. `score` is of what is filled in without it.
         min_value: the least that is filled in, a number or one for each feature [D]; of a DataFrame that
             is not all numbers it holds for numbers and integers.
         max_value: the most that is filled in, likewise.
@@ -187,6 +191,7 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
         members: Any = "auto",
         subsample: int | None = 131_072,
         estimate: str | None = None,
+        sample_posterior: bool = False,
         min_value: Any = -np.inf,
         max_value: Any = np.inf,
         keep_empty_features: bool = False,
@@ -223,6 +228,7 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
         self.members = members
         self.subsample = subsample
         self.estimate = estimate
+        self.sample_posterior = sample_posterior
         self.min_value = min_value
         self.max_value = max_value
         self.keep_empty_features = keep_empty_features
@@ -270,12 +276,19 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
         rows = self._rows(x, missing)
         incomplete = self._incomplete(missing)
         if len(incomplete):
-            values = self._values(rows[incomplete])
+            values = self._said(rows[incomplete])
             filled[incomplete] = np.where(missing[incomplete], values, filled[incomplete])
         if self.encoder_ is not None:
             return framed(self.encoder_, X, filled, self._kept, holes, self.get_feature_names_out())
         filled = filled if self._kept.all() else filled[:, self._kept]
         return filled if holes is None else np.hstack([filled, holes.astype(filled.dtype)])
+
+    def _said(self, rows: np.ndarray) -> np.ndarray:
+        """What `transform` fills in, [N, D] in X's units, for rows in the model's."""
+        if not self.sample_posterior:
+            return self._values(rows)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return self._draws(rows, 1, seed)[0].clip(self._low, self._high)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`'s result: those kept of X, then those of the indicator."""
