@@ -126,6 +126,29 @@ def test_histograms_are_shares_of_what_was_observed_and_filled_in(trained):
     assert np.array_equal(known, np.histogram(column, edges)[0] / len(column))
 
 
+def test_bins_of_whole_numbers_hold_as_many_of_them_each():
+    x = np.arange(900.0)[:, None] % 90
+    x[::9] = np.nan
+    (known, _) = (own.get_data() for own in plot.imputations(x, np.nan_to_num(x)).axes[0].patches)
+    assert len(set(np.diff(known.edges))) == 1
+    assert (known.edges % 1 == 0.5).all()
+    assert known.edges[0] < 1 < 88 < known.edges[-1]
+
+
+def test_names_with_dollar_signs_are_no_formulas(trained, tmp_path):
+    names = ["US$ and A$", r"$\nothing$", *NAMES[2:]]
+    for figure in (
+        plot.missingness(X, names=names),
+        plot.imputations(X, impute(trained[0], X), names=names),
+        plot.reconstructions(trained[0], X, names=names),
+        plot.relays(trained[0], names=names),
+    ):
+        written(figure, tmp_path)
+    titles = plot.missingness(X, names=names).axes[1].get_xticklabels()
+    # as they are drawn
+    assert titles[0]._preprocess_math(titles[0].get_text())[0] == names[0]
+
+
 def test_points_of_a_map_are_the_posterior_means(trained):
     model, _ = trained
     (drawn,) = plot.latents(model, dimensions=(2, 0)).axes[0].collections

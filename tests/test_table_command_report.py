@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_classes_are_judged_by_the_share_that_is_wrong(made):
 def test_of_many_columns_the_worst_have_pictures_and_all_are_in_the_table(made, monkeypatch):
     monkeypatch.setattr(page, "MOST", 2)
     source, result, run = made
-    text = page.page(source, result, run)
+    text = page.page(source, replace(result, notes=("left out: forest",)), run)
+    assert "The time limit was reached: left out: forest." in text
     judged = sorted(findings(source, result), key=lambda own: -own.relative)
     held_out = text[text.index('id="held-out"') : text.index('id="distributions"')]
     assert held_out.count("<svg") == 2

@@ -117,6 +117,8 @@ def _opening(source: Source, result: Imputed, run: Run, found: Sequence[Finding]
         f"{source.num_rows:,} rows, {_counted(len(columns), 'column')}, {empty:.1%} of the cells "
         f"empty. Written to {', '.join(run.written)}{draws}."
     )
+    if result.notes:
+        yield f"The time limit was reached: {'; '.join(result.notes)}."
     judged = worst_first(found)
     if not judged:
         if result.imputer is not None:
@@ -313,8 +315,8 @@ def _training(result: Imputed, drawn: _Drawn) -> list[Block]:
         drawn(
             result.imputer.history_.plot(),
             f"Loss of the relay model over {epochs} epochs",
-            "On all cells",
-            f"The last training, of {_counted(epochs, 'epoch')}, on all observed cells.",
+            "Of the model that fills in",
+            f"Loss and its two parts over {_counted(epochs, 'epoch')}.",
         )
     )
     return [Gallery(drawings)]
