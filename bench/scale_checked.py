@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -124,7 +125,8 @@ HEAD = """# Predicted and measured
 milliseconds per step with all that an epoch does, peak memory of a process in GB, seconds of a
 checkpoint. B = 256, 784 pixels from a mapped file, the standard model; processes of one thread on
 {cores} cores, of which two do the work of {capacity:.2f}. The constants are those of parts, measured on
-{rows:,} rows: `bench/results/scale.json`.
+{rows:,} rows: `bench/results/scale.json`. What else ran on the machine (load average) before `measure`:
+{load:.1f}, before `check`: {now:.1f}.
 
 | N | processes | rows in | ms per step | | memory | | checkpoint | |
 |---|---|---|---|---|---|---|---|---|
@@ -133,9 +135,16 @@ checkpoint. B = 256, 784 pixels from a mapped file, the standard model; processe
 
 def main(large: bool) -> None:
     """Writes the table of all runs."""
+    now = os.getloadavg()[0]
     rows = check(SIZES + (LARGE if large else ()))
     hardware, held = Hardware.load(), json.loads(RESULTS.read_text())
-    head = HEAD.format(cores=hardware.cores, capacity=hardware.capacity[2], rows=held["rows"])
+    head = HEAD.format(
+        cores=hardware.cores,
+        capacity=hardware.capacity[2],
+        rows=held["rows"],
+        load=held["load"],
+        now=now,
+    )
     RESULTS.with_suffix(".md").write_text(head + "\n".join(map(line, rows)) + "\n")
 
 

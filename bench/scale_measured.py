@@ -143,7 +143,8 @@ class Looked:
 
     def seconds(self) -> float:
         gaps = np.diff(self.times[20:])
-        return typical([*gaps])
+        # all but the one between two epochs
+        return float(np.sort(gaps)[:-1].mean())
 
 
 def without_steps(x: Any, batch: int, *, loads: bool) -> float:
@@ -294,11 +295,12 @@ def side_by_side(num_rows: int) -> dict[str, Any]:
 
 def measure(num_rows: int = ROWS, sizes: tuple[int, ...] = (2, 4)) -> dict[str, Any]:
     """The constants of this machine."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         (found,) = in_ranks(1, "part", num_rows, name)
     small, large = BATCHES
     slope = {
-        k: (found[f"{k} {large}"] - found[f"{k} {small}"]) / (large - small)
+        k: max(0.0, found[f"{k} {large}"] - found[f"{k} {small}"]) / (large - small)
         for k in ("step", "decoder", "read")
     }
     needed = rvi_fast.estimate_memory(num_rows, D)
@@ -313,20 +315,25 @@ def measure(num_rows: int = ROWS, sizes: tuple[int, ...] = (2, 4)) -> dict[str, 
         slowed = statistics.fmean(t[batch] for t in together) / alone[batch]
         capacity[size] = min(size, size / slowed)
         reduce[size] = together[0]["reduce"]
-    limits = Path("/proc/sys/vm")
+    (base,) = in_ranks(1, "base")
+    # where the system begins to hold up who writes: between the two
+    ratios = [
+        int(Path(f"/proc/sys/vm/{name}").read_text())
+        for name in ("dirty_background_ratio", "dirty_ratio")
+    ]
     free = room.free_memory(torch.device("cpu")) or 0
     hardware = Hardware(
         step=found[f"step {large}"] - large * slope["step"] - found["shared"] + found["loop"],
-        row_byte=(slope["step"] - slope["decoder"]) / row,
+        row_byte=max(0.0, slope["step"] - slope["decoder"]) / row,
         flop=slope["decoder"] / (FLOPS * decoder),
         parameter=found["shared"] / parameters,
         read=max(0.0, found[f"read {small}"] - small * slope["read"]),
         read_byte=slope["read"] / D,
         bus_byte=0.0,
         cached=free,
-        dirty=free * int((limits / "dirty_background_ratio").read_text()) / 100,
+        dirty=free * statistics.fmean(ratios) / 100,
         cores=len(os.sched_getaffinity(0)),
-        base=base_memory(),
+        base=base,
         reduce=reduce,
         capacity=capacity,
         **{k: found[k] for k in ("epoch_byte", "order_row", "move_in", "move_out")},
@@ -334,22 +341,26 @@ def measure(num_rows: int = ROWS, sizes: tuple[int, ...] = (2, 4)) -> dict[str, 
     )
     return {
         "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
+        "load": load,
         "rows": num_rows,
         "parts": found,
         "hardware": dataclasses.asdict(hardware),
     }
 
 
-def base_memory() -> float:
-    """Bytes of a process that has loaded the package and done nothing."""
-    (found,) = in_ranks(1, "base")
-    return found
+def base_memory(num_rows: int = 1000) -> float:
+    """Bytes of this process once it has trained a small table, without those of the table."""
+    x = torch.randint(0, 256, (num_rows, D), dtype=torch.uint8)
+    model = rvi_fast.models.rvi(num_rows, D, latent_dim=T, groups=GROUPS)
+    rvi_fast.fit(model, x, epochs=1, batch_size=BATCH, eval_every=0, progress=False)
+    return peak_rss() - rvi_fast.estimate_memory(num_rows, D, data_dtype=torch.uint8).device
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["base"]:
-            result: Any = peak_rss()
+            with joined():
+                result: Any = base_memory()
         case ["part", size, where]:
             with joined():
                 result = part(int(size), Path(where))
