@@ -75,8 +75,8 @@ def serve_without_memory(monkeypatch):
     """Tensors without memory are served as those of a GPU are."""
 
     def served(name):
-        def call(*arguments):
-            found = getattr(kernels, name)(*arguments)
+        def call(*arguments, **keywords):
+            found = getattr(kernels, name)(*arguments, **keywords)
             assert found is not NotImplemented, f"{name}: left to the reference"
             return found
 
