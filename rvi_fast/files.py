@@ -78,6 +78,24 @@ def durable(path: StrPath) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
+def lengthen(path: StrPath, more: int) -> None:
+    """Adds zeros to the end of a file, with room on the disk for all of them.
+
+    Args:
+        path: the file.
+        more: bytes.
+
+    Raises:
+        OSError: as the system raised it, with the path named; the file may be longer then.
+    """
+    with naming(path), open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(size + more)
+        if more and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), size, more)
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: StrPath, *, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the with block ends, and else disappears.

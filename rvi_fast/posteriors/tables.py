@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from .._devices import device_row, kinds_of_devices
-from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
+from ..files import (
+    CheckpointError,
+    StrPath,
+    durable,
+    lengthen,
+    read_bytes,
+    sealed,
+    unsealed,
+    write_bytes,
+)
 from ..memory import pages
 from ..memory.room import InsufficientMemory, free_disk
 from .checksums import Checksums
@@ -353,20 +362,13 @@ def _reserve_more(paths: Sequence[Path], added: int, before: int) -> None:
     """Makes room at the ends of files for more rows; or leaves all of them as they are."""
     sizes = {path: path.stat().st_size for path in paths}
     more = {path: size // before * added for path, size in sizes.items()}
-    room = free_disk(paths[0].parent)
-    refusal = (
-        f"storage: {added} more rows need {sum(more.values())} bytes in {paths[0].parent}, its disk has "
-        f"{room} free; use another directory"
-    )
-    if room is not None and sum(more.values()) > room:
+    room, total = free_disk(paths[0].parent), sum(more.values())
+    refusal = f"storage: {added} more rows need {total} bytes in {paths[0].parent}, {room} are free"
+    if room is not None and total > room:
         raise InsufficientMemory(refusal)
     try:
-        for path, size in sizes.items():
-            with open(path, "r+b") as file:
-                file.truncate(size + more[path])
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), size, more[path])
-                os.fsync(file.fileno())
+        for path in paths:
+            lengthen(path, more[path])
     except OSError as error:
         for path, size in sizes.items():
             os.truncate(path, size)
