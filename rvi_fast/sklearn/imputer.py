@@ -127,7 +127,7 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             entries, the members stay that have not seen the held-out ones. A
             `sklearn.exceptions.ConvergenceWarning` says what was cut short and names the members that
             were left out; `blend_.names` has the others. The result then depends on the machine.
-        verbose: show progress bars.
+        verbose: show progress of each training, with the time that is left to its last epoch.
 
     Attributes:
         model_: the trained relay model, a `rvi_fast.models.LatentModel`, in standardised units. It holds
