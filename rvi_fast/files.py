@@ -87,7 +87,7 @@ def lengthen(path: StrPath, size: int) -> None:
     with naming(path), open(path, "r+b") as file:
         before = file.seek(0, os.SEEK_END)
         file.truncate(size)
-        if hasattr(os, "posix_fallocate"):
+        if size > before and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), before, size - before)
         os.fsync(file.fileno())
 
