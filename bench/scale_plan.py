@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from scale import Prediction, predict
 from scale_hardware import Hardware
 
@@ -45,6 +47,7 @@ H100 = Hardware(
 )
 
 
+@cache
 def plan(num_data: int, processes: int, storage: str) -> Prediction:
     """Of a cell of the table; data lie where the rows lie."""
     return predict(
