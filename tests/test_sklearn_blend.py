@@ -15,9 +15,8 @@ from rvi_fast import likelihoods
 from rvi_fast.models import ppca
 from rvi_fast.sklearn import RelayImputer
 from rvi_fast.sklearn.blend import blend_weights, crossed
-from rvi_fast.sklearn.blended import _some_of
 from rvi_fast.sklearn.calibration import Residuals
-from rvi_fast.sklearn.entries import HeldOutEntries
+from rvi_fast.sklearn.entries import HeldOutEntries, some_rows
 from rvi_fast.sklearn.forest import ColumnForest
 
 SMALL = {"latent_dim": 4, "hidden": (16,), "groups": (8,), "epochs": 20, "random_state": 0}
@@ -306,12 +305,12 @@ def test_a_part_of_the_rows_is_learned_from_and_rare_columns_are_in_it():
     holed = np.where(np.random.default_rng(1).random(x.shape) < 0.3, np.nan, x)
     holed[:, 5] = np.nan
     holed[100:120, 5] = x[100:120, 5]  # few of 200 random rows show it
-    chosen = _some_of(holed, 200, 0)
+    chosen = some_rows(holed, 200, 0)
     assert set(range(100, 120)) < set(chosen)
     assert (np.diff(chosen) > 0).all()
-    assert np.array_equal(_some_of(holed, 1200, 0), np.arange(1200))
+    assert np.array_equal(some_rows(holed, 1200, 0), np.arange(1200))
     dense = np.where(np.arange(6000)[:, None] % 2, np.nan, np.zeros((6000, 3)))
-    assert len(_some_of(dense, 5000, 0)) == 5000
+    assert len(some_rows(dense, 5000, 0)) == 5000
 
     part, whole = (RelayImputer(**SMALL, subsample=most) for most in (200, None))
     for imputer in (part, whole):

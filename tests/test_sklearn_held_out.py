@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is missing: the extra sklearn")
 
-from rvi_fast.sklearn import RelayImputer, blended
+from rvi_fast.sklearn import RelayImputer, entries
 
 SMALL = {"latent_dim": 2, "hidden": (8,), "groups": (4,), "epochs": 4, "steps": 3}
 
@@ -55,7 +55,7 @@ def test_what_is_held_out_has_no_part_in_what_is_predicted_there():
 
 
 def test_of_codes_classes_and_counts_are_told_and_rows_are_those_of_the_table(monkeypatch):
-    monkeypatch.setattr(blended, "_SHOWN", 10)
+    monkeypatch.setattr(entries, "_SHOWN", 10)
     generator = np.random.default_rng(0)
     health = generator.normal(size=300)
     smokes = (health + generator.normal(size=300) < 0).astype(float)
