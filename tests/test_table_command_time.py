@@ -45,7 +45,7 @@ def test_in_no_time_the_linear_model_fills_in_alone_and_it_is_said(tmp_path, cap
     assert not pandas.read_csv(out).isna().any(axis=None)
     assert fitted[0].blend_.names == ("linear",)
     assert "--time-limit: " in (said := capsys.readouterr().out)
-    assert "left out: relay, forest" in said
+    assert "--time-limit: left out: relay, forest" in said
 
 
 def test_a_limit_that_is_not_reached_changes_no_byte(tmp_path, capsys, fitted):

@@ -123,7 +123,8 @@ def _fit_within(imputer: Any, frame: Any, seconds: float) -> list[str]:
     notes = []
     for own in caught:
         if issubclass(own.category, ConvergenceWarning):
-            notes.append(str(own.message).removeprefix("max_time: "))
+            # the limit it names is the part of ours that training has
+            notes.append(str(own.message).rpartition("trained: ")[2])
         else:
             warnings.warn_explicit(own.message, own.category, own.filename, own.lineno)
     return notes
