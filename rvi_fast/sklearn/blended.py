@@ -242,7 +242,7 @@ class BlendedEstimator(RelayEstimator):
         of the blend are with weights that have not seen the entry; when the relay model stops, and its
         `scale_factor_`, were chosen by these entries. Numbers are in the units of X, of a DataFrame that
         is not all numbers as `encoder_.encode` makes them, yes/no and classes as codes. None without
-        members beside the relay model.
+        members beside the relay model, and in what was pickled: that holds no entry of the table.
         """
         blend = self.blend_
         if blend is None or blend.judged is None:

@@ -77,7 +77,7 @@ class Blend:
             predictive standard deviations; None where there are no such columns.
         errors: of each member and of "blend" the root mean square error on held-out entries of each
             column [D], relative to that of the column's mean; NaN where none was held out.
-        judged: what they predicted there; None in pickles of versions that did not keep it.
+        judged: what they predicted there; pickles do not hold it.
         looks: of each training of the relay model, by where it started, the epochs at which held-out
             entries were looked at, and their root mean square error then.
     """
@@ -107,6 +107,10 @@ class Blend:
             self.forest = None
         if "boosting" in names:
             self.boosting = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # entries of the table stay where it was learned from
+        return {name: own for name, own in self.__dict__.items() if name != "judged"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # pickles of versions that blended tables of numbers alone have no codes, of later ones no

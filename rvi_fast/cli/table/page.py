@@ -33,7 +33,12 @@ from .sources import Source
 
 # columns with pictures of their own
 MOST = 24
-_MEMBERS = {"linear": "linear", "relay": "relay model", "forest": "trees"}
+_MEMBERS = {
+    "linear": "linear",
+    "relay": "relay model",
+    "forest": "trees",
+    "boosting": "boosted trees",
+}
 _KEPT = "\N{NO-BREAK SPACE}"
 _WRONG = 0.95  # of the error of the mean, from which on a column is hardly known
 _ABOUT_ERRORS = (
