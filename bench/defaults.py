@@ -13,7 +13,6 @@ as an argument would be. Rows are on disk as soon as they are known.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import time
 import warnings
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from imputation import tables
 from imputation.jobs import Job, make_part
+from imputation.results import Results
 from imputation.scores import rmse
 
 from rvi_fast.sklearn import RelayImputer
@@ -85,25 +85,6 @@ def measured(setting: str, value: Any, table: str, seed: int) -> dict[str, str]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows that are there."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(path: Path, row: dict[str, str]) -> None:
-    """Appends a row."""
-    new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def page(rows: list[dict[str, str]]) -> str:
     """Of each alternative the mean ratio over tables with its standard error, and of CPU seconds."""
     found = {tuple(row[name] for name in FIELDS[:4]): row for row in rows}
@@ -143,17 +124,18 @@ def main() -> None:
     add_option("--out", type=Path, default=Path("build/defaults"), help="where results go")
     add_option("--write-results", action="store_true", help="they go to bench/results")
     given = parser.parse_args()
-    path = (RESULTS if given.write_results else given.out) / "defaults.csv"
+    results = Results((RESULTS if given.write_results else given.out) / "defaults.csv", FIELDS, 4)
     warnings.simplefilter("ignore")
     pairs = [("default", None), *((s, v) for s in given.settings for v in ALTERNATIVES[s])]
+    done = results.keys()
     for seed in given.seeds:
         for table in given.tables:
             for setting, value in pairs:
                 key = (setting, str(value), table, str(seed))
-                if key not in {tuple(row[n] for n in FIELDS[:4]) for row in read(path)}:
-                    add(path, row := measured(setting, value, table, seed))
+                if key not in done:
+                    results.add([row := measured(setting, value, table, seed)])
                     print(*row.values(), flush=True)
-    rows = read(path)
+    rows = results.rows()
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
     names = ", ".join(dict.fromkeys(row["table"] for row in rows))
     head = (
@@ -161,7 +143,7 @@ def main() -> None:
         "--write-results`; every row is in `defaults.csv`. What is measured: the heading of that "
         f"file. Tables: {names}; seeds {seeds}.\n\n"
     )
-    path.with_suffix(".md").write_text(head + page(rows) + "\n", encoding="utf-8")
+    results.path.with_suffix(".md").write_text(head + page(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

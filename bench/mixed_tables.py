@@ -21,7 +21,6 @@ the laws).
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 from imputation.mechanisms import mcar
 from imputation.mixed_tables import MIXED, MixedTable, classes_of
+from imputation.results import Results
 
 RATE = 0.3
 FIELDS = ("imputer", "table", "seed", "column", "error", "cpu_s")
@@ -156,25 +156,6 @@ def scored(imputer: str, name: str, seed: int) -> list[dict[str, str]]:
     ]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows that are there."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(path: Path, rows: list[dict[str, str]]) -> None:
-    """Appends rows."""
-    new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def page(rows: list[dict[str, str]]) -> str:
     """Means over seeds of each column, and the columns of which a peer is better, in Markdown."""
     names = [name for name in IMPUTERS if any(row["imputer"] == name for row in rows)]
@@ -237,24 +218,26 @@ def main() -> None:
     add_option("--write-results", action="store_true", help="they go to bench/results")
     given = parser.parse_args()
     path = (RESULTS if given.write_results else given.out) / "mixed_tables.csv"
+    results = Results(path, FIELDS, 4)
     warnings.simplefilter("ignore")
+    done = {own[:3] for own in results.keys()}  # noqa: SIM118  (it is no dictionary)
     for seed in DEVELOPMENT if given.development else SEEDS:
         for name in given.tables:
             for imputer in given.imputers:
                 key = (imputer, name, str(seed))
-                if key in {(row["imputer"], row["table"], row["seed"]) for row in read(path)}:
+                if key in done:
                     continue
                 rows = scored(imputer, name, seed)
-                add(path, rows)
+                results.add(rows)
                 print(*key, *(row["error"] for row in rows), rows[0]["cpu_s"], flush=True)
     head = (
         "# Tables of numbers, counts, yes/no and classes\n\n`python bench/mixed_tables.py "
         "--write-results`; every row is in `mixed_tables.csv`. What is measured: the heading of that "
         "file. 30 % missing completely at random, of seeds "
-        f"{', '.join(sorted({row['seed'] for row in read(path)}, key=int))}; means over those that "
+        f"{', '.join(sorted({row['seed'] for row in results.rows()}, key=int))}; means over those that "
         "every imputer shown has been run on, whose number is given.\n\n"
     )
-    path.with_suffix(".md").write_text(head + page(read(path)) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(head + page(results.rows()) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Directories of Parquet files: read in pieces, trained on, filled in file by file."""
 
+import copy
 import decimal
 import os
 
@@ -279,6 +280,16 @@ def test_a_file_that_fails_leaves_the_others_alone(directory, model, tmp_path):
         impute_parquet(model, table, out, jobs=1, progress=False)
     assert "1 of 3 files failed" in raised.value.__notes__[-1]
     assert sorted(path.name for path in out.glob("*.parquet")) == ["0.parquet", "2.parquet"]
+
+
+def test_columns_in_another_order_than_the_model_learned_are_refused(directory, model, tmp_path):
+    turned = tuple(reversed(parquet_parts.NUMBERS))
+    frame = copy.deepcopy(model)
+    frame.columns = tuple(parquet_parts.NUMBERS)  # as `fit` to a DataFrame leaves it
+    source = data.ParquetDirectory(directory, turned)
+    with pytest.raises(ValueError, match=f"x: expected the columns .*, got {turned[0]}"):
+        impute_parquet(frame, source, tmp_path / "out", steps=1, jobs=1, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_features_that_training_never_saw_stay_missing(directory, model, tmp_path):

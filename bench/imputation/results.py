@@ -1,18 +1,18 @@
-"""The file of the results: a row for each imputer, table, mechanism, rate, seed and part, as CSV."""
+"""Files of results: rows as CSV, of the imputers for each table, mechanism, rate, seed and part."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rvi_fast.files import write_text
 
 from .jobs import FIELDS
 
-KEY = FIELDS[:6]
+KEYS = 6
 Row = dict[str, str]
 
 
@@ -21,10 +21,12 @@ class Results:
 
     Args:
         path: the file, made with the first row.
+        fields: names of the columns.
+        keys: how many of them, the first ones, name a row.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, fields: Sequence[str] = FIELDS, keys: int = KEYS) -> None:
+        self.path, self.fields, self.key = path, fields, fields[:keys]
 
     def rows(self) -> list[Row]:
         """All rows; a line that a killed process left unfinished is none."""
@@ -38,15 +40,15 @@ class Results:
 
     def keys(self) -> set[tuple[str, ...]]:
         """What names the rows that are there."""
-        return {tuple(row[name] for name in KEY) for row in self.rows()}
+        return {tuple(row[name] for name in self.key) for row in self.rows()}
 
     def add(self, rows: list[Row]) -> None:
         """Appends rows by one write, on disk when the call returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _lines(rows)
+        lines = self._lines(rows)
         with self.path.open("ab", buffering=0) as file:
             if not file.tell():
-                lines = _lines([dict(zip(FIELDS, FIELDS, strict=True))]) + lines
+                lines = self._lines([self._names]) + lines
             file.write(lines.encode())
             os.fsync(file.fileno())
 
@@ -54,10 +56,13 @@ class Results:
         """Removes the rows for which `wanted` is true."""
         kept = [row for row in self.rows() if not wanted(row)]
         if self.path.is_file():
-            write_text(self.path, _lines([dict(zip(FIELDS, FIELDS, strict=True)), *kept]))
+            write_text(self.path, self._lines([self._names, *kept]))
 
+    @property
+    def _names(self) -> Row:
+        return dict(zip(self.fields, self.fields, strict=True))
 
-def _lines(rows: list[Row]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, FIELDS, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    def _lines(self, rows: list[Row]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.fields, lineterminator="\n").writerows(rows)
+        return text.getvalue()

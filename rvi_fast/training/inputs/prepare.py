@@ -155,12 +155,13 @@ def plain(model: LatentModel, x: Any, mask: Any = None) -> tuple[Any, Any]:
         expected = columns_of(x) if model.columns is None else model.columns
         if None not in (found, expected) and found != expected:
             raise ValueError(
-                f"{name}: expected the columns {_listed(expected)}, got {_listed(found)}"
+                f"{name}: expected the columns {listed(expected)}, got {listed(found)}"
             )
     return unframed("x", x), unframed("mask", mask)
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
+    """Names of columns in a message: the first twelve."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 

@@ -18,6 +18,7 @@ from ...data.parquet.directory import ParquetFile
 from ...files import StrPath
 from ...models import LatentModel
 from ...progress import progress_bar
+from ..inputs.prepare import listed
 from ..loop.interrupts import Interrupted, deferred
 from ..runs.directory import RunDirectory
 from ..runs.export import without_rows
@@ -74,7 +75,8 @@ def impute_parquet(
     Args:
         model: a trained model. Other processes get it without its rows.
         x: the directory; its columns of numbers, or `model.columns` where the model has them, are the
-            features. Or a `ParquetDirectory`, which says which columns they are, in the model's order.
+            features. Or a `ParquetDirectory`, which says which columns they are, in the model's order: a
+            model that was trained on a DataFrame knows it, and another is refused.
         out: the directory to write, made where it is missing: not `x`, not in it and not around it.
         steps, lr, scale_factor: as in `infer`; the factor is a number.
         estimate: as in `impute`.
@@ -168,6 +170,10 @@ def _job(
     inference: dict[str, Any],
 ) -> Job:
     source = x if isinstance(x, ParquetDirectory) else ParquetDirectory(x, model.columns)
+    if model.columns is not None and tuple(source.features) != model.columns:
+        raise ValueError(
+            f"x: expected the columns {listed(model.columns)}, got {listed(source.features)}"
+        )
     if len(source.features) != model.num_features:
         raise ValueError(
             f"x: expected {model.num_features} columns of numbers, as the model has features, got "
