@@ -108,7 +108,7 @@ def parts(out: Path) -> dict[str, list[Command]]:
             Command(150, [sys.executable, "bench/gpu_launches.py", "times", str(out)]),
             compiled(100, STEP, "-k", "10000-256 or 4096"),
             duels(110, STEP, "-k", "10000-256"),
-            duels(60, "bench/bench_paper_run.py"),
+            duels(120, "bench/bench_paper_run.py"),
             duels(60, STEP, "-k", "4096"),
         ],
         "large": [

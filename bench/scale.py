@@ -2,6 +2,7 @@
 
     python bench/scale.py measure          # the constants of this machine, into bench/results/scale.json
     python bench/scale.py check [--large]  # trains, and compares with what is predicted from them
+    python bench/scale.py files            # two million rows in the files of each of two processes
     python bench/scale.py plan             # 10^7 to 10^9 rows on 1, 8 and 64 GPUs
 
 `predict` is all of the arithmetic, apart from bytes of memory, which are `estimate_memory`'s. The
@@ -264,8 +265,12 @@ def main(arguments: list[str]) -> None:
             from scale_checked import main
 
             main(large="--large" in arguments)
+        case ["files"]:
+            from scale_checked import files
+
+            files()
         case _:
-            raise SystemExit("python bench/scale.py measure | check [--large] | plan")
+            raise SystemExit("python bench/scale.py measure | check [--large] | files | plan")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ RUNS = ((1, "device"), (1, "tables"), (2, "device"), (4, "device"))
 SAVED_ROWS = 100_000
 
 
-def trained(num_data: int, storage: str, folder: Path) -> dict[str, float]:
+def trained(num_data: int, storage: str, folder: Path, batch_size: int = BATCH) -> dict[str, float]:
     """In one of W processes: whole epochs of `fit`, of which all but the first are timed."""
     with joined() as size:
         x = np.load(folder / "x.npy", mmap_mode="r")
@@ -41,7 +41,7 @@ def trained(num_data: int, storage: str, folder: Path) -> dict[str, float]:
         model = rvi_fast.models.rvi(
             num_data, D, latent_dim=T, groups=GROUPS, storage=where, shard=shard
         )
-        epochs, steps = (5 if num_data <= 200_000 else 2), -(-num_data // BATCH)
+        epochs, steps = (5 if num_data <= 200_000 else 2), -(-num_data // batch_size)
         step, times, saves = capture.BatchStep.__call__, list[float](), list[float]()
         save = archive.Archive.save
 
@@ -56,7 +56,7 @@ def trained(num_data: int, storage: str, folder: Path) -> dict[str, float]:
             saves.append(time.perf_counter() - start)
             return result
 
-        options: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "eval_every": 0}
+        options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "eval_every": 0}
         with (
             mock.patch.object(capture.BatchStep, "__call__", lambda *a: timed(*a)),
             mock.patch.object(archive.Archive, "save", timed_save),
@@ -148,6 +148,34 @@ def main(large: bool) -> None:
     RESULTS.with_suffix(".md").write_text(head + "\n".join(map(line, rows)) + "\n")
 
 
+FILES = """# Rows in files, in one process and in two
+
+`python bench/scale.py files`: milliseconds per step and peak memory of a process, with {rows:,} rows in
+the files of each, 784 uint8 pixels from a mapped file and {batch} rows a step for each; whole epochs of
+`fit` after the first, one thread a process, {cores} cores, load average before it {load:.1f}.
+
+| processes | ms per step | GB |
+|---|---|---|
+"""
+
+
+def files(rows: int = 2_000_000) -> None:
+    """Writes what a step takes with `rows` rows in the files of one process, and of each of two."""
+    head = FILES.format(rows=rows, batch=BATCH, cores=os.cpu_count(), load=os.getloadavg()[0])
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for processes in (1, 2):
+            mapped_table(folder, rows * processes)
+            sizes = rows * processes, "tables", folder, BATCH * processes
+            found = in_ranks(processes, *sizes, program=__file__)
+            shutil.rmtree(folder / "tables")
+            step, memory = (max(own[name] for own in found) for name in ("milliseconds", "memory"))
+            lines.append(f"| {processes} | {step:.2f} | {memory / 1e9:.2f} |")
+            print(lines[-1], flush=True)
+    RESULTS.with_name("scale_files.md").write_text(head + "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
-    size, place, where = sys.argv[1:]
-    print(json.dumps(trained(int(size), place, Path(where))))
+    size, place, where, *batch = sys.argv[1:]
+    print(json.dumps(trained(int(size), place, Path(where), *map(int, batch))))

@@ -1,4 +1,4 @@
-"""10^7 to 10^9 rows on H100s and NVMe, from data sheets: nothing here has been measured on a GPU."""
+"""10^7 to 10^9 rows on H100s and NVMe: a step as measured on one, all else from data sheets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SIZES, PROCESSES = (10**7, 10**8, 10**9), (1, 8, 64)
 CPU_READ_BYTE, CPU_MOVE_BYTE, CPU_HASH_BYTE = 0.3e-9, 0.5e-9, 0.6e-9
 
 H100 = Hardware(
-    # bench/results/NOTES.md predicts 35-40 us at B = 256, 60-75 at 4,096, 450-600 at 65,536
-    step=35.5e-6,
-    # HBM3, 3.35 TB/s, once each way; decoder at the rate of float32, 67 TFLOP/s
-    row_byte=2 / 3.35e12,
-    flop=1 / 67e12,
+    # bench/results/NOTES.md: 55 us at B = 256, 175 at 4,096, 2,294 at 65,536
+    step=55e-6,
+    # a copy of 2.96 TB/s, once each way; what is left of 65,536 rows is the decoder's
+    row_byte=2 / 2.96e12,
+    flop=1 / 11e12,
     parameter=0.0,
     # read twice, written once
-    epoch_byte=3 / 3.35e12,
+    epoch_byte=3 / 2.96e12,
     # sorted by random keys of 8 bytes, in eight passes
-    order_row=128 / 3.35e12,
+    order_row=128 / 2.96e12,
     read=0.0,
     read_byte=CPU_READ_BYTE,
     move_in=CPU_MOVE_BYTE,

@@ -96,6 +96,24 @@ def input_precision() -> str:
     return precision[torch.get_float32_matmul_precision()]
 
 
+def multiplies_in_groups() -> bool:
+    """Whether the current device has products of four warps (wgmma: sm_90 alone)."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return False
+    try:
+        driver = triton.runtime.driver.active
+    except RuntimeError:
+        # no GPU: nothing is launched, but memory may be estimated, of which these take more
+        return True
+    return _architecture(driver.get_current_device()) == 90
+
+
+@functools.cache
+def _architecture(device: int) -> int:
+    """That of the current device, by its number."""
+    return triton.runtime.driver.active.get_current_target().arch
+
+
 def block_of(size: int, least: int = 16) -> int:
     """The power of two, at least `least`, that covers `size`."""
     return max(least, triton.next_power_of_2(size))

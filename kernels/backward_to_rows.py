@@ -57,13 +57,14 @@ from ._common import BLOCK_B, block_of, input_precision, launch, row_error
 from .layers_bwd import sum_layer, sum_of_pieces, through_layer
 from .pieces import PROGRAMS
 from .relay_sample import constants_of
-from .relay_sample_bwd import MAX_PIECES
 from .row_adam import adam_factors, moment_keys, moment_table
 from .row_tiles import load_block, step_coefficients, step_posterior
 
 # programs that share a block, at most, so that each has few tiles, one after the other: each goes
 # through the layers itself, and more would read more than they save
-SHARES = 4
+SHARES = 8
+# of `grads`: then a program shares its block with nobody
+MAX_PIECES = 256
 
 
 @triton.jit(
@@ -313,7 +314,7 @@ def backward_to_rows(
     if len(grads) < num_pieces:
         raise ValueError(f"grads: expected {num_pieces} pieces or more, got {len(grads)}")
     # two to a processor of a large GPU
-    shares = min(SHARES, PROGRAMS // num_pieces)
+    shares = max(1, min(SHARES, PROGRAMS // num_pieces))
     widths = tuple(weight.shape[0] for weight in weights)
     constants = _constants_of(layout, widths, tuple(places), input_precision())
     launch(_backward_to_rows_kernel, (num_pieces, shares))(

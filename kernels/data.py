@@ -77,16 +77,34 @@ def load_tile(
     scale_ptr,
     first,
     rows,
+    exists,
+    start,
     columns,
     inside,
     num_features,
     MASK: tl.constexpr,
     SCALE: tl.constexpr,
+    AXIS: tl.constexpr,
 ):
-    """Values, observed and scale of a tile whose rows count from `first`."""
+    """Values, observed and scale of a tile whose rows count from `first`, and its features from `start`.
+
+    Features lie along AXIS, a power of two of them up to 64, and as many before them in whole tiles.
+    """
     values = load_values(x_ptr + first * num_features + rows * num_features + columns, inside)
     marks = mask_at_row(mask_ptr, first, num_features, MASK)
-    observed = load_observed(marks, values, rows, columns, inside, num_features, MASK)
+    if MASK == "bits":
+        # a word or two of each row hold all of the tile
+        words = (num_features + 31) // 32
+        word, there = start // 32, tl.expand_dims(exists, AXIS)
+        bits = tl.load(marks + rows * words + word, mask=there, other=0)
+        if columns.shape[AXIS] > 32:
+            tl.static_assert(columns.shape[AXIS] == 64)
+            there = there & (word + 1 < words)
+            later = tl.load(marks + rows * words + (word + 1), mask=there, other=0)
+            bits = tl.where(columns - start < 32, bits, later)
+        observed = inside & (((bits >> (columns % 32)) & 1) != 0)
+    else:
+        observed = load_observed(marks, values, rows, columns, inside, num_features, MASK)
     scales = scales_of_rows(scale_ptr, first, rows, num_features, SCALE)
     return values, observed, load_scale(scales, columns, columns, inside, num_features, SCALE)
 

@@ -44,7 +44,7 @@ from .row_adam import count_step, window_of
 # programs that have no parameters: the first two, which take longest
 OTHERS = tl.constexpr(2)
 # numbers that the program of the means reads at a time
-AVERAGED = 1024
+AVERAGED = 4096
 
 
 @triton.jit

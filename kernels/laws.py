@@ -56,17 +56,17 @@ def factor(grad, scale, LAW: tl.constexpr, INVERTED: tl.constexpr):
 
 
 @triton.jit
-def entry(values, output, scale, apart, LAW: tl.constexpr):
+def entry(values, output, log_scale, apart, LAW: tl.constexpr):
     """What an entry adds to the log-likelihood, given its residual."""
     if LAW == "bernoulli":
         # the larger exponent is taken out, so that none overflows
         softplus = tl.maximum(output, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(output)))
         return values * output - softplus
     elif LAW == "laplace":
-        return -tl.abs(apart) - (tl.log(scale) + LOG_TWO)
+        return -tl.abs(apart) - (log_scale + LOG_TWO)
     else:
         tl.static_assert(LAW == "gaussian")
-        return -0.5 * apart * apart - (tl.log(scale) + HALF_LOG_TWO_PI)
+        return -0.5 * apart * apart - (log_scale + HALF_LOG_TWO_PI)
 
 
 @triton.jit

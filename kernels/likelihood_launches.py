@@ -93,6 +93,7 @@ def over_features(grad: Tensor | float | None, inputs: Inputs) -> tuple[Tensor, 
         **inputs.constants,
         NEED_HIDDEN=grad is not None,
         **tile,
+        num_stages=2,
         enable_fp_fusion=True,
     )
     return log_prob, grad_hidden
@@ -154,7 +155,7 @@ def over_rows(
         NEED_LINEAR=grad_weight is not None or grad_bias is not None,
         NEED_SCALE=grad_scale is not None,
         **walk.tile,
-        # row numbers leave registers for less that would be loaded ahead of a product
-        num_stages=3 if inputs.tensors["index_ptr"] is None else 1 + (hidden.shape[2] > 64),
+        # registers are short for what would be loaded ahead of a product
+        num_stages=1 + (hidden.shape[2] > 64),
         enable_fp_fusion=True,
     )

@@ -41,6 +41,17 @@ def _load_grad(grad_log_prob_ptr, grad, offsets, exists):
         return tl.load(grad_log_prob_ptr + offsets, mask=exists, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _both(scale, SCALE: tl.constexpr, LOG_SCALE: tl.constexpr):
+    """1 / s and log s, from s or from its logarithm."""
+    if SCALE == "none":
+        return 1.0, 0.0
+    elif LOG_SCALE:
+        return tl.exp(-scale), scale
+    else:
+        return 1.0 / scale, tl.log(scale)
+
+
 @triton.jit(
     do_not_specialize=["program_tiles", "outputs", "batch", "num_data"],
     do_not_specialize_on_alignment=["index_ptr"],
@@ -81,6 +92,7 @@ def _linear_log_likelihood_rows_kernel(
     It writes a piece of log_prob [S, B] and of grad_hidden [S, B, H]; pieces lie `outputs` = S * B rows
     apart.
     """
+    WHOLE: tl.constexpr = BLOCK_K == BLOCK_H
     first, piece = tl.program_id(0).to(tl.int64) * BLOCK_B, tl.program_id(1).to(tl.int64)
     row, unit = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_H)[None, :]
     source, rows, exists = _rows_of_tile(
@@ -88,6 +100,8 @@ def _linear_log_likelihood_rows_kernel(
     )
     position = tl.program_id(2).to(tl.int64) * batch + first
     total = tl.zeros((BLOCK_B,), dtype=tl.float32)
+    if WHOLE:
+        hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
     if NEED_HIDDEN:
         grad = _load_grad(grad_log_prob_ptr, grad_of_all, position + row, exists)[:, None]
         grad_hidden = tl.zeros((BLOCK_B, BLOCK_H), dtype=tl.float32)
@@ -102,34 +116,41 @@ def _linear_log_likelihood_rows_kernel(
             scale_ptr,
             source,
             rows,
+            exists,
+            start,
             columns,
             inside,
             num_features,
             MASK,
             SCALE,
+            1,
         )
-        if LOG_SCALE:
-            scale = tl.exp(scale)
-        output = products(
-            hidden_ptr,
-            position,
-            exists,
-            weight_ptr,
-            start,
-            has_column,
-            HIDDEN_DIM,
-            PRECISION,
-            BLOCK_K,
-        )
+        inverse, log_scale = _both(scale, SCALE, LOG_SCALE)
+        if WHOLE:
+            weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
+            output = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION)
+        else:
+            output = products(
+                hidden_ptr,
+                position,
+                exists,
+                weight_ptr,
+                start,
+                has_column,
+                HIDDEN_DIM,
+                PRECISION,
+                BLOCK_K,
+            )
         output += load_bias(bias_ptr, column, num_features, HAS_BIAS)[None, :]
-        apart = tl.where(observed, laws.residual(values, output, scale, LAW, False), 0.0)
-        entry = laws.entry(values, output, scale, apart, LAW)
+        apart = tl.where(observed, laws.residual(values, output, inverse, LAW, True), 0.0)
+        entry = laws.entry(values, output, log_scale, apart, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
         if NEED_HIDDEN:
-            grad_output = laws.factor(laws.slope(apart, LAW) * grad, scale, LAW, False)
+            grad_output = laws.factor(laws.slope(apart, LAW) * grad, inverse, LAW, True)
             grad_output = tl.where(observed, grad_output, 0.0)
-            weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
-            grad_hidden += tl.dot(grad_output, weight, input_precision=PRECISION)
+            if not WHOLE:
+                weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
+            grad_hidden = tl.dot(grad_output, weight, grad_hidden, input_precision=PRECISION)
     position += piece * outputs
     written = first + row < batch
     tl.store(log_prob_ptr + position + row, total, mask=written)
@@ -166,7 +187,7 @@ def _store_number(ptr, number, stride):
 
 
 @triton.jit(
-    do_not_specialize=["program_blocks", "num_samples", "batch", "num_data"],
+    do_not_specialize=["program_blocks", "batch", "num_data"],
     do_not_specialize_on_alignment=["index_ptr"],
 )
 def _linear_log_likelihood_features_kernel(
@@ -217,6 +238,9 @@ def _linear_log_likelihood_features_kernel(
     column = (start + feature).to(tl.int32)
     columns, has_column = column[:, None], column < num_features
     bias = load_bias(bias_ptr, column, num_features, HAS_BIAS)[:, None]
+    WHOLE: tl.constexpr = BLOCK_K == BLOCK_H
+    if WHOLE:
+        weight = load_matrix(weight_ptr, start, has_column, 0, HIDDEN_DIM, BLOCK_H)
 
     grad_weight = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
     grad_bias = tl.zeros((BLOCK_D,), dtype=tl.float32)
@@ -233,42 +257,52 @@ def _linear_log_likelihood_features_kernel(
             scale_ptr,
             source,
             rows,
+            exists,
+            start,
             columns,
             inside,
             num_features,
             MASK,
             SCALE,
+            0,
         )
-        if LOG_SCALE:
-            scale = tl.exp(scale)
+        inverse, _ = _both(scale, SCALE, LOG_SCALE)
         entry_scale = tl.zeros((BLOCK_D, BLOCK_B), dtype=tl.float32)
         position = first
         for _ in range(num_samples):
             grad = _load_grad(grad_log_prob_ptr, grad_of_all, position + row, exists)
-            output = bias + products(
-                weight_ptr,
-                start,
-                has_column,
-                hidden_ptr,
-                position,
-                exists,
-                HIDDEN_DIM,
-                PRECISION,
-                BLOCK_K,
-            )
-            apart = tl.where(observed, laws.residual(values, output, scale, LAW, False), 0.0)
-            factor = laws.factor(grad[None, :], scale, LAW, False)
+            if WHOLE:
+                hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
+                output = tl.dot(weight, tl.trans(hidden), input_precision=PRECISION)
+            else:
+                output = products(
+                    weight_ptr,
+                    start,
+                    has_column,
+                    hidden_ptr,
+                    position,
+                    exists,
+                    HIDDEN_DIM,
+                    PRECISION,
+                    BLOCK_K,
+                )
+            output += bias
+            apart = tl.where(observed, laws.residual(values, output, inverse, LAW, True), 0.0)
+            factor = laws.factor(grad[None, :], inverse, LAW, True)
             factor = tl.where(observed, factor, 0.0)
             if NEED_LINEAR:
                 grad_output = laws.slope(apart, LAW) * factor
                 if grad_weight_ptr is not None:
-                    hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
-                    grad_weight += tl.dot(grad_output, hidden, input_precision=PRECISION)
+                    if not WHOLE:
+                        hidden = load_matrix(hidden_ptr, position, exists, 0, HIDDEN_DIM, BLOCK_H)
+                    grad_weight = tl.dot(
+                        grad_output, hidden, grad_weight, input_precision=PRECISION
+                    )
                 grad_bias += tl.sum(grad_output, axis=1)
             if NEED_SCALE:
-                terms = laws.scale_term(apart, LAW) * factor
-                if LOG_SCALE:
-                    terms *= scale
+                # by the logarithm of the scale: times the scale, by which the factor is divided
+                own = tl.where(observed, grad[None, :], 0.0) if LOG_SCALE else factor
+                terms = laws.scale_term(apart, LAW) * own
                 if SCALE == "entry":
                     entry_scale += terms
                 else:

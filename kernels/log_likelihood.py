@@ -78,7 +78,7 @@ def _log_likelihood_fwd_kernel(
         outputs = output_ptr + sample_row[:, None] * num_features + columns
         output = tl.load(outputs, mask=observed, other=0).to(tl.float32)
         apart = laws.residual(values, output, scale, LAW, False)
-        entry = laws.entry(values, output, scale, apart, LAW)
+        entry = laws.entry(values, output, tl.log(scale), apart, LAW)
         total += tl.sum(tl.where(observed, entry, 0.0), axis=1)
     tl.store(log_prob_ptr + sample_row, total, mask=row < batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import block_of, input_precision
+from ._common import block_of, multiplies_in_groups
 
 # BLOCK_H -> BLOCK_B, BLOCK_D and warps that compile without spills, of the two kernels
 ROWS_TILES = {
@@ -22,6 +22,9 @@ FEATURES_TILES = {
     128: (32, 16, 4),
     256: (32, 16, 8),
 }
+# where four warps multiply 64 rows together, with operands in shared memory (sm_90): fewer registers for
+# a tile, and an operand is taken apart once for all warps
+WIDE_ROWS, WIDE_FEATURES = (64, 32, 4), (32, 64, 4)
 
 
 def tile_of(
@@ -30,16 +33,14 @@ def tile_of(
     """Sizes of the tiles and options of a launch, by SCALE and MASK of the kernel."""
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
-    chunk = min(block, 32)
-    if tiles is FEATURES_TILES:
-        own_scale = scale in ("feature", "entry")  # one more number per row and feature to keep
-        if own_scale:
-            rows = 16
-        if own_scale or input_precision() == "bf16x3":  # each operand is kept in two parts
-            chunk = min(block, 16)
-        # bytes to take apart; the tile stays as it is, so that packed marks give the same bits
-        if mask == "bool":
-            warps = 8
+    if block <= 64 and multiplies_in_groups():
+        if tiles is FEATURES_TILES:
+            rows, features, warps = WIDE_FEATURES
+        # laws without a scale have too many numbers of an entry at a time
+        elif scale != "none":
+            rows, features, warps = WIDE_ROWS
+    # the operand that stays the same is kept where there are registers for it
+    chunk = block if block <= 64 else 32
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}
     # without a limit of its own the assembler may spill a few registers for one program more
     return blocks | {"num_warps": warps, "maxnreg": 255}

@@ -158,7 +158,11 @@ class OpContract:
             got = self.call(implementation, function, inputs | {need: False})
             for skipped in self.needs.get(need, (need.replace("need_", "grad_"),)):
                 assert got.pop(skipped).numel() == 0
-            assert_bit_equal(got, {name: expected[name] for name in got})
+            if implementation.device == "cpu":
+                assert_bit_equal(got, {name: expected[name] for name in got})
+            else:
+                # a kernel is compiled for each need, and its products may be rounded before a sum or not
+                self.check(implementation, function, inputs | {need: False})
 
 
 def _schema(function: str) -> Any:

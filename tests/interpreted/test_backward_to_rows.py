@@ -40,11 +40,11 @@ def test_a_program_walks_over_several_blocks(batch, monkeypatch):
 
 
 def test_large_batches_have_a_bounded_number_of_pieces():
-    sizes = {1: 1, 16: 1, 17: 2, 256: 16, 2048: 128, 2049: 65, 4096: 128, 65_536: 128}
+    sizes = {1: 1, 16: 1, 17: 2, 256: 16, 4096: 256, 4097: 129, 8192: 256, 65_536: 256}
     assert {batch: kernels.pieces_for(batch) for batch in sizes} == sizes
     for batch in range(1, 10_000):
         blocks, steps = -(-batch // 16), MODULE._steps_for(batch)
-        assert (kernels.pieces_for(batch) - 1) * steps < blocks <= 128 * steps
+        assert (kernels.pieces_for(batch) - 1) * steps < blocks <= 256 * steps
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 7])
