@@ -80,47 +80,48 @@ def own(shard=None, *, kind="rows", dtype=torch.float32, **_):
 
 # the same training
 
+MAKE = {"vae": vae, "refined": vae, "rows": own, "encoder": own, "compiled": own, "dropout": own}
+
+
+def changes_of(kind, dtype):
+    plain = {"kind": kind, "dtype": dtype}
+    decayed = {"decoder_weight_decay": 2.0, "standardize": False}
+    return plain if MAKE[kind] is vae else {**plain, **decayed}
+
+
+def each(rank, size, cases):
+    """The state after each training, one after another in the same processes."""
+    return [
+        worker.train(rank, size, make_model=MAKE[case[0]], **changes_of(*case)) for case in cases
+    ]
+
+
+SINGLE, DOUBLE = (torch.float32, TOLERANCE), (torch.float64, 1e-11)
+
 
 @pytest.mark.parametrize(
-    ("size", "kind", "dtype", "tolerance"),
+    ("size", "cases"),
     [
-        (1, "vae", torch.float32, 0.0),
-        (2, "vae", torch.float32, TOLERANCE),
-        (4, "vae", torch.float64, 1e-11),
-        (2, "refined", torch.float64, 1e-11),
+        (1, [("vae", torch.float32, 0.0), ("rows", torch.float32, 0.0)]),
+        (2, [("vae", *SINGLE), ("refined", *DOUBLE), ("compiled", *SINGLE)]),
+        (4, [("vae", *DOUBLE), ("rows", *DOUBLE), ("encoder", *DOUBLE)]),
     ],
 )
-def test_processes_train_the_encoder_that_one_trains(tmp_path, size, kind, dtype, tolerance):
+def test_processes_train_the_encoders_and_modules_that_one_trains(tmp_path, size, cases):
     # 13 steps an epoch, of three rows each: most of four processes have none of them
-    changes = {"kind": kind, "dtype": dtype}
-    got = together(worker.run(size, worker.train, tmp_path, make_model=vae, **changes))
-    assert_close(got, alone(make=vae, **changes), tolerance)
-
-
-@pytest.mark.parametrize(
-    ("size", "kind", "dtype", "tolerance"),
-    [
-        (1, "rows", torch.float32, 0.0),
-        (2, "compiled", torch.float32, TOLERANCE),
-        (4, "rows", torch.float64, 1e-11),
-        (4, "encoder", torch.float64, 1e-11),
-    ],
-)
-def test_processes_train_the_modules_that_one_trains(tmp_path, size, kind, dtype, tolerance):
-    changes = {"kind": kind, "dtype": dtype, "decoder_weight_decay": 2.0, "standardize": False}
-    got = together(worker.run(size, worker.train, tmp_path, make_model=own, **changes))
-    expected = alone(make=own, **changes)
-    assert int(next(value for name, value in got.items() if name.endswith("calls"))) == 26
-    assert_close(got, expected, tolerance)
+    parts = worker.run(size, each, tmp_path, cases=[case[:2] for case in cases])
+    for (kind, dtype, tolerance), states in zip(cases, zip(*parts, strict=True), strict=True):
+        got = together(states)
+        calls = {int(value) for name, value in got.items() if name.endswith("calls")}
+        assert calls == (set() if MAKE[kind] is vae else {26})
+        assert_close(got, alone(make=MAKE[kind], **changes_of(kind, dtype)), tolerance)
 
 
 def test_dropout_draws_in_each_process_and_repeats_with_as_many(tmp_path):
-    changes = {"make_model": own, "kind": "dropout", "standardize": False}
-    got, again = (together(worker.run(2, worker.train, tmp_path / n, **changes)) for n in "ab")
+    case = ("dropout", torch.float32)
+    got, again = map(together, zip(*worker.run(2, each, tmp_path, cases=[case] * 2), strict=True))
     assert_equal(again, got)
-    one = together(worker.run(1, worker.train, tmp_path / "one", **changes))
-    expected = alone(make=own, kind="dropout", standardize=False)
-    assert_equal(one, expected)
+    expected = alone(make=own, **changes_of(*case))
     # the same distribution, other numbers
     assert got["history"]["loss"] == pytest.approx(expected["history"]["loss"], rel=0.2)
     assert got["history"]["loss"] != expected["history"]["loss"]
@@ -133,18 +134,18 @@ def test_any_number_of_processes_goes_on_with_an_encoder(tmp_path):
     run_dir = tmp_path / "run"
     changes = {"make_model": vae, "kind": "refined", "dtype": torch.float64, "held_out": 0.2}
     changes |= {"run_dir": run_dir, "resume": True, "checkpoint_every": 0.0}
-    for epochs, size in enumerate((2, 4, 1), start=1):
+    for epochs, size in enumerate((2, 4), start=1):
         folder = tmp_path / str(epochs)
         got = together(worker.run(size, worker.train, folder, epochs=epochs, **changes))
-    expected = alone(4, make=vae, kind="refined", dtype=torch.float64, held_out=0.2)
+        assert rvi_fast.load(run_dir).num_data == N
+    expected = alone(3, make=vae, kind="refined", dtype=torch.float64, held_out=0.2)
     # the last epoch without shards
     model = vae(kind="refined", dtype=torch.float64)
     x, others = worker.table(dtype=torch.float64), {"run_dir": run_dir, "resume": True}
-    history = rvi_fast.fit(model, x, **worker.options(epochs=4, held_out=0.2, **others))
-    assert len(got["history"]["held_out"]) == 3
+    history = rvi_fast.fit(model, x, **worker.options(epochs=3, held_out=0.2, **others))
+    assert len(got["history"]["held_out"]) == 2
     assert_close({**model.state_dict(), "history": dict(history)}, expected, 1e-11)
     loaded = rvi_fast.load(run_dir)
-    assert loaded.num_data == N
     assert_equal({**loaded.state_dict(), "history": 0}, {**model.state_dict(), "history": 0})
 
 
