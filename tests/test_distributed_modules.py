@@ -117,6 +117,17 @@ def test_processes_train_the_encoders_and_modules_that_one_trains(tmp_path, size
         assert_close(got, alone(make=MAKE[kind], **changes_of(kind, dtype)), tolerance)
 
 
+def test_rows_of_a_shard_draw_what_they_draw_in_the_whole_table():
+    x, index = worker.table(), torch.arange(10, 25)
+    whole, shard = vae().posterior, vae(range(10, 25)).posterior
+    z, kl = whole(index, x[index], seed=5)
+    own = shard(index - 10, x[index], seed=5)
+    assert torch.equal(own.z, z)
+    assert torch.equal(own.kl, kl)
+    drawn = shard.draw(index - 10, torch.tensor([5]), index, x=x[index])
+    assert torch.equal(drawn.z, z)
+
+
 def test_dropout_draws_in_each_process_and_repeats_with_as_many(tmp_path):
     case = ("dropout", torch.float32)
     got, again = map(together, zip(*worker.run(2, each, tmp_path, cases=[case] * 2), strict=True))
