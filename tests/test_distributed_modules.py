@@ -255,7 +255,8 @@ def test_modules_that_processes_cannot_train_as_one_are_refused_by_name(tmp_path
     normalised, frozen, wrapped, remembers, half, encoder = first
     assert normalised.startswith("decoder.1: expected no batch normalisation where 2 processes")
     assert frozen == "nothing"
-    assert wrapped.startswith("decoder: expected a module whose gradients fit sums over processes")
+    assert wrapped.startswith("decoder: expected a module as it was made, whose gradients fit sums")
+    assert wrapped.endswith("got a DistributedDataParallel")
     assert remembers.startswith("decoder.2.mean: expected a buffer that is the same in all")
     assert half.startswith("model: expected relays or encoder, decoder and scale all float32")
     assert encoder.startswith("posterior.encoder.3: expected no batch normalisation")

@@ -30,8 +30,8 @@ def check_modules(model: LatentModel, size: int) -> None:
     for name, part in model.named_modules():
         if found := {kind.__name__ for kind in type(part).__mro__} & _WRAPPERS:
             raise ValueError(
-                f"{name}: expected a module whose gradients fit sums over processes itself, got one "
-                f"within {found.pop()}; pass the module that it holds"
+                f"{name}: expected a module as it was made, whose gradients fit sums over processes "
+                f"itself, got a {found.pop()}"
             )
     normalised = [
         (name, part)
