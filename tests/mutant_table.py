@@ -217,6 +217,13 @@ MUTANTS = [
         "return log_std.clamp(max=limit).exp()",
         "tests/test_posterior.py::test_standard_deviations_are_clamped_at_both_ends",
     ),
+    Mutant(
+        "rvi_fast/posteriors/encoder.py",
+        "rows that a process encodes draw the noise of the first rows of the table",
+        "return index.to(torch.int64) + self.first_row if self.first_row else index",
+        "return index",
+        "tests/test_distributed_modules.py::test_rows_of_a_shard_draw_what_they_draw_in_the_whole_table",
+    ),
     # optim
     Mutant(
         "rvi_fast/optim/row_adam.py",

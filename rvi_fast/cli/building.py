@@ -75,8 +75,6 @@ def build_model(
             options[name] = value
     options["initial_scale"] = arguments.initial_scale
     if distributed.launched():
-        if arguments.model == "vae":
-            raise ValueError("--model: expected rvi or vad under torchrun: a vae owns no rows")
         options["shard"] = distributed.rows_of_rank(shape[0])
     options["likelihood"] = likelihood
     options["generator"] = torch.Generator().manual_seed(arguments.seed)

@@ -154,6 +154,7 @@ def vae(
     mask_input: bool = False,
     refine_steps: int = 0,
     refine_lr: float = EncoderPosterior.refine_lr,
+    shard: range | None = None,
     generator: torch.Generator | None = None,
 ) -> LatentModel:
     """Variational auto-encoder: the encoder mirrors the decoder, missing inputs are zeros.
@@ -182,6 +183,7 @@ def vae(
         mask_input: the encoder sees the mask as well, as D more inputs.
         refine_steps: K; 0 is the VAE. `infer` takes as many if not told otherwise.
         refine_lr: learning rate of those steps.
+        shard: the rows that this process trains, see `training.distributed`.
         generator: what all first values are drawn from, see `rvi`.
     """
     network = Network.of("dense", hidden, None, num_features, skip)
@@ -205,6 +207,7 @@ def vae(
         mask_input=mask_input,
         refine_steps=refine_steps,
         refine_lr=refine_lr,
+        shard=shard,
     )
     if refine_steps:
         config |= {"refine_steps": refine_steps, "refine_lr": refine_lr}

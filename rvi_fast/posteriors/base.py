@@ -36,7 +36,8 @@ class Posterior(nn.Module):
         owns_rows: whether each datapoint owns a row, which a `RowAdam` drives; if not, `forward` takes
             the data.
         num_data: rows held here.
-        first_row: number of the first row in the whole table.
+        first_row: number of the first row in the whole table. `forward` counts rows from here; noise is
+            to be that of row `first_row + index`, so that it does not depend on who holds the row.
         sharded: whether other processes hold other rows of the table.
         table_size: rows of the whole table, where it is sharded.
         refine_steps, refine_lr: `fit`, its evaluations and `infer` move the rows that are computed so
@@ -97,7 +98,8 @@ class Posterior(nn.Module):
         """
         given = {} if noise is None else {"noise": noise[0]}
         with torch.enable_grad():
-            z, kl = self(index if keys is None else keys, x, mask, seed=seed, **given)
+            index = index if keys is None else keys - self.first_row
+            z, kl = self(index, x, mask, seed=seed, **given)
 
         def pullback(grad_z: Tensor, grad_kl: Tensor) -> None:
             if learn:

@@ -13,6 +13,7 @@ from ..functional import RelaySample, relay_sample
 from ..layout import RowLayout
 from .base import Posterior
 from .relay import RelayPosterior
+from .rows import check_shard
 
 # rows encoded at once when a whole table is asked for
 _CHUNK = 8192
@@ -35,6 +36,12 @@ class EncoderPosterior(Posterior):
             many steps of its own follow, under a decoder that stays as it is, in `fit` and `infer`.
             `forward` and `of` give the start. See `models.vae`.
         refine_lr: learning rate of those steps.
+        shard: the rows [start, stop) of the `num_data` that this process trains, where others train the
+            rest, see `training.distributed`; all if not given.
+
+    Attributes:
+        num_data: rows of this process.
+        first_row: number of the first one; row i draws the noise of row `first_row + i`.
 
     Example:
         >>> import torch, rvi_fast
@@ -61,6 +68,7 @@ class EncoderPosterior(Posterior):
         mask_input: bool = False,
         refine_steps: int = 0,
         refine_lr: float = Posterior.refine_lr,
+        shard: range | None = None,
     ) -> None:
         super().__init__()
         if _checks.check_count("refine_steps", refine_steps):
@@ -69,7 +77,10 @@ class EncoderPosterior(Posterior):
             self.refine_steps = refine_steps
             self.refine_lr = _checks.check_positive_float("refine_lr", refine_lr)
         self.encoder = encoder
-        self.num_data = _checks.check_positive_int("num_data", num_data)
+        own = check_shard(shard, _checks.check_positive_int("num_data", num_data))
+        self.num_data = len(own)
+        if shard is not None:
+            self.sharded, self.first_row, self.table_size = True, own.start, num_data
         self.num_features = _checks.check_positive_int("num_features", num_features)
         self.layout = RowLayout.resolve(latent_dim, (), (), "linear")
         self.mask_input = mask_input
@@ -107,7 +118,7 @@ class EncoderPosterior(Posterior):
         """Samples z and computes the KL divergence for a batch.
 
         Args:
-            index: row numbers [B], of the noise alone.
+            index: row numbers [B] from `first_row` on, of the noise alone.
             x: data [B, D], floating point with NaN = missing, or uint8 pixels (x / 255).
             mask: bool [B, D], true = observed.
             num_samples, noise, seed, generator: as in `RelayPosterior.forward`.
@@ -138,7 +149,7 @@ class EncoderPosterior(Posterior):
 
         Args:
             rows: packed [B, W].
-            index: row numbers [B], of the noise alone.
+            index: row numbers [B] from `first_row` on, of the noise alone.
             num_samples, noise, seed, generator: as in `RelayPosterior.forward`.
         """
         _checks.check_index(index, rows.device)
@@ -152,7 +163,8 @@ class EncoderPosterior(Posterior):
                     2**63 - 1, (1,), dtype=torch.int64, device=rows.device, generator=generator
                 )
             seed = torch.as_tensor(seed, dtype=torch.int64, device=rows.device)
-            noise = reference.normal_noise(seed, index, samples, self.latent_dim, rows.dtype)
+            keys = self.noise_index(index)
+            noise = reference.normal_noise(seed, keys, samples, self.latent_dim, rows.dtype)
             noise = noise[0] if num_samples is None else noise
         return relay_sample(
             rows,
@@ -162,6 +174,10 @@ class EncoderPosterior(Posterior):
             num_samples=num_samples,
             noise=noise,
         )
+
+    def noise_index(self, index: Tensor) -> Tensor:
+        """The numbers in the whole table of rows `index` [B], which key their noise."""
+        return index.to(torch.int64) + self.first_row if self.first_row else index
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The packed rows [B, W] that a `RelayPosterior` without groups would own."""
@@ -205,7 +221,16 @@ class EncoderPosterior(Posterior):
         return RelayPosterior.from_rows(rows, rows.new_empty((0, self.latent_dim)), self.layout)
 
     def extend(self, num_data: int) -> None:
-        """Counts more rows of training data: none is kept here, and `fit` compares their number."""
+        """Counts more rows of training data: none is kept here, and `fit` compares their number.
+
+        Raises:
+            ValueError: other processes train a part of them.
+        """
+        if self.sharded:
+            raise ValueError(
+                f"posterior: expected all {self.table_size} rows for extend, got a shard of "
+                f"{self.num_data}"
+            )
         self.num_data += _checks.check_positive_int("num_data", num_data)
 
     def rows_of(
@@ -215,6 +240,8 @@ class EncoderPosterior(Posterior):
         return self.of(x, mask), None
 
     def extra_repr(self) -> str:
-        return f"num_data={self.num_data}, latent_dim={self.latent_dim}" + (
+        # the same in every process: a resume compares it
+        num_data = self.table_size if self.sharded else self.num_data
+        return f"num_data={num_data}, latent_dim={self.latent_dim}" + (
             ", mask_input=True" if self.mask_input else ""
         )

@@ -75,6 +75,7 @@ def opened(
         settings: the other arguments of `fit`.
         shared: inputs of other runs of this process, for those that take the same.
     """
+    _check_model(model)
     if settings.device is not None:
         _check_evaluation(model, settings)
         model.to(settings.device)
@@ -159,6 +160,15 @@ def withheld_of(source: Opened, ranks: Alone, settings: Settings) -> Withheld | 
     return Withheld.drawn(
         source, settings.held_out, seed, ranks.first_row, ranks.num_data, ranks.gather
     )
+
+
+def _check_model(model: Any) -> None:
+    """Raises for a model that something is wrapped around, which hides its parts."""
+    if not isinstance(model, LatentModel):
+        raise TypeError(
+            f"model: expected a LatentModel, got a {type(model).__name__}; what compiles a module "
+            "belongs around model.decoder, and fit synchronises gradients itself"
+        )
 
 
 def _check_evaluation(model: LatentModel, settings: Settings) -> None:

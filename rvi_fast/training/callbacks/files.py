@@ -95,7 +95,8 @@ class Checkpoint(Callback):
 
     def begin(self, model: LatentModel, history: History) -> None:
         """Refuses a model of which a process has only a part."""
-        if as_posterior(model.posterior).sharded:
+        posterior = as_posterior(model.posterior)
+        if posterior.owns_rows and posterior.sharded:
             raise ValueError(
                 "callbacks: expected no Checkpoint where several processes share the rows; the "
                 "checkpoints in run_dir have all of them"

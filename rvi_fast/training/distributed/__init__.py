@@ -10,8 +10,13 @@ Every process owns some rows: their posteriors, their moments, their data. Rows 
 anywhere. Relays, decoder and scale are the same in all processes, and in each step one sum over all
 processes, of one buffer, makes their gradients the same. An epoch's order is that of a single process,
 so that W processes do what one does with the same batch size, to rounding: each takes the rows of a
-batch that it owns, be they none. Only a decoder that looks at its batch as a whole, or draws random
-numbers of its own, sees the difference. Steps are not captured in CUDA graphs.
+batch that it owns, be they none. Steps are not captured in CUDA graphs.
+
+An encoder (`models.vae(shard=)`, `EncoderPosterior(shard=)`) and modules of one's own as decoder or
+likelihood are trained so too. They are passed as they are, without `DistributedDataParallel`; a process
+that has no row of a batch calls them with a row that counts nothing. What they draw themselves, as
+dropout does, differs with the number of processes. Batch normalisation is refused, and so are buffers
+that come to differ between processes, since both are of the rows of a process.
 
 With rows in blocks (`fit(block_rows=)`, `storage="host"` or a directory) each process has blocks of its
 own rows in memory, in files of its own, and a window of the order has blocks of as many parts of the

@@ -22,6 +22,7 @@ from ..inputs.prepare import Inputs
 from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .launch import exchange, first, joined, total
+from .modules import check_alike, check_modules, sums_of_buffers
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
 _TOGETHER = 64
@@ -77,6 +78,9 @@ class Alone:
     def gather(self, value: T) -> list[T]:
         """The values of all processes."""
         return [value]
+
+    def check_buffers(self, model: LatentModel) -> None:
+        """Raises where what modules of the model remember differs from process to process."""
 
     def attach(self, shared: torch.optim.Optimizer) -> None:
         """From now on the gradients of what is shared are summed before each step."""
@@ -150,7 +154,8 @@ class Ranks(Alone):
         """Makes sure that all were called alike, and gives all what the first shares.
 
         Raises:
-            ValueError: arguments differ, or the shards do not make up a table.
+            ValueError: arguments differ, the shards do not make up a table, or `check_modules` refuses a
+                part of the model.
         """
         order = _order_mark(self.num_data, next(model.posterior.parameters()).device)
         own = {"num_data": self.num_data, "x": kind, **settings, "order of rows": order}
@@ -172,6 +177,7 @@ class Ranks(Alone):
             end = rows.stop
         if end != self.num_data:
             raise ValueError(f"shard: expected rows up to {self.num_data}, the last ends at {end}")
+        check_modules(model, self.size)
         with torch.no_grad(), exchange():
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if name != "posterior.rows" and tensor.numel():
@@ -182,8 +188,8 @@ class Ranks(Alone):
     def attach(self, shared: torch.optim.Optimizer) -> None:
         if not isinstance(shared, SharedAdam):
             raise ValueError(
-                "model: expected relays, decoder and scale all float32 or all float64 where several "
-                "processes share them"
+                "model: expected relays or encoder, decoder and scale all float32 or all float64 on one "
+                "device where several processes share them"
             )
         shared.reduce = self._reduce
 
@@ -222,6 +228,10 @@ class Ranks(Alone):
 
         with exchange():
             return load_sharded(run_dir, rows=self.rows, table_size=self.num_data, device=device)
+
+    def check_buffers(self, model: LatentModel) -> None:
+        if own := sums_of_buffers(model):
+            check_alike(self.gather(own))
 
     def gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size

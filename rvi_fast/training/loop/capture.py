@@ -17,13 +17,22 @@ from ...posteriors.base import as_posterior
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
-from ..places.base import Place
+from ..inputs.sources import Batch
+from ..places.base import NoRows, Place
 from ..settings import Settings
 from .callback import Callbacks
 from .compilation import compile_kernels
 from .fused_step import fused_step
 from .refined_step import RefinedStep
-from .step import BoundStep, DirectStep, LinearChain, draws, make_step
+from .step import (
+    AutogradStep,
+    BoundStep,
+    DecoderByAutograd,
+    DirectStep,
+    LinearChain,
+    draws,
+    make_step,
+)
 
 
 class BatchStep(BoundStep):
@@ -34,6 +43,9 @@ class BatchStep(BoundStep):
         inputs: gives the batches.
         device: where the steps run.
         dtype: of the model.
+        stand_in: data of one row, for steps of a process that has no row of the batch. Its modules are
+            called all the same, and what comes of it counts nothing: not every module takes a batch of
+            no rows, and what a module counts of its calls stays the same in all processes.
     """
 
     def __init__(
@@ -42,9 +54,10 @@ class BatchStep(BoundStep):
         inputs: Inputs | HostInputs,
         device: torch.device,
         dtype: torch.dtype,
+        stand_in: Batch | None = None,
     ) -> None:
         super().__init__(device, dtype)
-        self.step, self.inputs = step, inputs
+        self.step, self.inputs, self.stand_in = step, inputs, stand_in
 
     def load(self, index: Tensor) -> None:
         self.inputs.load(index)
@@ -64,6 +77,8 @@ class BatchStep(BoundStep):
     def launch(self, index: Tensor, full_size: int) -> Tensor:
         """The step; `full_size` rows are what the summed loss of a batch is divided by."""
         batch = self.inputs.loaded(index)
+        if not len(index) and self.stand_in is not None:
+            batch = self.stand_in
         return torch.stack(self.step(index, *batch, self.seed, self.kl_weight, full_size))
 
 
@@ -93,7 +108,10 @@ def bound_step(
     batch_size = min(settings.batch_size, ranks.num_data)
     inputs.reserve(batch_size)
     fused = fused_step(step, inputs, batch_size, place.slots_of)
-    bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype)
+    stand_in = None
+    if ranks.size > 1 and _calls_modules(step):
+        stand_in = inputs.batch(torch.zeros(1, dtype=torch.int64, device=like.device))
+    bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype, stand_in)
     told = settings.progress and ranks.leads
     compile_kernels(bound, batch_size, [batch_size], progress=told)
     captured = settings.capture and ranks.alone and inputs.tables is not None
@@ -104,6 +122,14 @@ def bound_step(
     drawn = drawing if draws(model, training=True) else None
     lag = place.epochs_behind * -(-ranks.num_data // settings.batch_size)
     return CapturedStep(bound, step.rows, lag, drawn)
+
+
+def _calls_modules(step: Callable[..., Objective]) -> bool:
+    """Whether a step calls modules that a row without weight may pass through."""
+    if isinstance(step, DirectStep):
+        return isinstance(step.decoder, DecoderByAutograd)
+    # one that autograd has seen would count as visited, where datapoints own rows
+    return isinstance(step, AutogradStep) and isinstance(step.rows, NoRows)
 
 
 def graphs_on(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ _NOTHING = 0.1
 
 
 class Finite:
-    """Looks for NaN and infinity, and says what is left of the run.
+    """Looks for NaN, infinity and what processes no longer share, and says what is left of the run.
 
     Args:
         ranks: who trains.
@@ -48,6 +48,7 @@ class Finite:
 
         Raises:
             FloatingPointError: names the first that holds something else.
+            ValueError: a module remembers other things than the same one in another process.
         """
         named = [(name, table) for name, table in self.place.parameters() if table.numel()]
         finite = torch.stack(
@@ -60,6 +61,7 @@ class Finite:
             raise FloatingPointError(
                 f"rows of another process became nan or inf in epoch {epoch + 1}; {self.kept()}"
             )
+        self.ranks.check_buffers(self.place.model)
 
     def table(self, name: str, table: Tensor, epoch: int) -> None:
         """One table, or a part of it."""

@@ -117,7 +117,8 @@ class Evaluation:
                 with within:
                     own, rows = posterior.rows_of(index, x, mask)
                     if posterior.refine_steps:
-                        own = refined(model, own, index, (x, mask), seed)
+                        keys = index + posterior.first_row
+                        own = refined(model, own, keys, (x, mask), seed)
                 with within:
                     found = model.scored(truth, known, rows, posterior=own, shown=(x, mask))
                 total += elastic(*found, scored) * number

@@ -73,7 +73,8 @@ class RefinedStep(AutogradStep):
         start = posterior.encode(x, mask)
         layout, relays = posterior.layout, start.new_empty((0, posterior.latent_dim))
         started = RelayPosterior.from_rows(start.detach(), relays, layout)
-        found = refined(model, started, index, (x, mask), seed, kl_weight).rows.detach()
+        keys = posterior.noise_index(index)
+        found = refined(model, started, keys, (x, mask), seed, kl_weight).rows.detach()
         # in value the rows that were found, in gradient those that the encoder gave
         rows = start + (found - start.detach())
         z, kl = posterior.sample(rows, index, seed=seed)

@@ -205,7 +205,10 @@ class BoundStep:
 
 
 class AutogradStep:
-    """A step of any model: what `loss.backward()` and two optimisers do."""
+    """A step of any model: what `loss.backward()` and two optimisers do.
+
+    Data of one row beside no row number stand in for a share of no rows, see `BatchStep`.
+    """
 
     def __init__(
         self,
@@ -226,11 +229,14 @@ class AutogradStep:
         kl_weight: Tensor,
         full_size: int,
     ) -> Objective:
+        share = len(index) / full_size
+        if len(x) > len(index):
+            index = index.new_zeros(len(x))
         with self.drawing, self.model.own_units():
             objective = self.objective(index, x, mask, seed, kl_weight)
             self.rows.zero_grad()
             self.shared.zero_grad()
-            (objective.loss * (len(index) / full_size)).backward()
+            (objective.loss * share).backward()
         self.rows.step()
         self.shared.step()
         return Objective(*(value.detach() for value in objective))
@@ -276,7 +282,10 @@ class DirectStep:
 
 
 class DecoderByAutograd:
-    """Any decoder and any likelihood."""
+    """Any decoder and any likelihood.
+
+    Data of one row beside latents of none stand in for a share of no rows, see `BatchStep`.
+    """
 
     def __init__(self, model: LatentModel, drawing: Drawing | None, learn: bool) -> None:
         self.model, self.learn = model, learn
@@ -289,13 +298,16 @@ class DecoderByAutograd:
         if self.learn:
             self.model.decoder.zero_grad(set_to_none=True)
             self.model.likelihood.zero_grad(set_to_none=True)
+        rows = len(z)
+        if len(x) > rows:
+            z, grad_log_prob = z.new_zeros(len(x), z.shape[1]), grad_log_prob.new_zeros(1, len(x))
         z = z.detach().requires_grad_()
         with self.drawing, self.model.own_units():
             log_prob = self.model.log_prob(x, z, mask)
             torch.autograd.backward(log_prob, grad_log_prob[0].to(log_prob.dtype))
         # a decoder may ignore z
         grad_z = torch.zeros_like(z) if z.grad is None else z.grad
-        return log_prob.detach()[None], grad_z
+        return log_prob.detach()[None, :rows], grad_z[:rows]
 
 
 class LinearChain:

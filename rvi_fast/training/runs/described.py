@@ -82,7 +82,8 @@ def config_of(model: LatentModel) -> dict[str, Any] | None:
         return model.config
     if isinstance(posterior, RowlessPosterior):  # that of the model it was made from
         return model.config
-    rows = posterior.table_size if posterior.owns_rows else posterior.num_data
+    whole = posterior.owns_rows or posterior.sharded
+    rows = posterior.table_size if whole else posterior.num_data
     return {**model.config, "num_data": rows}
 
 

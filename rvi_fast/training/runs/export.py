@@ -68,7 +68,7 @@ def export(model: LatentModel, path: str | os.PathLike[str], *, rows: bool = Tru
         CheckpointError: the file cannot be written; what was there before is untouched.
     """
     posterior = as_posterior(model.posterior)
-    if posterior.sharded and model.num_data < posterior.table_size:
+    if posterior.owns_rows and posterior.sharded and model.num_data < posterior.table_size:
         raise ValueError(
             f"model: expected all {posterior.table_size} rows, got a shard of {model.num_data}; "
             "export rvi_fast.load(run_dir)"
