@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from rvi_fast.reference import fused_step
 from rvi_fast.testing import LikelihoodRowsCase
 
 # the file of the package's kernels, not the function of the same name
-pieces = __import__("importlib").import_module("rvi_fast.kernels.pieces")
+pieces = importlib.import_module("rvi_fast.kernels.pieces")
 INTERPRETER = testing.Implementation("triton-interpreter", kernels)
 FUNCTIONS = testing.LikelihoodRowsContract.functions
 CONTRACT = testing.LikelihoodRowsContract()
@@ -40,6 +41,22 @@ def test_sums_of_one_program_equal_those_of_pieces(case, monkeypatch):
         if function == "likelihood_features":
             inputs["grads"] = inputs["grads"][: 1 + (case.scale == "scalar")]
         CONTRACT.check(INTERPRETER, function, inputs)
+
+
+@pytest.mark.parametrize("case", [
+    LikelihoodRowsCase(90, 70, 100, 33, "scalar", True, torch.uint8, packed=True, room=5),
+    LikelihoodRowsCase(90, 70, 130, 64, "feature", True, torch.uint8, packed=True, room=5),
+    LikelihoodRowsCase(90, 70, 130, 16, "scalar", room=5),
+], ids=str)  # fmt: skip
+def test_tiles_of_a_device_with_wide_products_give_the_same(case, monkeypatch):
+    weights = importlib.import_module("rvi_fast.kernels.weights")
+    monkeypatch.setattr(weights, "multiplies_in_groups", lambda: True)
+    assert (
+        weights.tile_of(weights.FEATURES_TILES, case.hidden_dim, case.scale, "bits")["BLOCK_D"]
+        == 64
+    )
+    for function in FUNCTIONS:
+        CONTRACT.check(INTERPRETER, function, CONTRACT.inputs(function, case))
 
 
 def test_rows_of_a_table_give_what_the_op_gives_for_their_batch():
