@@ -5,10 +5,10 @@
 A run of 2 or 4 gloo processes, with rows in memory, in blocks in memory, or in blocks in files, and with
 moments of both dtypes, is started; one of its processes, drawn from the seed, is killed from outside at
 a moment drawn from the seed, and 1, 2 or 4 processes, drawn again, go on with what lies on disk, until a
-run has come to its end; then another begins. A moment is a number of calls of Python functions and of
-functions in C that the process makes after it was started; for every second kill only calls made in what
-writes and reads files of a run count. The process says so and the kill comes some microseconds later,
-wherever it is then.
+run has come to its end; then another begins. Half of the starts write checkpoints in a thread. A moment
+is a number of calls of Python functions and of functions in C that the process makes after it was
+started; for every second kill only calls made in what writes and reads files of a run count. The process
+says so and the kill comes some microseconds later, wherever it is then.
 
 A run that came to its end is compared
 
@@ -47,7 +47,7 @@ from rvi_fast.training.runs.metrics import read_metrics
 
 N, D, BATCH, BLOCK = 96, 6, 8, 4
 # what writes and reads files of a run, by the ends of its paths
-FILES = re.compile(r"rvi_fast/(files|training/runs/\w+|training/loop/archive)\.py$")
+FILES = re.compile(r"rvi_fast/(files|training/runs/\w+|training/loop/(archive|background))\.py$")
 SIZES = (1, 2, 4)
 # seconds that a process waits for another one, and the parent for all of them
 TIMEOUT, PATIENCE = 30.0, 240.0
@@ -55,8 +55,9 @@ HEAD = (
     "# kill -9 at random moments\n\n"
     "`{command}`: runs of {rows} rows of {columns} columns, {epochs} epochs of {steps} steps, a\n"
     "checkpoint after each; {kills} kills of one of their processes (gloo, CPU) at a random moment,\n"
-    "after which 1, 2 or 4 went on; nothing was lost. Equal: bit for bit a run without kills of which\n"
-    "the same numbers of processes trained the same epochs. Difference: the largest of a parameter to\n"
+    "after which 1, 2 or 4 went on; half of the starts with checkpoint_async. Nothing was lost.\n"
+    "Equal: bit for bit a run without kills, each checkpoint of which was waited for, and of which the\n"
+    "same numbers of processes trained the same epochs. Difference: the largest of a parameter to\n"
     "the run of the first number in one piece. Half done: how many kills left a checkpoint that had no\n"
     "name yet, a part of a file, tables that others were about to leave beside those they had made.\n\n"
     "| begun by | rows in | moments | kills | runs | equal | difference "
@@ -72,8 +73,8 @@ class Case(NamedTuple):
     rows_in: str
     moments: str
 
-    def options(self, folder):
-        """Of `fit`, but for the number of epochs."""
+    def options(self, folder, aside):
+        """Of `fit`, but for the number of epochs; `aside`: checkpoints are written in a thread."""
         dtype = torch.bfloat16 if self.moments == "bfloat16" else None
         blocks = None if self.rows_in == "memory" else BLOCK
         return {
@@ -83,6 +84,7 @@ class Case(NamedTuple):
             "run_dir": folder / "run",
             "resume": True,
             "checkpoint_every": 0.0,
+            "checkpoint_async": aside,
             "block_rows": blocks,
             "moment_dtype": dtype,
         }
@@ -152,7 +154,7 @@ class EndsAtOnce(Callback):
         raise Begun
 
 
-def _enter(rank, size, port, case, folder, epochs, moment, tell):
+def _enter(rank, size, port, case, folder, epochs, aside, moment, tell):
     """Trains and writes the state of the model; calls are counted where there is a `moment`."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
@@ -165,11 +167,10 @@ def _enter(rank, size, port, case, folder, epochs, moment, tell):
         if size > 1:
             distributed.init(timeout=TIMEOUT, device="cpu")
         model = case.model(folder, distributed.rows_of_rank(N) if size > 1 else None)
-        ends = () if epochs else (EndsAtOnce(),)
+        options = case.options(folder, aside)
+        options |= {"epochs": max(epochs, 1), "callbacks": () if epochs else (EndsAtOnce(),)}
         try:
-            history = rvi_fast.fit(
-                model, table(), epochs=max(epochs, 1), callbacks=ends, **case.options(folder)
-            )
+            history = rvi_fast.fit(model, table(), **options)
         except (Begun, distributed.RankError):
             if epochs:
                 raise
@@ -189,7 +190,7 @@ def _enter(rank, size, port, case, folder, epochs, moment, tell):
 _context = multiprocessing.get_context("forkserver")
 
 
-def start(case, size, folder, epochs, victim=None, moment=None):
+def start(case, size, folder, epochs, victim=None, moment=None, *, aside=False):
     """Processes that go on with a run; whether one was killed in its moment. They have ended."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (*folder.glob("*.txt"), *folder.glob("*.pt")):
@@ -198,7 +199,7 @@ def start(case, size, folder, epochs, victim=None, moment=None):
         sock.bind(("localhost", 0))
         port = sock.getsockname()[1]
     heard, tell = _context.Pipe(duplex=False)
-    common, processes = (size, port, case, folder, epochs), []
+    common, processes = (size, port, case, folder, epochs, aside), []
     for rank in range(size):
         own = (moment, tell) if rank == victim else (None if victim is not None else moment, None)
         processes.append(_context.Process(target=_enter, args=(rank, *common, *own)))
@@ -319,7 +320,8 @@ class Killed:
             if self.kills < kills:
                 victim, which = self.chance.randrange(size), self.kills % 2
                 moment = which, self.chance.randrange(self.calls[which])
-            killed = start(self.case, size, folder, self.epochs, victim, moment)
+            aside = self.chance.random() < 0.5
+            killed = start(self.case, size, folder, self.epochs, victim, moment, aside=aside)
             epoch = latest_epoch(folder / "run")
             before = stages[-1][1] if stages else -1
             reached = -1 if epoch is None else epoch
@@ -333,6 +335,7 @@ class Killed:
             found = [name for name, there in left_over(folder).items() if there]
             self.half.update(found)
             what, reached = ("call", "call in files")[which], moment[1]
+            what = f"{what} (async)" if aside else what
             where = (
                 f"in {what} {reached} of {self.calls[which]}, with the checkpoint of epoch {epoch}"
             )
