@@ -13,10 +13,11 @@ from common import assert_same
 from distributed_worker import assert_equal, together
 
 from rvi_fast import fit, models
+from rvi_fast.optim import RowAdam
 from rvi_fast.training import CheckpointError, CheckpointWarning, load_checkpoint
 from rvi_fast.training.distributed import ranks
 from rvi_fast.training.loop import background
-from rvi_fast.training.runs import checkpoints, sharded
+from rvi_fast.training.runs import checkpoints, journal, sharded
 from rvi_fast.training.runs.checkpoints import latest_epoch
 
 N, D = 60, 5
@@ -60,6 +61,12 @@ class Held:
         self.written.append(epoch)
         return self.write(run_dir, epoch, tensors, metadata)
 
+    def has_come(self, count):
+        """Whether so many have come to write; waits for the last of them."""
+        while len(self.threads) < count:
+            time.sleep(0.001)
+        return True
+
     def __call__(self, model, history):
         if history.epochs == self.epoch + 1:
             self.passed.set()
@@ -96,20 +103,106 @@ def test_no_thread_is_left_and_none_is_made_where_it_is_not_asked_for(tmp_path, 
     assert set(held.threads) == {threading.main_thread()}
 
 
-def test_tables_in_files_are_on_disk_before_they_change(tmp_path, monkeypatch):
-    held = Held(monkeypatch, epoch=9)
-    model = make(storage=tmp_path / "tables")
-    run(model, run_dir=tmp_path / "run", block_rows=8, checkpoint_async=True)
-    assert set(held.threads) == {threading.main_thread()}
-
-
 def test_without_room_for_a_copy_it_is_written_before_the_next_step(tmp_path, monkeypatch):
     monkeypatch.setattr(background, "free_memory", lambda device: 1000)
     held = Held(monkeypatch, epoch=9)
-    with pytest.warns(CheckpointWarning, match=r"copy of it needs \d+ bytes .* 1000 .* are free"):
+    with pytest.warns(
+        CheckpointWarning, match=r"copy of it needs \d+ bytes of memory, 1000 are free"
+    ):
         run(make(), run_dir=tmp_path, checkpoint_async=True)
     assert set(held.threads) == {threading.main_thread()}
     assert latest_epoch(tmp_path) == 4
+
+
+# tables in files
+
+
+def in_files(folder, **options):
+    """A model whose rows lie in files, and its history."""
+    model = make(storage=folder / "tables")
+    options = {"run_dir": folder / "run", "block_rows": 8, "checkpoint_async": True} | options
+    return model, run(model, **options)
+
+
+def test_tables_in_files_go_on_while_a_checkpoint_of_them_is_written(tmp_path, monkeypatch):
+    waited, expected = in_files(tmp_path / "waited", checkpoint_async=False)
+    held = Held(monkeypatch)
+    model, history = in_files(tmp_path / "ours", callbacks=[held])
+    assert_same(model, history, waited, expected)
+    # the one before the first step, three, and the last
+    aside = [thread is not threading.main_thread() for thread in held.threads]
+    assert aside == [False, True, True, True, False]
+    assert len([*(tmp_path / "ours" / "tables").glob("undo-*")]) == 1
+
+
+def test_without_room_for_a_second_journal_tables_in_files_wait(tmp_path, monkeypatch):
+    held, size = Held(monkeypatch, epoch=9), N * 3 * 11 * 4
+    # the first journal has room
+    sizes = iter([10 * size])
+    monkeypatch.setattr(journal, "free_disk", lambda directory: next(sizes, 100))
+    with pytest.warns(CheckpointWarning, match="a second journal in .* needs up to"):
+        in_files(tmp_path)
+    assert set(held.threads) == {threading.main_thread()}
+
+
+def test_what_a_full_disk_leaves_of_a_checkpoint_of_files_is_gone(tmp_path, monkeypatch):
+    waited, expected = in_files(tmp_path / "waited", checkpoint_async=False)
+    held, seen = Held(monkeypatch, error=OSError(28, "No space left on device")), []
+
+    def look(model, history):
+        seen.append(len([*(tmp_path / "ours" / "tables").glob("undo-*")]))
+
+    with pytest.warns(CheckpointWarning, match="No space left"):
+        model, history = in_files(tmp_path / "ours", callbacks=[look, held])
+    assert seen[2] == 2
+    assert_same(model, history, waited, expected)
+    assert len([*(tmp_path / "ours" / "tables").glob("undo-*")]) == 1
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """A journal of checkpoint "a" and of "b", which is being written, and the tables of both."""
+    table = torch.zeros(12, 2)
+    kept = journal.Journal(tmp_path, {"rows": table}, 4)
+    kept.begin("a")
+    states = {"a": table.clone()}
+    kept.keep(0)
+    table[:4] += 1
+    states["b"] = table.clone()
+    kept.pending = "b"
+    kept.fork()
+    # a block that has changed since "a", one that has not, and one that does not
+    kept.before_write(torch.tensor([1]))
+    kept.before_write(torch.tensor([6, 7]))
+    table[:8] += 1
+    return kept, table, states
+
+
+@pytest.mark.parametrize("token", ["a", "b"])
+def test_a_forked_journal_goes_back_to_either_checkpoint(tmp_path, forked, token):
+    _, table, states = forked
+    again = journal.Journal(tmp_path, {"rows": table}, 4)
+    again.go_on_from(tmp_path, token, "")
+    again.roll_back()
+    assert torch.equal(table, states[token])
+    assert [path.name for path in tmp_path.glob("undo-*")] == [f"undo-{token}"]
+
+
+@pytest.mark.parametrize("newest", ["a", "b"])
+def test_a_journal_goes_on_from_the_newest_checkpoint_after_a_failure(
+    tmp_path, monkeypatch, forked, newest
+):
+    kept, table, states = forked
+    found = checkpoints.Checkpoint(tmp_path, 1, {}, {"journal": {"token": newest}})
+    monkeypatch.setattr(journal, "latest_epoch", lambda run_dir: 1)
+    monkeypatch.setattr(journal, "load_checkpoint", lambda run_dir: found)
+    kept.settle(tmp_path)
+    assert kept.token == newest
+    assert [path.name for path in tmp_path.glob("undo-*")] == [f"undo-{newest}"]
+    kept.before_write(torch.tensor([9]))
+    table[8:] += 1
+    kept.roll_back()
+    assert torch.equal(table, states[newest])
 
 
 # errors
@@ -166,10 +259,11 @@ def test_the_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path, monkey
 
 
 def test_a_nan_waits_for_the_checkpoint_that_it_names(tmp_path, monkeypatch):
-    held, model = Held(monkeypatch), make()
+    held, model, seen = Held(monkeypatch), make(), []
 
     def breaks(module, _, result):
-        if module.training and len(held.threads) == 2:
+        seen.append(module.training)
+        if module.training and sum(seen) == 19 and held.has_come(2):
             held.passed.set()
             return result * torch.nan
         return result
@@ -193,11 +287,11 @@ def test_ctrl_c_waits_for_the_writer_and_leaves_a_checkpoint_of_its_own(tmp_path
     held, model, sent = Held(monkeypatch), make(), []
 
     def send(module, *_):
-        if module.training and len(held.threads) == 2:
-            sent.append(1)
-            if len(sent) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-                held.passed.set()
+        sent.append(module.training)
+        # the third step of the third epoch
+        if module.training and sum(sent) == 19 and held.has_come(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            held.passed.set()
 
     model.decoder.register_forward_hook(send)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -231,6 +325,8 @@ def dying(rank, size, *, calls, **changes):
 
 
 def trained_by(rank, size, **changes):
+    if size == 1 and "folder" in changes:
+        return in_files(changes["folder"])
     if size == 1:
         return run(make(), run_dir=changes["run_dir"], checkpoint_async=True)
     return worker.train(rank, size, make_model=worker.built, **changes)
@@ -258,6 +354,49 @@ def test_a_kill_before_the_name_leaves_the_checkpoint_before(tmp_path):
     model, whole = make(), make()
     resumed = run(model, run_dir=tmp_path, checkpoint_async=True, resume=True)
     assert_same(model, resumed, whole, run(whole))
+
+
+def ends_in_the_next_epoch(rank, size, *, named, folder):
+    """Training that is killed in the midst of an epoch, while the checkpoint before is written."""
+    publish, reached = checkpoints.publish_checkpoint, threading.Event()
+    step_batch, steps = RowAdam.step_batch, []
+
+    def counted(self, *arguments):
+        steps.append(1)
+        step_batch(self, *arguments)
+        if len(steps) == 22:  # the 6th of the third epoch
+            reached.set()
+            threading.Event().wait(60)
+
+    def dies(*arguments):
+        second = arguments[2]["epoch"] == 2
+        path = publish(*arguments) if named or not second else None
+        if second:
+            assert reached.wait(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return path
+
+    RowAdam.step_batch, checkpoints.publish_checkpoint = counted, dies
+    in_files(folder)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_files_that_have_gone_on_go_back_to_either_checkpoint(tmp_path, named):
+    process = worker._context.Process(
+        target=ends_in_the_next_epoch,
+        args=(0, 1),
+        kwargs={"named": named, "folder": tmp_path / "ours"},
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert latest_epoch(tmp_path / "ours" / "run") == 1 + named
+    # blocks that both hold
+    first, second = (tmp_path / "ours" / "tables").glob("undo-*")
+    assert {path.name for path in first.iterdir()} & {path.name for path in second.iterdir()}
+    resumed = in_files(tmp_path / "ours", resume=True)
+    whole = in_files(tmp_path / "whole", checkpoint_async=False)
+    assert_same(*resumed, *whole)
 
 
 # several processes

@@ -197,9 +197,8 @@ class Archive(NoArchive):
             self.ranks.first(lambda: self.place.remove(left))
         if self.ranks.leads:
             self._write_metrics()
-        # those of tables in files, which no copy holds, are waited for
-        if self.settings.checkpoint_async and not self.place.left_out:
-            self.background = Background(self.ranks)
+        if self.settings.checkpoint_async:
+            self.background = Background(self.ranks, self.place)
         self.place.watch()
         self._saved_at = time.monotonic()
 
@@ -322,6 +321,7 @@ class Archive(NoArchive):
             metadata["left"] = sorted(self._left)
         if later and self.background.takes(self.run_dir, epochs, tensors, metadata):
             return
+        self.place.sync()
         self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
         self.place.saved()
         logger.debug("wrote %s", self.last)

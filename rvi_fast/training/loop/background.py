@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...memory.room import free_memory
 from ..distributed.ranks import Alone
+from ..places.base import Place
 from ..runs.checkpoints import CheckpointWarning
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -45,23 +46,31 @@ class Background(NoBackground):
 
     Args:
         ranks: who trains; all of them make one.
+        place: where the rows lie.
     """
 
-    def __init__(self, ranks: Alone) -> None:
-        self.ranks, self._aside = ranks, ranks.aside()
+    def __init__(self, ranks: Alone, place: Place) -> None:
+        self.ranks, self.place, self._aside = ranks, place, ranks.aside()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 
     def takes(self, run_dir: Path, epoch: int, tensors: Tensors, metadata: dict[str, Any]) -> bool:
-        if self.ranks.any(_lacks_room(tensors)):
+        if self.ranks.any(self._lacks_room(tensors)):
             return False
         copied = {
             stem: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
             for stem, named in tensors.items()
         }
-        kept = copy.deepcopy(metadata)
-        self._writing = self._thread.submit(self._aside.save, run_dir, epoch, copied, kept)
+        self.place.fork()
+        what = (run_dir, epoch, copied, copy.deepcopy(metadata))
+        self._writing = self._thread.submit(self._write, *what)
         return True
+
+    def _write(self, *what: Any) -> Path:
+        self.place.sync()
+        path = self._aside.save(*what)
+        self.place.saved()
+        return path
 
     def wait(self) -> Path | None:
         writing, self._writing = self._writing, None
@@ -77,17 +86,13 @@ class Background(NoBackground):
             self._thread.shutdown()
             self._aside.leave()
 
-
-def _lacks_room(tensors: Tensors) -> bool:
-    """Whether a copy has no room in memory, with a warning."""
-    size = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-    free = free_memory(torch.device("cpu"))
-    if free is None or size <= free:
-        return False
-    warnings.warn(
-        f"checkpoint_async: a checkpoint is written before the next step: a copy of it needs {size} "
-        f"bytes ({size / 1e9:.1f} GB) of memory, {free} ({free / 1e9:.1f} GB) are free",
-        CheckpointWarning,
-        stacklevel=5,
-    )
-    return True
+    def _lacks_room(self, tensors: Tensors) -> bool:
+        """Whether what it takes to go on meanwhile has no room, with a warning."""
+        size = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
+        free, reason = free_memory(torch.device("cpu")), self.place.lacks_room()
+        if free is not None and size > free:
+            reason = f"a copy of it needs {size} bytes of memory, {free} are free"
+        if reason is not None:
+            message = f"checkpoint_async: a checkpoint is written before the next step: {reason}"
+            warnings.warn(message, CheckpointWarning, stacklevel=5)
+        return reason is not None
