@@ -14,6 +14,7 @@ from distributed_worker import assert_equal, together
 
 from rvi_fast import fit, models
 from rvi_fast.optim import RowAdam
+from rvi_fast.posteriors.tables import MappedTables
 from rvi_fast.training import CheckpointError, CheckpointWarning, load_checkpoint
 from rvi_fast.training.distributed import ranks
 from rvi_fast.training.loop import background
@@ -133,6 +134,25 @@ def test_tables_in_files_go_on_while_a_checkpoint_of_them_is_written(tmp_path, m
     aside = [thread is not threading.main_thread() for thread in held.threads]
     assert aside == [False, True, True, True, False]
     assert len([*(tmp_path / "ours" / "tables").glob("undo-*")]) == 1
+
+
+def test_a_thread_puts_tables_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    events, sync, write = [], MappedTables.sync, ranks.save_checkpoint
+
+    def told(what, function):
+        def call(*arguments):
+            events.append((what, threading.current_thread() is threading.main_thread()))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(MappedTables, "sync", told("sync", sync))
+    monkeypatch.setattr(ranks, "save_checkpoint", told("save", write))
+    in_files(tmp_path)
+    assert events.count(("save", False)) == 3
+    for place, event in enumerate(events):
+        if event == ("save", False):
+            assert events[place - 1] == ("sync", False)
 
 
 def test_without_room_for_a_second_journal_tables_in_files_wait(tmp_path, monkeypatch):
