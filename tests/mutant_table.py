@@ -344,7 +344,7 @@ MUTANTS = [
         "rvi_fast/training/runs/tables.py",
         "a checkpoint does not wait for the tables in files",
         "        self.files.sync()\n",
-        "",
+        "        pass\n",
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     Mutant(
@@ -407,9 +407,30 @@ MUTANTS = [
     Mutant(
         "rvi_fast/training/runs/journal.py",
         "after a checkpoint blocks count as kept that have not been kept since",
-        "        self._kept.zero_()\n",
-        "",
+        "self._make(token)\n        self._open = ((token, self._none()),)",
+        "self._make(token)\n        self._open = ((token, self._open[0][1]),)",
         "tests/test_files.py::test_a_block_is_kept_again_after_each_checkpoint",
+    ),
+    Mutant(
+        "rvi_fast/training/runs/journal.py",
+        "while a checkpoint is written blocks are kept for that alone",
+        "            for token, kept in self._open:",
+        "            for token, kept in self._open[-1:]:",
+        "tests/test_checkpoint_async.py::test_a_forked_journal_goes_back_to_either_checkpoint",
+    ),
+    Mutant(
+        "rvi_fast/training/loop/background.py",
+        "what a thread writes changes with the steps",
+        '.to("cpu", copy=True)',
+        "",
+        "tests/test_checkpoint_async.py::test_training_goes_on_and_the_files_are_those_of_who_waits",
+    ),
+    Mutant(
+        "rvi_fast/training/loop/background.py",
+        "a checkpoint in a thread does not wait for the tables in files",
+        "        self.place.sync()\n",
+        "",
+        "tests/test_checkpoint_async.py::test_a_thread_puts_tables_on_disk_before_the_checkpoint",
     ),
     Mutant(
         "rvi_fast/files.py",

@@ -166,12 +166,13 @@ def asked_to_end(rank, size, *, asked=None, **changes):
 
 @pytest.mark.parametrize(("storage", "size", "asked"), [("device", 2, 1), ("files", 3, 0)])
 def test_a_signal_to_one_process_saves_in_all(tmp_path, storage, size, asked):
-    """The epoch is ended by as many processes, bit for bit, or by others."""
+    """The epoch is ended by as many processes, bit for bit, or by others; files in the background."""
 
     def run(size, folder, **changes):
         place = tmp_path / folder / "tables" if storage == "files" else storage
         changes |= {"run_dir": tmp_path / folder / "run", "storage": place, "epochs": 3}
-        changes["block_rows"] = BLOCK
+        changes |= {"block_rows": BLOCK, "checkpoint_async": storage == "files"}
+        changes["checkpoint_every"] = 0.0
         number = len([*(tmp_path / folder).glob("*")])
         return worker.run(size, asked_to_end, tmp_path / folder / str(number), **changes)
 

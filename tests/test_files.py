@@ -202,7 +202,7 @@ def test_a_block_of_a_journal_has_its_name_on_disk_before_it_counts_as_kept(tmp_
     monkeypatch.setattr(os, "fsync", refuse_directories)
     with pytest.raises(OSError, match="Input/output error"):
         journal.keep(0)
-    assert not journal._kept.any()
+    assert not journal._open[0][1].any()
 
 
 def test_a_new_journal_has_its_name_on_disk_before_the_one_before_goes(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def test_fit_takes_every_setting_with_its_default():
 def test_options_of_the_command_line_have_the_defaults_of_fit():
     arguments = vars(make_parser().parse_args(["train", "--data", "x", "--run-dir", "y"]))
     shared = arguments.keys() & DEFAULTS.keys() - {"run_dir", "device", "resume"}
-    assert len(shared) == 11
+    assert len(shared) == 12
     assert {name: arguments[name] for name in shared} == {name: DEFAULTS[name] for name in shared}
 
 

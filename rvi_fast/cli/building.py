@@ -52,6 +52,7 @@ def fit_model(
         run_dir=arguments.run_dir,
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,
+        checkpoint_async=arguments.checkpoint_async,
         **options,
     )
 

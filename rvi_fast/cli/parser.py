@@ -90,6 +90,13 @@ def _add_train(commands: Any) -> None:
     _add_model_arguments(train)
     _add_column_arguments(train)
     train.add_argument("--device", help=DEVICE_HELP)
+    _add_run_arguments(train)
+    add_places(train)
+    add_quiet(train)
+
+
+def _add_run_arguments(train: argparse.ArgumentParser) -> None:
+    """How a run goes on after a kill, and what it leaves for that."""
     train.add_argument(
         "--resume",
         action="store_true",
@@ -99,14 +106,17 @@ def _add_train(commands: Any) -> None:
 
     add_setting(train, "checkpoint_every", metavar="SECONDS")
     train.add_argument(
+        "--checkpoint-async",
+        action="store_true",
+        help="write checkpoints while training goes on, from a copy in memory",
+    )
+    train.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
         help="under torchrun: how long processes wait for each other (default: 60)",
     )
-    add_places(train)
-    add_quiet(train)
 
 
 def _add_column_arguments(train: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ def fit(
     run_dir: str | os.PathLike[str] | None = Settings.run_dir,
     resume: bool = Settings.resume,
     checkpoint_every: float = Settings.checkpoint_every,
+    checkpoint_async: bool = Settings.checkpoint_async,
     capture: bool = Settings.capture,
     block_rows: int | None = Settings.block_rows,
     moment_dtype: torch.dtype | None = Settings.moment_dtype,
@@ -137,6 +138,15 @@ def fit(
             then begins anew. Where there is no checkpoint the model must not have been trained.
         checkpoint_every: seconds between checkpoints, which are written at the end of an epoch; 0
             writes one after every epoch. The last epoch always has one.
+        checkpoint_async: True writes checkpoints in a thread while training goes on, from a copy of what
+            they hold, so that a step waits for the copy alone. It takes host memory of the size of the
+            checkpoint (rows, moments, all that is shared) until that has its name. Tables in files are
+            not copied: what a block held is written to the journals of both checkpoints meanwhile, for
+            which the disk needs as much room as the tables once more. Where there is no room the
+            checkpoint is written before the next step, with a `CheckpointWarning`. Bits, checksums and
+            what a kill leaves are the same. What could not be written is warned of, or raised, when
+            the next checkpoint is due, and before `fit` returns. The last checkpoint, that of a
+            signal, and the first of a run with tables in files are waited for.
         capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
             processes train: a graph cannot hold what they exchange.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
@@ -210,6 +220,7 @@ def fit(
         run_dir=run_dir,
         resume=resume,
         checkpoint_every=checkpoint_every,
+        checkpoint_async=checkpoint_async,
         capture=capture,
         block_rows=block_rows,
         moment_dtype=moment_dtype,

@@ -109,6 +109,7 @@ def opened(
         run = Run(model, inputs, ranks, settings, data, observed, entries)
         stack.callback(run.callbacks.close)
         stack.callback(run.detach)
+        stack.callback(run.archive.close)
         if run.archive.found is None:
             _start_outputs(model, source, ranks, unbegun)
         run.start()

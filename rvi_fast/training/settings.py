@@ -63,6 +63,7 @@ _CHECKS: dict[str, _Check] = {
     "lr": _checks.check_positive_float,
     "standardize": _checks.check_bool,
     "resume": _checks.check_bool,
+    "checkpoint_async": _checks.check_bool,
     "optimizer": _check_mode,
     "kl_weight": _check_kl_weight,
     "decoder_weight_decay": _checks.check_non_negative,
@@ -149,6 +150,7 @@ class Settings:
     run_dir: str | os.PathLike[str] | None = None
     resume: bool = False
     checkpoint_every: float = 30.0
+    checkpoint_async: bool = False
     capture: bool = True
     block_rows: int | None = None
     moment_dtype: torch.dtype | None = None
@@ -210,6 +212,7 @@ class Settings:
             **self.kept(),
             "epochs": self.epochs,
             "resume": self.resume,
+            "checkpoint_async": self.checkpoint_async,
             "run_dir given": given,
         }
 

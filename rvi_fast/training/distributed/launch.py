@@ -20,6 +20,9 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 T = TypeVar("T")
 
+# how long an exchange may take, where `init` was told
+_timeout: timedelta | None = None
+
 
 class RankError(RuntimeError):
     """Another process has failed, has died, or has not answered in time."""
@@ -40,6 +43,7 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         ValueError: `torchrun` has not started this process, or it has joined already.
         RankError: the others did not come in time.
     """
+    global _timeout
     _checks.check_positive_float("timeout", timeout)
     if not launched():
         missing = [name for name in _TORCHRUN if name not in os.environ]
@@ -58,7 +62,8 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
     importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
     with exchange():
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        _timeout = timedelta(seconds=timeout)
+        dist.init_process_group(backend, timeout=_timeout)
         seed = [torch.initial_seed()]
         dist.broadcast_object_list(seed, src=0)
     torch.manual_seed(seed[0])
@@ -112,6 +117,15 @@ def total(values: Tensor) -> Tensor:
 
 def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def another_group() -> dist.ProcessGroup:
+    """A second group of all processes, on the host, for exchanges in another thread.
+
+    To be called by all of them. Exchanges of the default group do not wait for those of this one.
+    """
+    with exchange():
+        return dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def rows_of_rank(num_data: int, *, rank: int | None = None, size: int | None = None) -> range:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
 from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from .launch import exchange, first, joined, total
+from .launch import another_group, exchange, first, joined, total
 from .modules import check_alike, check_modules, sums_of_buffers
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
@@ -110,6 +111,13 @@ class Alone:
         """Writes a checkpoint."""
         return save_checkpoint(run_dir, epoch, tensors, metadata)
 
+    def aside(self) -> Self:
+        """The same processes for another thread: `save` there and whatever is exchanged here mix."""
+        return self
+
+    def leave(self) -> None:
+        """Ends what `aside` has begun."""
+
     def load(self, run_dir: Path, device: torch.device) -> Checkpoint:
         """The newest checkpoint, row tables with the rows of this process."""
         return load_checkpoint(run_dir, device=device)
@@ -124,6 +132,8 @@ class Ranks(Alone):
     """
 
     alone = False
+    # what checkpoints are written by; None is the default group
+    group: dist.ProcessGroup | None = None
 
     def __init__(self, rows: range, num_data: int) -> None:
         super().__init__(num_data)
@@ -220,8 +230,24 @@ class Ranks(Alone):
 
         with exchange():
             return save_sharded(
-                run_dir, epoch, tensors, metadata, rows=self.rows, table_size=self.num_data
+                run_dir,
+                epoch,
+                tensors,
+                metadata,
+                rows=self.rows,
+                table_size=self.num_data,
+                group=self.group,
             )
+
+    def aside(self) -> Self:
+        others = copy.copy(self)
+        others.group = another_group()
+        return others
+
+    def leave(self) -> None:
+        if self.group is not None and joined():
+            dist.destroy_process_group(self.group)
+        self.group = None
 
     def load(self, run_dir: Path, device: torch.device) -> Checkpoint:
         from ..runs.sharded import load_sharded

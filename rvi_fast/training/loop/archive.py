@@ -28,6 +28,7 @@ from ..runs.state import flatten, unflatten
 from ..runs.structure import difference, structure_of
 from ..runs.tables import rows_before
 from ..settings import Settings
+from .background import Background, NoBackground
 from .callback import Callbacks
 from .history import History, Partial, Standing
 from .interrupts import Interrupted
@@ -51,13 +52,21 @@ class NoArchive:
         """An epoch of so many seconds is over; whether a checkpoint is due."""
         return False
 
-    def save(self) -> CheckpointError | None:
+    def save(self, *, later: bool = False) -> CheckpointError | None:
         """Writes a checkpoint, or warns and returns why not; the one before stays then.
+
+        Args:
+            later: it may be written while training goes on; whether it could is told of by the next
+                call, or by `close`.
 
         Raises:
             CheckpointError: nothing may be written to the tables any more, the disk has to be mended.
+            Exception: what went wrong with the checkpoint before, other than that it had no room.
         """
         return None
+
+    def close(self) -> None:
+        """Waits for what is being written, and warns if it could not be."""
 
     def kept(self) -> str:
         """Which checkpoint is good."""
@@ -104,6 +113,7 @@ class Archive(NoArchive):
         self.shared: torch.optim.Optimizer
         self.standing: Standing
         self.last: Path | None = None
+        self.background = NoBackground()
         # whether lines of metrics.jsonl are missing
         self._lacks = False
         self._saved_at = 0.0
@@ -187,6 +197,8 @@ class Archive(NoArchive):
             self.ranks.first(lambda: self.place.remove(left))
         if self.ranks.leads:
             self._write_metrics()
+        if self.settings.checkpoint_async:
+            self.background = Background(self.ranks, self.place)
         self.place.watch()
         self._saved_at = time.monotonic()
 
@@ -245,19 +257,34 @@ class Archive(NoArchive):
         else:
             self._lacks = False
 
-    def save(self) -> CheckpointError | None:
+    def save(self, *, later: bool = False) -> CheckpointError | None:
+        self._wait()
         try:
-            self._save()
+            self._save(later)
             return None
         except OSError as error:
-            failure = CheckpointError(self.run_dir, f"no checkpoint could be written: {error}")
+            return self._failed(error)
         finally:
             self._saved_at = time.monotonic()
+
+    def _failed(self, error: OSError) -> CheckpointError:
+        """Warns of a checkpoint that could not be written."""
+        failure = CheckpointError(self.run_dir, f"no checkpoint could be written: {error}")
         self.place.failed(self.run_dir)
-        warnings.warn(f"{failure}; {self.kept()}", CheckpointWarning, stacklevel=2)
+        warnings.warn(f"{failure}; {self.kept()}", CheckpointWarning, stacklevel=3)
         return failure
 
-    def _save(self) -> None:
+    def _wait(self) -> None:
+        """Waits for the checkpoint that is being written, if one is."""
+        try:
+            self.last = self.background.wait() or self.last
+        except OSError as error:
+            self._failed(error)
+
+    def close(self) -> None:
+        self.background.close()
+
+    def _save(self, later: bool) -> None:
         standing, scaler = self.standing, self.model.scaler
         metadata: dict[str, Any] = {
             "config": config_of(self.model),
@@ -292,6 +319,9 @@ class Archive(NoArchive):
         self.place.before_saving(self._token(str(epochs)), tensors, metadata)
         if self._left:
             metadata["left"] = sorted(self._left)
+        if later and self.background.takes(self.run_dir, epochs, tensors, metadata):
+            return
+        self.place.sync()
         self.last = self.ranks.save(self.run_dir, epochs, tensors, metadata)
         self.place.saved()
         logger.debug("wrote %s", self.last)
@@ -307,6 +337,7 @@ class Archive(NoArchive):
         return values, tensors
 
     def kept(self) -> str:
+        self._wait()
         return super().kept() if self.last is None else f"the last good checkpoint is {self.last}"
 
     def interrupted(self, signum: int, text: str) -> NoReturn:

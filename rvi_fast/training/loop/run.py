@@ -130,7 +130,7 @@ class Run:
             if self.ranks.any(request.signum is not None):
                 self._interrupt(request)
             if due or last:
-                error = self.archive.save()
+                error = self.archive.save(later=not last)
                 if error is not None and last:
                     raise error
 

@@ -52,7 +52,7 @@ class Place:
 
     This one is for a posterior that owns no rows. Its methods are called in this order: `open`;
     `restore` or `start`, then `watch`; in each epoch `epoch`, `visited`, `settle`; around each
-    checkpoint `tensors`, `before_saving` and `saved` or `failed`; `close`.
+    checkpoint `tensors`, `before_saving`, perhaps `fork`, `sync` and `saved` or `failed`; `close`.
 
     Args:
         model: what is trained.
@@ -175,8 +175,18 @@ class Place:
     ) -> None:
         """A checkpoint of that name is about to be written; adds what it needs beside `tensors`."""
 
+    def lacks_room(self) -> str | None:
+        """Why training cannot go on while the checkpoint is written, in words; None where it can."""
+        return None
+
+    def fork(self) -> None:
+        """Training goes on while the checkpoint is written."""
+
+    def sync(self) -> None:
+        """Returns when all is on disk that the checkpoint relies on; on any thread."""
+
     def saved(self) -> None:
-        """The checkpoint has its name."""
+        """The checkpoint has its name; on any thread."""
 
     def failed(self, run_dir: Path) -> None:
         """The checkpoint could not be written."""

@@ -140,6 +140,15 @@ class InBlocks(InMemory):
     ) -> None:
         self.tables.before_saving(token, tensors, metadata)
 
+    def lacks_room(self) -> str | None:
+        return self.tables.lacks_room()
+
+    def fork(self) -> None:
+        self.tables.fork()
+
+    def sync(self) -> None:
+        self.tables.sync()
+
     def saved(self) -> None:
         self.tables.saved()
 

@@ -9,6 +9,10 @@ under its name before the first write. A checkpoint
     2. is written, by a rename, with its own token and that of the journal so far,
     3. begins a journal of its own token, and removes the one so far.
 
+Where training goes on while 1 and 2 are done, the journal of 3 is begun before them, and a block is
+copied into both before it is written to, until the one so far is removed: what 1 puts on disk may be
+newer than the checkpoint then, in blocks that its journal holds.
+
 Whatever a kill leaves, the newest checkpoint H finds one of three states. A journal of H: every block
 that differs from H is in it, whole, and copying the blocks back gives H (again, if that was
 interrupted: nothing is removed by it). No journal of H, but one of the checkpoint before: the kill came
@@ -50,13 +54,18 @@ class Journal:
     def __init__(self, directory: Path, tables: Mapping[str, Tensor], block_rows: int) -> None:
         self.directory, self.tables, self.block_rows = directory, tables, block_rows
         self.num_data = len(next(iter(tables.values())))
-        self.token = ""
         # that of the checkpoint which is being written
         self.pending = ""
         self._check_room()
-        self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool)
+        # tokens of the journals that are written to, the one so far first, and blocks that each holds
+        self._open: tuple[tuple[str, Tensor], ...] = (("", self._none()),)
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def token(self) -> str:
+        """That of the checkpoint which this takes the tables back to."""
+        return self._open[0][0]
 
     def settle(self, run_dir: Path) -> None:
         """After a checkpoint could not be written: goes on with the journal that serves the newest.
@@ -72,19 +81,34 @@ class Journal:
         try:
             newest = load_checkpoint(run_dir).metadata.get("journal", {}).get("token")
             if newest == self.pending != self.token:
-                self.begin(self.pending)
+                self.saved()
+            else:
+                self._open = self._open[:1]
+                discard(self.directory, but=self._folder(self.token))
         except (OSError, CheckpointError) as error:
             self._closed = True
             raise CheckpointError(run_dir, f"no journal could be begun: {error}") from error
 
     def begin(self, token: str) -> None:
         """The tables are now, and on disk, what the checkpoint of that token says."""
-        folder = self.directory / f"{_PREFIX}{token}"
-        folder.mkdir(exist_ok=True)
-        sync_directory(self.directory)
-        self.token = token
-        self._kept.zero_()
-        discard(self.directory, but=folder)
+        self._make(token)
+        self._open = ((token, self._none()),)
+        discard(self.directory, but=self._folder(token))
+
+    def fork(self) -> None:
+        """The tables are what the pending checkpoint says, and go on before it is written."""
+        self._make(self.pending)
+        with self._lock:
+            self._open = (*self._open[:1], (self.pending, self._none()))
+
+    def saved(self) -> None:
+        """The pending checkpoint has its name."""
+        if self._open[-1][0] != self.pending:
+            self.begin(self.pending)
+            return
+        with self._lock:
+            self._open = self._open[1:]
+        discard(self.directory, but=self._folder(self.token))
 
     def go_on_from(self, checkpoint: Path, token: str, previous: str) -> None:
         """Goes on with the journal of a checkpoint; `roll_back` is to follow.
@@ -92,7 +116,7 @@ class Journal:
         Raises:
             CheckpointError: the tables have been changed by something else.
         """
-        self.token = token
+        self._open = ((token, self._none()),)
         if found_journal(self.directory, checkpoint, token, previous) is None:
             self.begin(token)
 
@@ -106,10 +130,11 @@ class Journal:
             CheckpointError: a file of the journal is damaged; once it is mended, this can be called
                 again.
         """
-        for path in sorted(self._folder().glob("*.bin")):
-            block = int(path.stem) if path.stem.isdecimal() else len(self._kept)
-            if block >= len(self._kept):
-                raise CheckpointError(path, f"is of none of the {len(self._kept)} blocks")
+        folder, kept = self._folder(self.token), self._open[0][1]
+        for path in sorted(folder.glob("*.bin")):
+            block = int(path.stem) if path.stem.isdecimal() else len(kept)
+            if block >= len(kept):
+                raise CheckpointError(path, f"is of none of the {len(kept)} blocks")
             parts = self._parts(block)
             size = sum(len(part) for part in parts)
             if before is not None and path.stat().st_size < size:
@@ -120,13 +145,13 @@ class Journal:
             for part in parts:
                 part[:] = content[start : start + len(part)]
                 start += len(part)
-            self._kept[block] = True
-        discard(self.directory, but=self._folder())
+            kept[block] = True
+        discard(self.directory, but=folder)
 
     def before_write(self, index: Tensor) -> None:
         """Keeps the blocks of rows `index` [B] as they are now, unless that has been done."""
         blocks = index // self.block_rows
-        if self._closed or not bool(self._kept[blocks].all()):
+        if self._closed or not all(bool(kept[blocks].all()) for _, kept in self._open):
             for block in blocks.unique().tolist():
                 self.keep(block)
 
@@ -135,16 +160,23 @@ class Journal:
         with self._lock:
             if self._closed:
                 raise CheckpointError(self.directory, "nothing is written: the journal has failed")
-            if self._kept[block]:
-                return
-            path = block_path(self._folder(), block)
-            # what a kill leaves of a block goes with the journal
-            with replacing(path, sweep=False) as file:
-                parts = self._parts(block)
-                for part in parts:
-                    file.write(part)
-                file.write(_end(block, parts))
-            self._kept[block] = True
+            for token, kept in self._open:
+                if kept[block]:
+                    continue
+                # what a kill leaves of a block goes with the journal
+                with replacing(block_path(self._folder(token), block), sweep=False) as file:
+                    parts = self._parts(block)
+                    for part in parts:
+                        file.write(part)
+                    file.write(_end(block, parts))
+                kept[block] = True
+
+    def lacks_room(self) -> str | None:
+        """Why the disk may be too small for two journals, in words; None where it is not."""
+        size, room = sum(table.nbytes for table in self.tables.values()), free_disk(self.directory)
+        if room is None or size <= room:
+            return None
+        return f"a second journal in {self.directory} needs up to {size} bytes, {room} are free"
 
     def _check_room(self) -> None:
         size = sum(table.nbytes for table in self.tables.values())
@@ -157,8 +189,17 @@ class Journal:
                 "make room, lower num_data, groups or latent_dim, or train without run_dir"
             )
 
-    def _folder(self) -> Path:
-        return self.directory / f"{_PREFIX}{self.token}"
+    def _none(self) -> Tensor:
+        """No block."""
+        return torch.zeros(-(-self.num_data // self.block_rows), dtype=torch.bool)
+
+    def _make(self, token: str) -> None:
+        """A journal that is empty, on disk."""
+        self._folder(token).mkdir(exist_ok=True)
+        sync_directory(self.directory)
+
+    def _folder(self, token: str) -> Path:
+        return self.directory / f"{_PREFIX}{token}"
 
     def _parts(self, block: int, end: int | None = None) -> list[memoryview]:
         stop = (block + 1) * self.block_rows

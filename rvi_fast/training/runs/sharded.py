@@ -107,6 +107,7 @@ def save_sharded(
     rows: range,
     table_size: int,
     keep: int = 2,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """As `save_checkpoint`, by all processes together.
 
@@ -115,6 +116,7 @@ def save_sharded(
         tensors: as there; row tables hold the rows of this process.
         rows: which these are.
         table_size: rows of all processes.
+        group: of all processes, by which they do it; the default group if not given.
 
     Raises:
         ValueError, TypeError, OSError: what went wrong in any of the processes, in all of them.
@@ -127,7 +129,7 @@ def save_sharded(
     }
     writer = _Writer(run_dir, epoch, metadata, keep)
     try:
-        dcp.save(state, storage_writer=writer, planner=_SavePlanner())
+        dcp.save(state, storage_writer=writer, planner=_SavePlanner(), process_group=group)
     except dcp.CheckpointException as error:
         if writer.coordinates and writer.writing is not None:
             shutil.rmtree(writer.writing, ignore_errors=True)

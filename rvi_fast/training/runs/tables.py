@@ -79,6 +79,16 @@ class RowTables:
     ) -> None:
         """A checkpoint of that name is about to be written; adds what it needs beside the tables."""
 
+    def lacks_room(self) -> str | None:
+        """Why training cannot go on while the checkpoint is written, in words."""
+        return None
+
+    def fork(self) -> None:
+        """Training goes on while it is written."""
+
+    def sync(self) -> None:
+        """Returns when what the checkpoint says of the tables is on disk."""
+
     def saved(self) -> None:
         """The checkpoint has its name."""
 
@@ -189,12 +199,20 @@ class JournaledTables(TablesInFiles):
     ) -> None:
         sums, end = self.files.checksums.settle(), f".{self.part}" if self.part else ""
         tensors["checksums"] = {f"{name}{end}": held for name, held in sums.items()}
-        self.files.sync()
         metadata["journal"] = {"token": token, "previous": self.journal.token}
         self.journal.pending = token
 
+    def lacks_room(self) -> str | None:
+        return self.journal.lacks_room()
+
+    def fork(self) -> None:
+        self.journal.fork()
+
+    def sync(self) -> None:
+        self.files.sync()
+
     def saved(self) -> None:
-        self.journal.begin(self.journal.pending)
+        self.journal.saved()
 
     def failed(self, run_dir: Path) -> None:
         self.journal.settle(run_dir)
