@@ -32,9 +32,9 @@ from torch import Tensor
 
 from ...files import read_bytes, replacing, sync_directory
 from ...memory.room import InsufficientMemory, free_disk
+from ...posteriors.selection import UNDO
 from .checkpoints import CheckpointError, latest_epoch, load_checkpoint, remove_directory
 
-_PREFIX = "undo-"
 _END = struct.Struct("<QI")
 
 
@@ -79,7 +79,7 @@ class Journal:
 
     def begin(self, token: str) -> None:
         """The tables are now, and on disk, what the checkpoint of that token says."""
-        folder = self.directory / f"{_PREFIX}{token}"
+        folder = self.directory / f"{UNDO}{token}"
         folder.mkdir(exist_ok=True)
         sync_directory(self.directory)
         self.token = token
@@ -148,7 +148,7 @@ class Journal:
 
     def _check_room(self) -> None:
         size = sum(table.nbytes for table in self.tables.values())
-        held = sum(path.stat().st_size for path in self.directory.glob(f"{_PREFIX}*/*.bin"))
+        held = sum(path.stat().st_size for path in self.directory.glob(f"{UNDO}*/*.bin"))
         room = free_disk(self.directory)
         if room is not None and size - held > room:
             raise InsufficientMemory(
@@ -158,7 +158,7 @@ class Journal:
             )
 
     def _folder(self) -> Path:
-        return self.directory / f"{_PREFIX}{self.token}"
+        return self.directory / f"{UNDO}{self.token}"
 
     def _parts(self, block: int, end: int | None = None) -> list[memoryview]:
         stop = (block + 1) * self.block_rows
@@ -177,10 +177,10 @@ def found_journal(directory: Path, checkpoint: Path, token: str, previous: str) 
     Raises:
         CheckpointError: the tables have been changed by something else.
     """
-    own = directory / f"{_PREFIX}{token}"
+    own = directory / f"{UNDO}{token}"
     if own.is_dir():
         return own
-    if not (directory / f"{_PREFIX}{previous}").is_dir():
+    if not (directory / f"{UNDO}{previous}").is_dir():
         reason = f"cannot be resumed: the tables in {directory} have been changed since"
         raise CheckpointError(checkpoint, reason)
     return None
@@ -219,8 +219,8 @@ def _end(block: int, parts: Iterable[memoryview]) -> bytes:
 
 def discard(directory: Path, but: Path | None = None) -> None:
     """Removes journals: they take nothing back from now on."""
-    for path in sorted(directory.glob(f"{_PREFIX}*")):
+    for path in sorted(directory.glob(f"{UNDO}*")):
         if path != but:
             remove_directory(path)
-    for path in sorted(directory.glob(f".deleting-{_PREFIX}*")):
+    for path in sorted(directory.glob(f".deleting-{UNDO}*")):
         remove_directory(path)
