@@ -24,9 +24,9 @@ from ..training.runs.checkpoints import latest_epoch
 from .building import build_model, fit_model
 from .checks import check_bounds, check_device
 from .laws import laws_of, standardizable
-from .runs import find_run, record_run
+from .runs import check_run, find_run, record_run
 from .scales import scaler_of
-from .tables import say
+from .tables import say, say_added
 
 # options that need a whole table in memory, and what they are where they say nothing
 _WHOLE = {
@@ -63,12 +63,16 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
     cache = arguments.cache or run_dir.with_name(f"{run_dir.name}.cache")
     x = source.mapped(cache, rows=rows, progress=not arguments.quiet)
     likelihood = laws_of(words, x, source.features)
-    model, _ = build_model(arguments, (source.num_rows, len(source.features)), likelihood)
     counts = distributed.total(_counted(x)).numpy()
     run = _described(arguments, source, likelihood, counts == 0) | {"transform": kind}
-    distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
+    before = distributed.first(lambda: check_run(run_dir, run, resume=arguments.resume))
+    shape = (source.num_rows, len(source.features))
+    model, _ = build_model(arguments, shape, likelihood, before)
+    if before is not None or latest_epoch(run_dir) is None:
+        distributed.first(lambda: record_run(run_dir, run))
     missing = 1 - counts.sum() / (source.num_rows * len(counts))
     say(_summary(source, f"{missing:.1%} missing; {arguments.model} on {device}", run["unseen"]))
+    say_added(run_dir, before, source.num_rows)
     if not (distributed.launched() or (arguments.resume and latest_epoch(run_dir) is not None)):
         model.scaler = scaler_of(x, kind, standardizable(likelihood, x.shape[1]), source.features)
         _say_bent(model, source)
@@ -204,6 +208,7 @@ def _described(
     return {
         "data": str(Path(arguments.data).expanduser().resolve()),
         "parquet": True,
+        "rows": source.num_rows,
         "header": None,
         "ignore": arguments.ignore,
         "subset": None,

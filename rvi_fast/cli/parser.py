@@ -94,7 +94,7 @@ def _add_train(commands: Any) -> None:
         "--resume",
         action="store_true",
         help="go on with the run in --run-dir from "
-        "its last checkpoint; the other options must be as before",
+        "its last checkpoint; the other options must be as before, the table may have more rows after those",
     )
 
     add_setting(train, "checkpoint_every", metavar="SECONDS")

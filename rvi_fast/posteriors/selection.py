@@ -20,6 +20,7 @@ from torch import Tensor
 from ..files import lock, open_own, sync_directory
 from ..memory import pages
 from .checksums import NAME
+from .description import DESCRIPTION
 
 if TYPE_CHECKING:
     from .tables import MappedTables
@@ -30,7 +31,7 @@ _WRITING, _SELECTED = ".selecting", "selected"
 # of whoever is at work in it
 _LOCK = "lock"
 # in the order in which they are moved
-_FILES = ("rows.bin", "row_step.bin", "exp_avg.bin", "exp_avg_sq.bin", NAME, "tables.json")
+_FILES = ("rows.bin", "row_step.bin", "exp_avg.bin", "exp_avg_sq.bin", NAME, DESCRIPTION)
 # rows in memory at once, about
 _CHUNK = 1024
 # rows read from anywhere at once: with each, systems map up to some hundred KB around it
@@ -111,7 +112,7 @@ def finish_selection(directory: Path) -> None:
     if (selected / _FILES[0]).exists():
         # nothing has been moved: what is here is of the rows of before
         for name in (NAME, *_FILES):
-            if name != "tables.json":
+            if name != DESCRIPTION:
                 (directory / name).unlink(missing_ok=True)
         for journal in directory.glob(f"{UNDO}*"):
             shutil.rmtree(journal)

@@ -7,7 +7,6 @@ system writes dirty pages back when it likes; what `sync` has returned from is o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import sys
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from .._devices import device_row, kinds_of_devices
-from ..files import CheckpointError, StrPath, read_bytes, sealed, unsealed, write_bytes
+from ..files import CheckpointError, StrPath, sealed, write_bytes
 from ..memory import pages
 from .checksums import Checksums
+from .description import DESCRIPTION, read_description
 from .disk import reserve, reserve_more
 from .selection import copy_rows, finish_selection, replacing_rows, sweep_selection
 
@@ -166,22 +166,11 @@ class MappedTables(HostTables):
             ValueError: it holds those of another.
             CheckpointError: what it says is damaged.
         """
-        path = self.directory / "tables.json"
         finish_selection(self.directory)
         sweep_selection(self.directory)
-        if not path.is_file():
+        found = read_description(self.directory, description)
+        if found is None:
             return False
-        try:
-            content = read_bytes(path)
-            try:
-                found = unsealed(content)
-            except ValueError:
-                # 0.1.0 knew no seal, and no other entries than these
-                found = json.loads(content)
-                if not isinstance(found, dict) or not {*found} <= {*description, "format", "drawn"}:
-                    raise
-        except (OSError, ValueError) as error:
-            raise CheckpointError(path, f"cannot be read: {error}") from error
         self._drawn, self._grew = found.pop("drawn", {}), found.pop("grows", False)
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
@@ -222,7 +211,7 @@ class MappedTables(HostTables):
 
     def _describe(self, description: dict[str, Any], **more: Any) -> None:
         entries = {"format": _FORMAT, **description, "drawn": self._drawn, **more}
-        write_bytes(self.directory / "tables.json", sealed(entries))
+        write_bytes(self.directory / DESCRIPTION, sealed(entries))
 
     def table(self, name: str) -> Tensor:
         """A table as it is mapped now."""
@@ -279,7 +268,7 @@ class MappedTables(HostTables):
         """
         other = None if storage is None else MappedTables(storage)
         if other is not None and other.directory.resolve() != self.directory.resolve():
-            if (other.directory / "tables.json").exists():
+            if (other.directory / DESCRIPTION).exists():
                 raise ValueError(f"storage: expected a directory without tables, got {storage}")
             copy_rows(self, self._tables, kept, other)
             other._drawn = self._drawn
@@ -365,6 +354,17 @@ class MappedTables(HostTables):
                 "msync", *pages.pages_of_rows(table, 0, len(table)), pages.MS_SYNC
             ):
                 raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
+
+
+def rows_in(directory: StrPath) -> int | None:
+    """Rows of the finished tables in a directory of a whole posterior; None where there are none.
+
+    Raises:
+        CheckpointError: what the directory says of them is damaged.
+    """
+    finish_selection(Path(directory))
+    found = read_description(Path(directory), {"num_data": 0, "layout": [], "dtype": ""})
+    return None if found is None else int(found["num_data"])
 
 
 def shard_directory(directory: StrPath, rows: range) -> Path:
