@@ -93,8 +93,8 @@ def _add_train(commands: Any) -> None:
     train.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --run-dir from "
-        "its last checkpoint; the other options must be as before, the table may have more rows after those",
+        help="go on with the run in --run-dir from its last checkpoint; the other options must be as "
+        "before, the table may have more rows after those of then",
     )
 
     add_setting(train, "checkpoint_every", metavar="SECONDS")

@@ -172,6 +172,10 @@ class MappedTables(HostTables):
         if found is None:
             return False
         self._drawn, self._grew = found.pop("drawn", {}), found.pop("grows", False)
+        whole = found.get("table_size", 0)
+        if whole < description.get("table_size", 0):
+            # the same rows of a table that has got more of them since
+            found["table_size"] = description["table_size"]
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
                 f"storage: {self.directory} holds the tables of another posterior: {found}, expected "
