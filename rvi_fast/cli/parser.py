@@ -227,7 +227,7 @@ def _add_infer(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help=f"table of posterior means and standard deviations: {WRITABLE}; of a directory of Parquet "
-        "files a directory",
+        "files a directory, of an array in an HDF5 file or a zarr store .npy, .h5, .hdf5 or .zarr",
     )
     add_jobs(new)
     add_quiet(new)

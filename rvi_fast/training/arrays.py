@@ -14,6 +14,7 @@ from .. import _checks
 from ..data.arrays import StoredArray, stored_place, write_stored
 from ..data.files import blaming
 from ..files import StrPath, append_line, lock, open_own, read_lines, rename, rewrite_lines
+from ..memory import pages
 from ..models import LatentModel
 from ..progress import progress_bar
 from .impute import impute
@@ -219,7 +220,7 @@ def _written(
             for first, block in source.chunks(skip=there):
                 values, filled = change(first, block)
                 array[first : first + len(values)] = values
-                array.flush()
+                _settle(array)
                 record = {"first": first, "rows": len(values), "filled": filled}
                 append_line(done, record)
                 there[first] = filled
@@ -248,6 +249,12 @@ def _begun(
     return array, {}
 
 
+def _settle(array: np.memmap) -> None:
+    """Returns when what was written is on disk, and lets go of it."""
+    array.flush()
+    pages.forget_pages(array.ctypes.data, array.nbytes)
+
+
 def _put(
     place: _Place, out: Path, held: Path, array: Any, shape: tuple[int, int], kind: np.dtype
 ) -> None:
@@ -257,6 +264,7 @@ def _put(
         def parts() -> Iterator[np.ndarray]:
             for start in range(0, shape[0], _CHUNK):
                 yield array[start : start + _CHUNK]
+                _settle(array)
 
         write_stored(out, shape, kind, parts())
         held.unlink()
