@@ -5,7 +5,7 @@ from dataclasses import replace
 import distributed_worker as worker
 import pytest
 import torch
-from distributed_worker import BATCH, TOLERANCE, N, assert_close, together
+from distributed_worker import BATCH, N, assert_close, assert_equal, together
 
 import rvi_fast
 from rvi_fast.optim import RowAdam
@@ -40,16 +40,30 @@ def by(size, folder, run_dir, place, *, files=None, num_data=N, **changes):
     return {**model.state_dict(), "history": dict(history)}
 
 
-@pytest.mark.parametrize("place", ["memory", "files"])
-def test_processes_go_on_with_more_rows_as_one_does(tmp_path, of_two, place):
-    run, files = tmp_path / "run", tmp_path / "files"
-    by(2, tmp_path / "1", run, place, files=files, epochs=1, **SMALL)
-    got = by(2, tmp_path / "2", run, place, files=files, epochs=3, **MORE)
-    alone, own = tmp_path / "alone", "blocks" if place == "files" else place
-    by(0, None, alone, own, epochs=1, **SMALL)
-    assert_close(got, by(0, None, alone, own, epochs=3, **MORE), TOLERANCE)
-    if place == "files":
-        assert {path.name for path in files.iterdir()} == {"rows-0-24", "rows-24-48"}
+@pytest.fixture(scope="module")
+def grown_in_files(tmp_path_factory):
+    """The state after an epoch of fewer rows and two of all, and where they lie."""
+    folder = tmp_path_factory.mktemp("grown")
+    run, files = folder / "run", folder / "files"
+    by(2, folder / "1", run, "files", files=files, epochs=1, **SMALL)
+    return by(2, folder / "2", run, "files", files=files, epochs=3, **MORE), files
+
+
+def alone(folder, place):
+    by(0, None, folder, place, epochs=1, **SMALL)
+    return by(0, None, folder, place, epochs=3, **MORE)
+
+
+def test_processes_go_on_with_more_rows_as_one_does(tmp_path, of_two):
+    by(2, tmp_path / "1", tmp_path / "run", "memory", epochs=1, **SMALL)
+    got = by(2, tmp_path / "2", tmp_path / "run", "memory", epochs=3, **MORE)
+    assert_close(got, alone(tmp_path / "alone", "memory"))
+
+
+def test_rows_in_files_are_shared_out_anew(tmp_path, of_two, grown_in_files):
+    got, files = grown_in_files
+    assert_close(got, alone(tmp_path, "blocks"))
+    assert {path.name for path in files.iterdir()} == {"rows-0-24", "rows-24-48"}
 
 
 @pytest.mark.parametrize(
@@ -71,8 +85,8 @@ def test_any_number_of_processes_goes_on_with_more_rows(tmp_path, sizes, count, 
 
 def test_parts_of_a_checkpoint_get_the_rows_that_the_whole_gets(tmp_path):
     """Moments of bfloat16 are rounded by the numbers of rows in the whole table."""
-    options = {"block_rows": BLOCK, "moment_dtype": torch.bfloat16, "run_dir": tmp_path}
-    rvi_fast.fit(worker.make(), worker.table(), **worker.options(**options))
+    options = {"block_rows": BLOCK, "moment_dtype": torch.bfloat16, "eval_every": 0}
+    rvi_fast.fit(worker.make(), worker.table(), run_dir=tmp_path, **worker.options(**options))
     checkpoint = load_checkpoint(tmp_path)
     assert lags(checkpoint)
     posterior = worker.make(num_data=48).posterior
@@ -119,7 +133,7 @@ def killed(rank, size, **changes):
     return worker.train(rank, size, callbacks=[end], **changes)
 
 
-def test_what_ends_before_a_checkpoint_with_all_rows_goes_on(tmp_path):
+def test_what_ends_before_a_checkpoint_with_all_rows_goes_on(tmp_path, grown_in_files):
     run, files = tmp_path / "run", tmp_path / "files"
     by(2, tmp_path / "1", run, "files", files=files, epochs=1, **SMALL)
     x = worker.table(MORE["num_data"])
@@ -128,9 +142,7 @@ def test_what_ends_before_a_checkpoint_with_all_rows_goes_on(tmp_path):
         process.join(60)
         assert process.exitcode
     got = by(2, tmp_path / "3", run, "files", files=files, epochs=3, **MORE)
-    other, place = tmp_path / "other", tmp_path / "place"
-    by(2, tmp_path / "4", other, "files", files=place, epochs=1, **SMALL)
-    worker.assert_equal(got, by(2, tmp_path / "5", other, "files", files=place, epochs=3, **MORE))
+    assert_equal(got, grown_in_files[0])
 
 
 def test_rows_that_are_not_those_of_the_run_are_refused_in_all(tmp_path):
