@@ -126,6 +126,16 @@ def replacing(path: StrPath, *, sweep: bool = True) -> Iterator[IO[bytes]]:
     sync_directory(path.parent)
 
 
+def rename(source: StrPath, path: StrPath) -> None:
+    """Gives a file that is on disk the place of another one in its directory, on disk too at the end.
+
+    Raises:
+        OSError: as the system raised it; `path` is then as it was.
+    """
+    os.replace(source, path)
+    sync_directory(Path(path).parent)
+
+
 def write_together(content: Mapping[Path, bytes]) -> None:
     """Replaces several files, each as `replacing` does, and none before all are written."""
     with ExitStack() as stack:

@@ -2,7 +2,9 @@
 
 import copy
 import os
+import shutil
 import signal
+import sys
 import warnings
 
 import pytest
@@ -148,6 +150,122 @@ def test_selected_rows_go_on_as_if_the_others_had_never_been(mode):
     assert torch.equal(posterior.rows, other.rows[kept])
 
 
+@pytest.mark.parametrize("mode", ["dense", "lazy", "row"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_selected_in_files_are_those_selected_in_memory(tmp_path, mode, elsewhere):
+    new = tmp_path / "new" if elsewhere else None
+    pair = posterior_of(10), table_in(tmp_path / "tables", 10)
+    optimizers = [RowAdam(one, lr=0.1, mode=mode) for one in pair]
+    kept, parameter = torch.tensor([7, 2, 9]), pair[1].rows
+
+    def step(batches, seed):
+        for batch in batches:
+            for one, optimizer in zip(pair, optimizers, strict=True):
+                gradients(one, torch.tensor(batch), seed)
+                optimizer.step()
+
+    step([*BATCHES, [7, 2]], 0)
+    pair[0].select(kept)
+    pair[1].select(kept, storage=new)
+    assert pair[1].rows is parameter
+    assert torch.equal(pair[1].rows, pair[0].rows)
+    step([[0], [1, 2], [0, 2]], 1)
+    held = [optimizer.state_dict()["state"][0] for optimizer in optimizers]
+    assert all(torch.equal(held[0][name], held[1][name]) for name in held[0])
+    assert torch.equal(pair[1].rows, pair[0].rows)
+    optimizers[1].detach()
+    place = new or tmp_path / "tables"
+    names = {"rows.bin", "row_step.bin", "exp_avg.bin", "exp_avg_sq.bin"}
+    assert {path.name for path in place.iterdir()} == names | {"tables.json", "checksums.json"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(table_in(place, 3).mean(), pair[0].mean())
+        if elsewhere:  # as they were
+            assert table_in(tmp_path / "tables", 10).mean().shape == (10, 3)
+
+
+def test_what_is_written_to_rows_after_they_came_or_went_is_meant(tmp_path):
+    posterior = table_in(tmp_path, N)
+    for change in (posterior.extend, lambda n: posterior.select(range(n))):
+        change(MORE)
+        with torch.no_grad():
+            posterior.rows[3] += 1.0
+        assert torch.isfinite(posterior.mean()).all()
+    with pytest.raises(ValueError, match="storage: expected a directory without tables"):
+        table_in(tmp_path / "other", N).select([1], storage=tmp_path)
+
+
+def test_a_model_whose_rows_lie_elsewhere_is_trained_on_and_loaded(tmp_path):
+    model = make(N, storage=tmp_path / "tables")
+    fit(model, X[:N], epochs=1, run_dir=tmp_path / "run", **OPTIONS)
+    model.posterior.select(range(MORE), storage=tmp_path / "few")
+    fit(model, X[:MORE], epochs=1, run_dir=tmp_path / "of-few", **OPTIONS)
+    assert torch.equal(load(tmp_path / "of-few").posterior.rows, model.posterior.rows)
+    assert load(tmp_path / "run").num_data == N
+
+
+def test_damaged_rows_are_not_selected(tmp_path):
+    posterior = table_in(tmp_path, N)
+    content = bytearray((tmp_path / "rows.bin").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "rows.bin").write_bytes(content)
+    held = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(rvi_fast.training.CheckpointError, match="do not match their checksum"):
+        posterior.select([0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == held
+
+
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+
+
+def ended_at(directory, count):
+    """Selects rows in a process that ends before its change of files of that number, if it makes one."""
+    child = os.fork()
+    if child == 0:
+        seen = []
+
+        def end(event, _):
+            seen.extend([event] * (event in EVENTS))
+            if len(seen) == count:
+                os._exit(9)
+
+        try:
+            posterior = table_in(directory, 10)
+            sys.addaudithook(end)
+            posterior.select([7, 2, 9])
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_program_that_ends_while_rows_are_selected_leaves_all_or_those(tmp_path):
+    directory, wanted = tmp_path / "tables", posterior_of(10).rows.detach()
+    kept, count, found = wanted[[7, 2, 9]], 1, []
+    while True:
+        table_in(directory, 10)
+        (directory / "undo-run").mkdir()
+        if not ended_at(directory, count):
+            break
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                again, rows = table_in(directory, 10), wanted
+            except ValueError:
+                again, rows = table_in(directory, 3), kept
+            again.mean()
+        assert torch.equal(again.rows, rows), count
+        found.append(len(rows))
+        # a journal is of the rows of before
+        assert (directory / "undo-run").exists() == (len(rows) == 10)
+        names = {path.name for path in directory.iterdir()} - {"undo-run"}
+        assert names == {"rows.bin", "tables.json", "checksums.json"}
+        shutil.rmtree(directory)
+        count += 1
+    assert found == sorted(found, reverse=True)
+    assert found.count(10) > 10
+    assert found.count(3) > 5
+
+
 def test_a_mask_selects_and_moments_can_be_saved_copied_and_loaded():
     posterior = posterior_of(10)
     optimizer = RowAdam(posterior, lr=0.1)
@@ -172,9 +290,9 @@ def test_what_cannot_grow_is_refused_and_left_as_it_is(tmp_path):
         shard.extend(2)
     with pytest.raises(ValueError, match="rows=False"):
         RowlessPosterior.of(posterior_of(10)).extend(2)
-    with pytest.raises(ValueError, match="expected rows in memory for select"):
-        table_in(tmp_path / "tables", 10).select([1])
     posterior = posterior_of(10)
+    with pytest.raises(ValueError, match="storage: expected None for rows in memory, got 'there'"):
+        posterior.select([1], storage="there")
     for index, error, said in (
         ([3, 3], ValueError, "row 3 twice"),
         ([10], IndexError, "from 0 to 9"),

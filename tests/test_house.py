@@ -82,7 +82,8 @@ ROOMS = {
     "serving": "loop",
     "collapse": "infer",
     "parquet": "impute workers",
-    "__init__": "callbacks fit_many load parquet serving collapse memory recipes start_linear",
+    "arrays": "parquet",
+    "__init__": "arrays callbacks fit_many load parquet serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why
 LONG = {
@@ -110,7 +111,17 @@ THIRD_PARTY = {
 }
 # at the top: they may take whatever the package and its extras have
 FREE = {"cli", "sklearn", "experiments", "_info"}
-OPTIONAL = ("triton", "matplotlib", "sklearn", "pandas", "pyarrow", "tensorboard", "pytest")
+OPTIONAL = (
+    "triton",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+    "pyarrow",
+    "h5py",
+    "zarr",
+    "tensorboard",
+    "pytest",
+)
 FILES = sorted({*ROOT.glob("rvi_fast/**/*.py"), *ROOT.glob("kernels/*.py")})
 FILES = [path.relative_to(ROOT) for path in FILES if "kernels" not in path.parts[1:]]
 FUNCTIONS = "_(fwd|bwd|catch_up)$|(?<=row_adam)_step$"

@@ -3,8 +3,10 @@
 import copy
 import os
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import distributed_worker
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ import rvi_fast
 from rvi_fast import fit, impute, infer, load, models
 from rvi_fast.cli import main
 from rvi_fast.posteriors import RowlessPosterior
-from rvi_fast.training import export, held_out_error
+from rvi_fast.training import CheckpointError, export, held_out_error
 
 N, D = 70, 5
 GENERATOR = torch.Generator().manual_seed(3)
@@ -25,6 +27,7 @@ X, NEW = (
     for rows in (N, 33)
 )
 SMALL = {"latent_dim": 4, "hidden": (8,)}
+READING = sys.modules["rvi_fast.training.load"]
 LEFT_OUT = "got one that was written or loaded with rows=False"
 
 
@@ -154,3 +157,78 @@ def test_the_command_line_leaves_rows_out(trained, tmp_path):
     out = tmp_path / "model.safetensors"
     assert main(["export", "--run-dir", str(run_dir), "--out", str(out), "--no-rows"]) == 0
     assert torch.equal(infer(load(out), NEW, steps=5).rows, infer(model, NEW, steps=5).rows)
+
+
+RUNS = {
+    "memory": {},
+    "row": {"optimizer": "row"},
+    "blocks": {"block_rows": 16, "eval_every": 0},
+    "bfloat16": {"block_rows": 16, "eval_every": 0, "moment_dtype": torch.bfloat16},
+    "files": {"block_rows": 16, "eval_every": 0},
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_rows_of_a_run_are_read_some_at_a_time_and_have_the_mean_of_all(
+    tmp_path, monkeypatch, kind
+):
+    storage = {"storage": tmp_path / "tables"} if kind == "files" else {}
+    model = models.rvi(N, D, **SMALL, groups=(3, 5), **storage)
+    options = RUNS[kind] | {"epochs": 3, "batch_size": 16, "lr": 0.01, "progress": False}
+    fit(model, X, run_dir=tmp_path / "run", **options)
+    # sums of the same rows, of which a few are read at a time
+    monkeypatch.setattr("rvi_fast.posteriors.rows._DRAWN", 32)
+    monkeypatch.setattr("rvi_fast.training.runs.mean_row._SUMMED", 32)
+    monkeypatch.setattr("rvi_fast.training.runs.mean_row._CHUNK", 10)
+    with monkeypatch.context() as patched:
+        patched.setattr(READING, "tables_of", None)
+        small = load(tmp_path / "run", rows=False)
+    assert torch.equal(small.posterior.mean_row(), load(tmp_path / "run").posterior.mean_row())
+    assert small.config["num_data"] == N
+    assert torch.equal(small.decoder[0].weight, model.decoder[0].weight)
+
+
+def test_rows_in_files_of_several_processes_are_read_some_at_a_time(tmp_path):
+    run_dir, place = tmp_path / "run", str(tmp_path / "tables")
+    distributed_worker.trained(2, tmp_path, run_dir, storage=place, block_rows=4, epochs=1)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "tables").rglob("*.bin")}
+    assert len(files) > 8
+    small = load(run_dir, rows=False)
+    torch.testing.assert_close(
+        small.posterior.mean_row(), load(run_dir).posterior.mean_row(), rtol=0, atol=0
+    )
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "tables").rglob("*.bin")}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("lagging", [False, True])
+def test_a_model_without_rows_is_loaded_in_less_memory_than_its_checkpoint_has(tmp_path, lagging):
+    rows = 12_000
+    model = models.rvi(rows, 3)
+    more = {"block_rows": 1024, "eval_every": 0} if lagging else {}
+    options = {"epochs": 1, "batch_size": 1000, "progress": False, "run_dir": tmp_path}
+    fit(model, torch.randn(rows, 3), **options, **more)
+    del model
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+
+    def held(name):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+    load(tmp_path, rows=False)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = held("VmRSS")
+    load(tmp_path, rows=False)
+    assert held("VmHWM") - before < size
+    assert size > 42e6
+
+
+def test_rows_that_do_not_fit_their_description_are_damage(trained, tmp_path, monkeypatch):
+    model, run_dir = trained
+    if model.amortized:
+        assert load(run_dir, rows=False).num_data == N
+        return
+    monkeypatch.setattr(READING, "shape_of_rows", lambda *_: (N + 1, 3))
+    with pytest.raises(CheckpointError, match=r"has rows .* its description says"):
+        load(run_dir, rows=False)

@@ -14,7 +14,7 @@ from ..training import export, impute, infer, load
 from .checks import check_bounds, check_device, check_out
 from .directories import impute_directory, infer_directory, of_directory
 from .laws import check_laws
-from .runs import find_run
+from .runs import digest_of, find_run
 from .tables import Features, Source, Table, load_table, print_scores
 
 _ARRAYS = (".npy", ".npz")
@@ -43,7 +43,7 @@ def _open_run(
     features = Features.of_run(run, model.num_features)
     if training_data and run is not None:
         table = load_table(Source.of_run(run, arguments.data_dir), features)
-        if run.get("digest") not in (None, table.digest()):
+        if digest_of(run, model.num_data) not in (None, table.digest()):
             raise ValueError(
                 f"--data: {run['data']} is not as it was in training, and its rows have no posteriors; "
                 "name it with --data to find them anew"

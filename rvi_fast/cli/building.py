@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import models
+from ..posteriors.tables import rows_in
 from ..training import distributed, fit
 
 # options of some models alone
@@ -58,13 +59,17 @@ def fit_model(
 
 
 def build_model(
-    arguments: argparse.Namespace, shape: tuple[int, int], likelihood: Any
+    arguments: argparse.Namespace,
+    shape: tuple[int, int],
+    likelihood: Any,
+    before: int | None = None,
 ) -> tuple[models.LatentModel, range | None]:
     """The model that is asked for, and its rows where it is one process of several.
 
     Args:
         shape: N and D of the whole table.
         likelihood: the laws of its columns as the builders take them.
+        before: rows that the run to go on with had, if fewer: its tables in files get the others.
     """
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
     for name, owners in _OPTIONS.items():
@@ -79,5 +84,11 @@ def build_model(
         options["shard"] = distributed.rows_of_rank(shape[0])
     options["likelihood"] = likelihood
     options["generator"] = torch.Generator().manual_seed(arguments.seed)
-    model = models.BUILDERS[arguments.model](*shape, **options)
+    num_data, storage = shape[0], options.get("storage", "host")
+    if before is not None and "shard" not in options and storage != "host":
+        # if not, they have grown before something ended the program
+        num_data = before if rows_in(storage) == before else num_data
+    model = models.BUILDERS[arguments.model](num_data, shape[1], **options)
+    if num_data < shape[0]:
+        model.posterior.extend(shape[0] - num_data)
     return model, options.get("shard")

@@ -1,4 +1,4 @@
-"""`rvi-fast train | infer | impute` of a directory of Parquet files, of which pieces are in memory."""
+"""`rvi-fast train | infer | impute` of what is read in pieces: Parquet directories, HDF5 and zarr."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 import torch
 
 from .. import data
+from ..data.arrays import stored_place
+from ..data.pixels import is_pixels
 from ..data.tables import row_chunks
 from ..training import (
     Completed,
     distributed,
     held_out_error,
+    impute_array,
     impute_parquet,
+    infer_array,
     infer_parquet,
     load,
 )
@@ -24,9 +28,9 @@ from ..training.runs.checkpoints import latest_epoch
 from .building import build_model, fit_model
 from .checks import check_bounds, check_device
 from .laws import laws_of, standardizable
-from .runs import find_run, record_run
+from .runs import check_run, find_run, record_run
 from .scales import scaler_of
-from .tables import say
+from .tables import say, say_added
 
 # options that need a whole table in memory, and what they are where they say nothing
 _WHOLE = {
@@ -42,16 +46,18 @@ _WHOLE = {
 
 
 def is_directory(name: str | None) -> bool:
-    """Whether what `--data` says is a directory; data sets by name are none."""
-    return name is not None and name not in data.DATASETS and Path(name).expanduser().is_dir()
+    """Whether what `--data` says is a directory, or an array in a file; data sets by name are none."""
+    if name is None or name in data.DATASETS:
+        return False
+    return Path(name).expanduser().is_dir() or stored_place(name) is not None
 
 
 def of_directory(arguments: argparse.Namespace) -> bool:
-    """Whether `infer` or `impute` are about a directory: that of --data, or else that of the run."""
+    """Whether `infer` or `impute` are about one: that of --data, or else that of the run."""
     if arguments.data is not None:
         return is_directory(arguments.data)
     run = find_run(arguments.run_dir)
-    return run is not None and bool(run.get("parquet"))
+    return run is not None and bool(run.get("parquet") or run.get("stored"))
 
 
 def train_directory(arguments: argparse.Namespace, device: str) -> int:
@@ -63,17 +69,24 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
     cache = arguments.cache or run_dir.with_name(f"{run_dir.name}.cache")
     x = source.mapped(cache, rows=rows, progress=not arguments.quiet)
     likelihood = laws_of(words, x, source.features)
-    model, _ = build_model(arguments, (source.num_rows, len(source.features)), likelihood)
     counts = distributed.total(_counted(x)).numpy()
     run = _described(arguments, source, likelihood, counts == 0) | {"transform": kind}
-    distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
+    before = distributed.first(lambda: check_run(run_dir, run, resume=arguments.resume))
+    shape = (source.num_rows, len(source.features))
+    model, _ = build_model(arguments, shape, likelihood, before)
+    if before is not None or latest_epoch(run_dir) is None:
+        distributed.first(lambda: record_run(run_dir, run))
     missing = 1 - counts.sum() / (source.num_rows * len(counts))
     say(_summary(source, f"{missing:.1%} missing; {arguments.model} on {device}", run["unseen"]))
+    say_added(run_dir, before, source.num_rows)
     if not (distributed.launched() or (arguments.resume and latest_epoch(run_dir) is not None)):
-        model.scaler = scaler_of(x, kind, standardizable(likelihood, x.shape[1]), source.features)
+        if not is_pixels(x):
+            model.scaler = scaler_of(
+                x, kind, standardizable(likelihood, x.shape[1]), source.features
+            )
         _say_bent(model, source)
     fit_model(arguments, model, x, device, eval_every=0)
-    if not distributed.launched():
+    if not (distributed.launched() or is_pixels(x)):
         # of some rows, so that it takes no longer for more of them
         error = held_out_error(model, x)
         print(f"\nheld-out entries: {error:.3f} of the error of column means (root mean square)")
@@ -88,7 +101,8 @@ def train_directory(arguments: argparse.Namespace, device: str) -> int:
 def infer_directory(arguments: argparse.Namespace) -> int:
     """Writes the posteriors of all rows of a directory, each file to one of its name."""
     model, source, options = _opened(arguments)
-    done = infer_parquet(model, source, arguments.out, **options)
+    infer = infer_array if isinstance(source, data.StoredArray) else infer_parquet
+    done = infer(model, source, arguments.out, **options)
     _say_done(done, f"posterior means and standard deviations of {done.rows} rows", arguments)
     return 0
 
@@ -97,7 +111,8 @@ def impute_directory(arguments: argparse.Namespace) -> int:
     """Writes a directory with what is missing filled in, each file to one of its name."""
     bounds = check_bounds(arguments)
     model, source, options = _opened(arguments)
-    done = impute_parquet(
+    impute = impute_array if isinstance(source, data.StoredArray) else impute_parquet
+    done = impute(
         model, source, arguments.out, estimate=arguments.estimate, bounds=bounds, **options
     )
     _say_done(done, f"{done.filled} missing entries of {done.rows} rows filled in", arguments)
@@ -106,15 +121,16 @@ def impute_directory(arguments: argparse.Namespace) -> int:
 
 def _opened(
     arguments: argparse.Namespace,
-) -> tuple[Any, data.ParquetDirectory, dict[str, Any]]:
-    """Model, directory and further arguments of a command."""
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, directory or array, and further arguments of a command."""
     _check_options(arguments)
     device = check_device(arguments.device)
     run = find_run(arguments.run_dir) or {}
-    path = Path(run["data"] if arguments.data is None else arguments.data).expanduser()
-    if not path.is_dir():
+    name = run["data"] if arguments.data is None else arguments.data
+    path, stored = Path(name).expanduser(), stored_place(name) is not None
+    if not (stored or path.is_dir()):
         raise ValueError(f"--data: expected a directory, {path} is none")
-    if run.get("pixels") or run.get("standardizer"):
+    if (run.get("pixels") and not stored) or run.get("standardizer"):
         raise ValueError(
             f"--data: expected a file: {arguments.run_dir} was trained on pixels, or before 0.3, when "
             "the scale of its data was kept outside the model"
@@ -125,8 +141,12 @@ def _opened(
         raise ValueError(
             f"--ignore: expected none, the columns are those of {arguments.run_dir}: others are carried"
         )
-    source = data.ParquetDirectory(
-        path, columns, ignore=arguments.ignore, categories=run.get("categories", {})
+    source: Any = (
+        data.StoredArray(name, ignore=run["ignore"] if run.get("stored") else arguments.ignore)
+        if stored
+        else data.ParquetDirectory(
+            path, columns, ignore=arguments.ignore, categories=run.get("categories", {})
+        )
     )
     unseen = [source.features[place] for place in run.get("unseen", ())]
     print(_summary(source, f"{arguments.run_dir} on {device}", run.get("unseen", ())), flush=True)
@@ -137,21 +157,27 @@ def _opened(
         "scale_factor": arguments.scale_factor,
         "unseen": unseen,
         "seed": arguments.seed,
-        "jobs": arguments.jobs,
         "progress": not arguments.quiet,
     }
-    return model, source, options
+    if stored and arguments.jobs not in (None, 1):
+        raise ValueError(f"--jobs: expected 1 for an array in a file, got {arguments.jobs}")
+    return model, source, options if stored else {**options, "jobs": arguments.jobs}
 
 
 def _with_categories(
     arguments: argparse.Namespace,
-) -> tuple[data.ParquetDirectory, list[str]]:
-    """The directory in training, and the words of --likelihood with a number of classes in each.
+) -> tuple[Any, list[str]]:
+    """The directory or array in training, and the words of --likelihood, with numbers of classes.
 
     Columns that hold no numbers and have a categorical law are codes of their values.
     """
-    source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore)
     words = list(arguments.likelihood or ())
+    if stored_place(arguments.data) is not None:
+        wrong = [word for word in words if word.endswith("categorical")]
+        if wrong and distributed.launched():  # which see some of the codes each
+            raise ValueError(f"--likelihood: expected {wrong[0]}:K under torchrun, got no K")
+        return data.StoredArray(arguments.data, ignore=arguments.ignore), words
+    source = data.ParquetDirectory(arguments.data, ignore=arguments.ignore)
     carried = [name for name, _ in source.carried]
     classes = {place: word.rpartition("=")[0] for place, word in enumerate(words)
                if word.rpartition("=")[2] == "categorical"}  # fmt: skip
@@ -172,7 +198,7 @@ def _transform(arguments: argparse.Namespace) -> str:
         return arguments.transform or "auto"
     if arguments.transform not in (None, "none"):
         raise ValueError(
-            "--transform: expected none with a directory of Parquet files under torchrun, whose "
+            "--transform: expected none with tables that are read in pieces under torchrun, whose "
             f"processes see some rows each, got {arguments.transform}"
         )
     return "none"
@@ -181,19 +207,19 @@ def _transform(arguments: argparse.Namespace) -> str:
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuses what is not done with a directory."""
     if getattr(arguments, "scale_factor", None) == "held-out":
-        raise ValueError("--scale-factor: expected a number with a directory of Parquet files")
+        raise ValueError("--scale-factor: expected a number with a table that is read in pieces")
     for name, nothing in _WHOLE.items():
         value = getattr(arguments, name, None)
         if value not in nothing:
             raise ValueError(
-                f"--{name.replace('_', '-')}: expected none with a directory of Parquet files, got "
+                f"--{name.replace('_', '-')}: expected none with a directory or an array in a file, got "
                 f"{value}"
             )
 
 
 def _described(
     arguments: argparse.Namespace,
-    source: data.ParquetDirectory,
+    source: Any,
     likelihood: Any,
     unseen: np.ndarray,
 ) -> dict[str, Any]:
@@ -201,9 +227,13 @@ def _described(
 
     Whether the numbers are as they were is compared by `fit`, which has read them.
     """
+    stored = isinstance(source, data.StoredArray)
+    path = str(source.path.resolve())
     return {
-        "data": str(Path(arguments.data).expanduser().resolve()),
-        "parquet": True,
+        "data": f"{path}:{source.name}" if stored else path,
+        "parquet": not stored,
+        "stored": stored,
+        "rows": source.num_rows,
         "header": None,
         "ignore": arguments.ignore,
         "subset": None,
@@ -213,10 +243,12 @@ def _described(
         "recipe": "table",
         "binarize": None,
         "likelihood": likelihood,
-        "pixels": False,
-        "columns": list(source.features),
+        "pixels": stored and source.pixels,
+        "columns": None if stored else list(source.features),
         "carried": [name for name, _ in source.carried],
-        "categories": {name: list(values) for name, values in source.categories.items()},
+        "categories": {}
+        if stored
+        else {name: list(values) for name, values in source.categories.items()},
         "unseen": np.flatnonzero(unseen).tolist(),
     }
 
@@ -224,16 +256,19 @@ def _described(
 def _counted(x: np.ndarray) -> torch.Tensor:
     """How many entries of each column are observed, [D] float64."""
     counts = np.zeros(x.shape[1])
+    if is_pixels(x):
+        return torch.from_numpy(counts + len(x))
     for rows in row_chunks(x.shape):
         counts += np.count_nonzero(~np.isnan(x[rows]), axis=0)
     return torch.from_numpy(counts)
 
 
-def _summary(source: data.ParquetDirectory, doing: str, unseen: Any) -> str:
+def _summary(source: Any, doing: str, unseen: Any) -> str:
     """What was found, in a few lines."""
+    stored = isinstance(source, data.StoredArray)
+    held = f"array {source.name}" if stored else f"{len(source.files)} files"
     lines = [
-        f"{source.path}: {len(source.files)} files, {source.num_rows} rows, "
-        f"{len(source.features)} features, {doing}"
+        f"{source.path}: {held}, {source.num_rows} rows, {len(source.features)} features, {doing}"
     ]
     for text, names in (
         ("not modelled, carried along", [f"{name!r} ({why})" for name, why in source.carried]),
@@ -245,7 +280,7 @@ def _summary(source: data.ParquetDirectory, doing: str, unseen: Any) -> str:
     return "\n".join(lines)
 
 
-def _say_bent(model: Any, source: data.ParquetDirectory) -> None:
+def _say_bent(model: Any, source: Any) -> None:
     """Names the columns that are bent."""
     transform = None if model.scaler is None else model.scaler.transform()
     if transform is not None:

@@ -43,7 +43,8 @@ def add_impute(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="the completed table, observed cells as they were read; of a table of text byte for "
-        f"byte. With --run-dir: {WRITABLE}; of a directory of Parquet files a directory",
+        f"byte. With --run-dir: {WRITABLE}; of a directory of Parquet files a directory, of an array in "
+        "an HDF5 file or a zarr store .npy, .h5, .hdf5 or .zarr",
     )
     fill.add_argument(
         "--draws",

@@ -16,8 +16,8 @@ WRITABLE = listed(SUFFIXES)
 _DATA_HELP = (
     f"{', '.join(DATASETS)} (digits and artificial need no file), or the path of a table: "
     f"{listed(readable())}, with NaN (or an empty cell, NA, NULL, ?) for missing; or a directory of "
-    "Parquet files, read in pieces; uint8 arrays are pixels; columns without any number are carried "
-    "along as they are"
+    "Parquet files, or an array in an HDF5 file or a zarr store (table.h5:/group/x, table.zarr), read "
+    "in pieces; uint8 arrays are pixels; columns without any number are carried along as they are"
 )
 DEVICE_HELP = f"{kinds_of_devices()} (default: cuda where there is one)"
 

@@ -100,8 +100,8 @@ def _add_run_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --run-dir from "
-        "its last checkpoint; the other options must be as before",
+        help="go on with the run in --run-dir from its last checkpoint; the other options must be as "
+        "before, the table may have more rows after those of then",
     )
 
     add_setting(train, "checkpoint_every", metavar="SECONDS")
@@ -237,7 +237,7 @@ def _add_infer(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help=f"table of posterior means and standard deviations: {WRITABLE}; of a directory of Parquet "
-        "files a directory",
+        "files a directory, of an array in an HDF5 file or a zarr store .npy, .h5, .hdf5 or .zarr",
     )
     add_jobs(new)
     add_quiet(new)

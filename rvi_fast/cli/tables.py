@@ -143,7 +143,7 @@ class Features:
         """Those of a run that goes on; None where the table says, as in a new run."""
         if run is None:
             return None
-        # what differs from the table of then is said by `runs.record_run`
+        # what differs from the table of then is said by `runs.check_run`
         return replace(cls.of_run(run, None), columns=None, carried=(), pixels=None)
 
 
@@ -191,10 +191,11 @@ class Table:
         own = slice(rows.start, rows.stop)
         return replace(self, raw=self.raw[own], mask=self.mask[own], x=self.x[own])
 
-    def digest(self) -> str:
-        """SHA-256 of all entries as they were read."""
-        found = hashlib.sha256(f"{self.raw.dtype} {self.raw.shape}".encode())
-        found.update(np.ascontiguousarray(self.raw).data)
+    def digest(self, rows: int | None = None) -> str:
+        """SHA-256 of all entries as they were read, or of those of the first rows."""
+        raw = self.raw[:rows]
+        found = hashlib.sha256(f"{raw.dtype} {raw.shape}".encode())
+        found.update(np.ascontiguousarray(raw).data)
         return found.hexdigest()
 
     def in_units(self, values: np.ndarray) -> np.ndarray:
@@ -320,6 +321,15 @@ def print_scores(table: Table, model: LatentModel, posterior: Any = None) -> Non
 def say(text: str) -> None:
     """Prints, in the first process alone where there are several."""
     distributed.first(lambda: print(text, flush=True))
+
+
+def say_added(run_dir: Path, before: int | None, rows: int) -> None:
+    """Says how many rows a run goes on with that it had not so far, if it does."""
+    if before is not None:
+        say(
+            f"  {rows - before} rows added to the {before} of {run_dir}: they start at the mean of "
+            "those, and the scale of the columns stays"
+        )
 
 
 def default_transform(arguments: argparse.Namespace) -> str:

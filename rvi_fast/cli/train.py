@@ -17,8 +17,8 @@ from .building import build_model, fit_model
 from .checks import check_device
 from .directories import is_directory, train_directory
 from .laws import check_laws
-from .runs import record_run, run_to_resume
-from .tables import Features, Source, Table, load_table, print_scores, say
+from .runs import check_run, record_run, run_to_resume
+from .tables import Features, Source, Table, load_table, print_scores, say, say_added
 
 
 def train_model(arguments: argparse.Namespace) -> int:
@@ -34,13 +34,18 @@ def train_model(arguments: argparse.Namespace) -> int:
     source = Source.of(arguments)
     scaled = stored is not None and stored.get("standardizer") is not None
     table = load_table(source, Features.of_training(stored), learn=not scaled)
-    model, shard = build_model(arguments, table.raw.shape, table.likelihood)
-    check_laws(model, table.raw, table.mask, table.labels)
     run_dir: Path = arguments.run_dir
     named = arguments.data in data.DATASETS
     run = _described(arguments, source, table, named)
-    distributed.first(lambda: record_run(run_dir, run, resume=arguments.resume))
+    before = distributed.first(
+        lambda: check_run(run_dir, run, resume=arguments.resume, digest=table.digest)
+    )
+    model, shard = build_model(arguments, table.raw.shape, table.likelihood, before)
+    check_laws(model, table.raw, table.mask, table.labels)
+    if stored is None or before is not None:
+        distributed.first(lambda: record_run(run_dir, run))
     say(table.describe(f"{arguments.model} on {device}"))
+    say_added(run_dir, before, len(table.raw))
     if shard is not None:
         table = table.part(shard)
     # a run that goes on takes the scale of its checkpoint
@@ -80,5 +85,6 @@ def _described(
         "columns": None if table.source.features is None else list(table.source.features),
         "carried": list(table.source.carried_names),
         "unseen": np.flatnonzero(~table.seen).tolist(),
+        "rows": len(table.raw),
         "digest": table.digest(),
     }

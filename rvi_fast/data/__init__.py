@@ -4,6 +4,7 @@ A table is [N, D]: uint8 for pixels, else float32 with NaN for missing entries. 
 True = observed.
 """
 
+from .arrays import StoredArray
 from .artificial import artificial
 from .files import DataError
 from .formats.npy import ArrayTable
@@ -34,6 +35,7 @@ __all__ = [
     "FarEntriesWarning",
     "ParquetDirectory",
     "Standardizer",
+    "StoredArray",
     "Table",
     "artificial",
     "check_target",

@@ -216,6 +216,10 @@ class Checksums:
         # at the end of the process too
         weakref.finalize(self, _remove_if_written, table, self._seen, self._path)
 
+    def retire(self) -> None:
+        """Others take the place of the tables: what has been written to these no longer counts."""
+        self._seen[0] = _version(self._watched)
+
     def notice(self) -> None:
         """Takes what was written to the rows without a word as meant."""
         version = _version(self._watched)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from ..files import StrPath
 from ..memory.room import check_memory
 from .rows import OwnedRows
 from .tables import MappedTables
@@ -55,18 +57,26 @@ class GrowingRows(OwnedRows):
         self._take_rows(rows, kept, added)
 
     @torch.no_grad()
-    def select(self, index: Any) -> None:
+    def select(self, index: Any, *, storage: StrPath | None = None) -> None:
         """Keeps some rows and lets go of the others, in place; the relays stay as they are.
 
         Row i is row `index[i]` of before: it has its numbers and, under a `RowAdam`, its moments and
         steps. It draws the noise of its new number. Other optimisers have to be made anew.
 
+        Tables in files are written anew, a few rows in memory at a time: their disk has to hold both
+        for a while. A program that ends meanwhile leaves the rows of before, or those that are kept.
+        Runs with checkpoints of before do not go on with them.
+
         Args:
             index: int64 [n], n >= 1, each row once, in any order; or bool [N], true = kept.
+            storage: of tables in files, another directory, where the rows that are kept lie from now
+                on; what is in the one so far stays as it is.
 
         Raises:
-            IndexError, ValueError, TypeError: what is no such index; the posterior is a shard, its rows
-                have numbers of their own, or lie in files.
+            IndexError, ValueError, TypeError: what is no such index; the posterior is a shard, or its
+                rows have numbers of their own; `storage` for rows in memory, or one that holds tables.
+            CheckpointError: a row in a file is damaged.
+            InsufficientMemory: the disk has no room; nothing is changed then.
 
         Example:
             >>> import torch, rvi_fast
@@ -77,14 +87,19 @@ class GrowingRows(OwnedRows):
             (2, True)
         """
         self._check_all_here("select")
-        if isinstance(self.tables, MappedTables):
-            raise ValueError(
-                "storage: expected rows in memory for select, got tables in files: write the rows of "
-                "interest to others with RelayPosterior.from_rows"
-            )
+        kept = _kept(index, self.num_data)
         self._bring_up_to_date(None)
+        if isinstance(self.tables, MappedTables):
+            described = {**self._description(), "num_data": len(kept)}
+            self.tables = self.tables.select(kept.cpu(), described, storage)
+            self._take_rows(self.tables.table("rows"), kept, 0)
+            return
+        if storage is not None:
+            raise ValueError(
+                f"storage: expected None for rows in memory, got {os.fspath(storage)!r}"
+            )
         rows = self._plain_rows()
-        kept = _kept(index, len(rows)).to(rows.device)
+        kept = kept.to(rows.device)
         self._take_rows(rows[kept], kept, 0)
 
     def _take_rows(self, rows: Tensor, kept: Tensor, added: int) -> None:
@@ -94,6 +109,9 @@ class GrowingRows(OwnedRows):
         with torch._C.DisableTorchFunctionSubclass():
             self.rows.grad = None
             self.rows.data = rows
+            if isinstance(self.tables, MappedTables):
+                # which counts what is written to it from now on
+                self.tables.checksums.watch(self.rows.detach())
         self.num_data = self.table_size = len(rows)
         if optimizer is not None:
             optimizer.rows_replaced(kept, added)

@@ -22,10 +22,8 @@ from ..ops import check_rows_read
 from .base import Posterior
 from .tables import HostTables, MappedTables, Tables
 
-# rows read at once when a whole table is asked for
-_CHUNK = 8192
-# rows drawn at once
-_DRAWN = 65536
+# rows read at once when a whole table is asked for, and drawn at once
+_CHUNK, _DRAWN = 8192, 65536
 # within it rows are read as they are: `_before_read` has been told which ones, and a `RowAdam` need not
 # bring all up to date, as it does for readers of the parameter
 as_they_are = torch._C.DisableTorchFunctionSubclass
@@ -326,14 +324,22 @@ def mean_of(
         tables: where they lie; in memory if not given.
         device: where the result is wanted; theirs if not given.
     """
-    tables, wanted = tables or Tables(), device or rows.device
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=beside(wanted))
+    wanted = device or rows.device
+    return (sum_of(rows, tables, wanted) / len(rows)).to(rows.dtype).to(wanted)
+
+
+def sum_of(
+    rows: Tensor, tables: Tables | None = None, device: torch.device | None = None
+) -> Tensor:
+    """The sum [W] of packed rows, float64, beside a device; arguments as in `mean_of`."""
+    tables, place = tables or Tables(), beside(device or rows.device)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=place)
     for start in range(0, len(rows), _DRAWN):
         tables.before_rows(start, min(start + _DRAWN, len(rows)))
         part = rows[start : start + _DRAWN].to(total.device)
         total += part.sum(0, dtype=torch.float64)
         tables.release(start, start + len(part))
-    return (total / len(rows)).to(rows.dtype).to(wanted)
+    return total
 
 
 def draw_normal(values: Tensor, std: float, generator: torch.Generator | None) -> None:

@@ -7,7 +7,6 @@ system writes dirty pages back when it likes; what `sync` has returned from is o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import sys
@@ -19,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
 from .._devices import device_row, kinds_of_devices
-from ..files import CheckpointError, StrPath, durable, read_bytes, sealed, unsealed, write_bytes
+from ..files import CheckpointError, StrPath, sealed, write_bytes
 from ..memory import pages
-from ..memory.room import InsufficientMemory, free_disk
 from .checksums import Checksums
+from .description import DESCRIPTION, read_description
+from .disk import reserve, reserve_more
+from .selection import copy_rows, finish_selection, replacing_rows, sweep_selection
 
 _FORMAT = 1
 # of a posterior and its optimiser
@@ -148,7 +148,7 @@ class MappedTables(HostTables):
                 self.checksums.begin()
             # a new file: whoever still reads the one before keeps its map of it
             path.unlink(missing_ok=True)
-            _reserve(path, size)
+            reserve(path, size)
         flat = torch.from_file(str(path), shared=True, size=size // dtype.itemsize, dtype=dtype)
         self._tables[name] = table = flat.view(tuple(shape))
         if name == "rows":
@@ -166,21 +166,16 @@ class MappedTables(HostTables):
             ValueError: it holds those of another.
             CheckpointError: what it says is damaged.
         """
-        path = self.directory / "tables.json"
-        if not path.is_file():
+        finish_selection(self.directory)
+        sweep_selection(self.directory)
+        found = read_description(self.directory, description)
+        if found is None:
             return False
-        try:
-            content = read_bytes(path)
-            try:
-                found = unsealed(content)
-            except ValueError:
-                # 0.1.0 knew no seal, and no other entries than these
-                found = json.loads(content)
-                if not isinstance(found, dict) or not {*found} <= {*description, "format", "drawn"}:
-                    raise
-        except (OSError, ValueError) as error:
-            raise CheckpointError(path, f"cannot be read: {error}") from error
         self._drawn, self._grew = found.pop("drawn", {}), found.pop("grows", False)
+        whole = found.get("table_size", 0)
+        if whole < description.get("table_size", 0):
+            # the same rows of a table that has got more of them since
+            found["table_size"] = description["table_size"]
         if found != {"format": _FORMAT, **description}:
             raise ValueError(
                 f"storage: {self.directory} holds the tables of another posterior: {found}, expected "
@@ -220,7 +215,7 @@ class MappedTables(HostTables):
 
     def _describe(self, description: dict[str, Any], **more: Any) -> None:
         entries = {"format": _FORMAT, **description, "drawn": self._drawn, **more}
-        write_bytes(self.directory / "tables.json", sealed(entries))
+        write_bytes(self.directory / DESCRIPTION, sealed(entries))
 
     def table(self, name: str) -> Tensor:
         """A table as it is mapped now."""
@@ -245,7 +240,7 @@ class MappedTables(HostTables):
         self.before_read(None)
         self.checksums.begin()
         self._describe(description, grows=True)
-        _reserve_more(paths, added, before)
+        reserve_more(paths, added, before)
         for name, table in self._tables.items():
             shape = (before + added, *table.shape[1:])
             path, size = self.directory / f"{name}.bin", math.prod(shape)
@@ -253,11 +248,49 @@ class MappedTables(HostTables):
             self._tables[name] = flat.view(shape)
         rows = self._tables["rows"]
         self.checksums = Checksums(self.directory, len(rows), rows[0].nbytes)
-        self.checksums.watch(rows)
         self.checksums.begin()
         for name, table in self._tables.items():
             self.checksums.add(name, table, new=False)
         self._describe({**description, "num_data": before + added})
+
+    def select(
+        self, kept: Tensor, description: dict[str, Any], storage: StrPath | None
+    ) -> MappedTables:
+        """Tables of some rows, in the place of these or in another directory, which leaves these alone.
+
+        A program that ends meanwhile leaves all rows, or those that are kept; in another directory
+        those, or what is begun again.
+
+        Args:
+            kept: numbers of the rows, int64 [n].
+            description: of what the new tables are of, see `holds`.
+            storage: the other directory.
+
+        Raises:
+            CheckpointError: a row is damaged.
+            InsufficientMemory: the disk has no room; nothing is changed then.
+        """
+        other = None if storage is None else MappedTables(storage)
+        if other is not None and other.directory.resolve() != self.directory.resolve():
+            if (other.directory / DESCRIPTION).exists():
+                raise ValueError(f"storage: expected a directory without tables, got {storage}")
+            copy_rows(self, self._tables, kept, other)
+            other._drawn = self._drawn
+            other.finish(description)
+            self.seal()
+            return other
+        with replacing_rows(self.directory) as writing:
+            new = MappedTables(writing)
+            copy_rows(self, self._tables, kept, new)
+            new._drawn = self._drawn
+            new.finish(description)
+            self.checksums.retire()
+        placed = MappedTables(self.directory)
+        placed.holds(description)
+        with placed.kept():
+            for name, table in self._tables.items():
+                placed.make(name, (len(kept), *table.shape[1:]), table.dtype, table.device)
+        return placed
 
     def before_read(self, index: Tensor | None) -> None:
         if torch.compiler.is_compiling():
@@ -327,6 +360,17 @@ class MappedTables(HostTables):
                 raise OSError(error, os.strerror(error), str(self.directory / f"{name}.bin"))
 
 
+def rows_in(directory: StrPath) -> int | None:
+    """Rows of the finished tables in a directory of a whole posterior; None where there are none.
+
+    Raises:
+        CheckpointError: what the directory says of them is damaged.
+    """
+    finish_selection(Path(directory))
+    found = read_description(Path(directory), {"num_data": 0, "layout": [], "dtype": ""})
+    return None if found is None else int(found["num_data"])
+
+
 def shard_directory(directory: StrPath, rows: range) -> Path:
     """Where files of a shard lie, within the directory of the whole table."""
     return Path(directory) / f"rows-{rows.start}-{rows.stop}"
@@ -350,45 +394,5 @@ def open_tables(
     return MappedTables(storage if shard is None else shard_directory(storage, shard))
 
 
-def _reserve_more(paths: Sequence[Path], added: int, before: int) -> None:
-    """Makes room at the ends of files for more rows; or leaves all of them as they are."""
-    sizes = {path: path.stat().st_size for path in paths}
-    more = {path: size // before * added for path, size in sizes.items()}
-    room = free_disk(paths[0].parent)
-    refusal = (
-        f"storage: {added} more rows need {sum(more.values())} bytes in {paths[0].parent}, its disk has "
-        f"{room} free; use another directory"
-    )
-    if room is not None and sum(more.values()) > room:
-        raise InsufficientMemory(refusal)
-    try:
-        for path in paths:
-            files.lengthen(path, sizes[path] + more[path])
-    except OSError as error:
-        for path, size in sizes.items():
-            os.truncate(path, size)
-        raise InsufficientMemory(f"{refusal}: {error}") from error
-
-
 def _digest(state: Tensor) -> str:
     return hashlib.sha256(state.numpy().data).hexdigest()
-
-
-def _reserve(path: Path, size: int) -> None:
-    room = free_disk(path.parent)
-    free = size if room is None else room
-    refusal = (
-        f"storage: {path} needs {size} bytes ({size / 1e9:.1f} GB), its disk has {free} "
-        f"({free / 1e9:.1f} GB) free; use another directory, fewer or smaller groups, or a smaller "
-        "latent_dim"
-    )
-    if size > free:
-        raise InsufficientMemory(refusal)
-    with durable(path) as file:
-        file.truncate(size)
-        try:
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            path.unlink()
-            raise InsufficientMemory(f"{refusal}: {error}") from error

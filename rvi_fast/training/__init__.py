@@ -1,6 +1,7 @@
 """Training, inference for new data, imputation, checkpoints."""
 
 from . import callbacks
+from .arrays import impute_array, infer_array
 from .callbacks import EarlyStopping
 from .collapse import CollapseWarning, held_out_error
 from .fit import fit
@@ -43,8 +44,10 @@ __all__ = [
     "fit_many",
     "held_out_error",
     "impute",
+    "impute_array",
     "impute_parquet",
     "infer",
+    "infer_array",
     "infer_parquet",
     "load",
     "load_checkpoint",

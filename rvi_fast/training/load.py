@@ -15,6 +15,7 @@ from .runs.checkpoints import Checkpoint, CheckpointError, load_checkpoint
 from .runs.described import build_described, dtype_of, shape_of_rows
 from .runs.directory import RunDirectory
 from .runs.export import load_export, without_rows
+from .runs.mean_row import mean_row
 from .runs.parts import in_memory, parts_of
 from .runs.state import lags
 from .runs.tables import tables_of
@@ -36,7 +37,8 @@ def load(
         run_dir: the directory, or the file.
         device: where the model goes.
         rows: false leaves out the rows of the training data; what is left serves new rows as the whole
-            model does, bit for bit, see `posteriors.RowlessPosterior`.
+            model does, bit for bit, see `posteriors.RowlessPosterior`. Of the rows some are in memory at
+            a time, for their mean, and their moments only where a checkpoint within an epoch needs them.
 
     Raises:
         CheckpointError: there is none that can be read.
@@ -57,12 +59,17 @@ def load(
             'holds another; use model.load_state_dict(load_checkpoint(run_dir).tensors["model"])'
         )
     storage = config.get("storage")
-    if "posterior.rows" not in checkpoint.tensors["model"] and "" not in parts_of(checkpoint):
-        checkpoint, config = _read_parts(checkpoint, config)
-        storage = None
     tensors = checkpoint.tensors["model"]
-    if storage is not None and storage != "host" and not (Path(storage) / "tables.json").is_file():
+    parted = "posterior.rows" not in tensors and "" not in parts_of(checkpoint)
+    mapped = storage not in (None, "host") and not parted
+    if mapped and not (Path(storage) / "tables.json").is_file():
         raise CheckpointError(checkpoint.path, f"has its tables in {storage}, which holds none")
+    if not rows and ("posterior.rows" in tensors or storage is not None):
+        model = _without_rows(checkpoint, config, device)
+        return _said(model, checkpoint).eval()
+    if parted:
+        checkpoint, config = _read_parts(checkpoint, config)
+        storage, tensors = None, checkpoint.tensors["model"]
     with contextlib.ExitStack() as stack:
         model = build_described(checkpoint.path, config, tensors)
         model = model.to(device, dtype_of(model, tensors))
@@ -72,12 +79,38 @@ def load(
         model.load_state_dict(tensors, strict=directory is None)
         if lags(checkpoint):
             tables_of(model.posterior, Settings.of_rows(kept), Path(run_dir)).settle(checkpoint)
-    data = kept.get("data")
+    return _said(model, checkpoint).eval()
+
+
+def _said(model: LatentModel, checkpoint: Checkpoint) -> LatentModel:
+    """The model, with what a checkpoint says of the data that it was trained on."""
+    data = checkpoint.metadata.get("settings", {}).get("data")
     # 0.1.0 knew another fingerprint, of the model's numbers
     model.trained_on = data if isinstance(data, dict) else None
     columns = checkpoint.metadata.get("columns")
     model.columns = None if columns is None else tuple(columns)
-    return (model if rows else without_rows(model)).eval()
+    return model
+
+
+def _without_rows(
+    checkpoint: Checkpoint, config: dict[str, Any], device: torch.device | str
+) -> LatentModel:
+    """The model of a checkpoint whose datapoints own rows, of which the mean alone is kept."""
+    path, tensors = checkpoint.path, dict(checkpoint.tensors["model"])
+    whole = {name: value for name, value in config.items() if name != "storage"}
+    shape = shape_of_rows(path, whole)
+    held = tensors.get("posterior.rows")
+    if held is not None and held.shape != shape:
+        reason = f"has rows {list(held.shape)}, its description says {list(shape)}"
+        raise CheckpointError(path, reason)
+    tensors["posterior.rows"] = tensors["posterior.relays"].new_zeros(1, shape[1])
+    model = build_described(path, {**whole, "num_data": 1}, tensors)
+    model = model.to(dtype_of(model, tensors))
+    model.load_state_dict(tensors)
+    with torch.no_grad():
+        model.posterior.rows.copy_(mean_row(checkpoint, model.posterior, config)[None])
+    model.config = whole
+    return without_rows(model.to(device))
 
 
 def _read_parts(

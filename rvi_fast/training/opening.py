@@ -26,7 +26,7 @@ from ..progress import logger
 from ..scaler import Scaler
 from .distributed.ranks import Alone, ranks_of
 from .inputs.feed import HostInputs
-from .inputs.fingerprint import fingerprint, first_fingerprint
+from .inputs.fingerprint import Fingerprint, fingerprint, first_fingerprint
 from .inputs.prepare import Inputs, inputs_of, open_source, plain
 from .inputs.sources import Opened, chunks, moments_of
 from .inputs.withheld import Withheld
@@ -87,8 +87,7 @@ def opened(
     first_row = as_posterior(model.posterior).first_row
     own = fingerprint(*ranks.own(x, mask), model.num_features, first_row)
     data = ranks.added(own)
-    if ranks.alone:
-        ranks.of_first = partial(first_fingerprint, x, mask, model.num_features)
+    ranks.of_first = partial(_of_first, model, ranks, ranks.own(x, mask))
     with contextlib.ExitStack() as stack:
         # a model that no step has changed has no scale either
         unbegun = stack.enter_context(contextlib.ExitStack())
@@ -151,6 +150,12 @@ class SharedInputs:
             wait_for(like.device)  # others may read them on other streams
             self._made[key] = inputs
         return inputs
+
+
+def _of_first(model: LatentModel, ranks: Alone, own: tuple[Any, Any], num_data: int) -> Fingerprint:
+    """The fingerprint of the first rows of the data of all processes."""
+    first_row = as_posterior(model.posterior).first_row
+    return ranks.added(first_fingerprint(*own, model.num_features, num_data, first_row))
 
 
 def withheld_of(source: Opened, ranks: Alone, settings: Settings) -> Withheld | None:

@@ -55,8 +55,8 @@ class Alone:
     counters: tuple[int, ...] = ()
     # the first row of this process, its number, and how many there are
     first_row, rank, size = 0, 0, 1
-    # the fingerprint of the first rows of the data, where a run can go on with more of them
-    of_first: Callable[[int], Fingerprint] | None = None
+    # the fingerprint of so many first rows of the data of all processes
+    of_first: Callable[[int], Fingerprint]
 
     def __init__(self, num_data: int) -> None:
         self.num_data = num_data

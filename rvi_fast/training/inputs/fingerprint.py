@@ -51,12 +51,23 @@ def fingerprint(x: Any, mask: Any, num_features: int, first_row: int = 0) -> Fin
     return {"rows": num_data, "features": num_features, **digests}
 
 
-def first_fingerprint(x: Any, mask: Any, num_features: int, num_data: int) -> Fingerprint:
-    """The fingerprint of the first `num_data` rows of a table; arguments as in `fingerprint`."""
+def first_fingerprint(
+    x: Any, mask: Any, num_features: int, num_data: int, first_row: int = 0
+) -> Fingerprint:
+    """The fingerprint of those of these rows that are among the first `num_data` of the whole table.
+
+    Args:
+        x, mask, num_features, first_row: as in `fingerprint`.
+        num_data: rows, of all processes.
+    """
+    count = num_data - first_row
+    if count <= 0:
+        return {"rows": 0, "features": num_features}
     if isinstance(x, Dataset):
-        return fingerprint(Subset(x, range(num_data)), mask, num_features)
-    rows = slice(num_data)
-    return fingerprint(x[rows], None if mask is None else mask[rows], num_features)
+        whole = min(count, len(x))  # type: ignore[arg-type]
+        return fingerprint(Subset(x, range(whole)), mask, num_features, first_row)
+    rows = slice(count)
+    return fingerprint(x[rows], None if mask is None else mask[rows], num_features, first_row)
 
 
 def added(parts: list[Fingerprint]) -> Fingerprint:
@@ -64,7 +75,8 @@ def added(parts: list[Fingerprint]) -> Fingerprint:
     whole: Fingerprint = {"rows": sum(part["rows"] for part in parts)}
     whole["features"] = parts[0]["features"]
     for name in parts[0].keys() - whole.keys():
-        whole[name] = f"{sum(int(part[name], 16) for part in parts) & _MASK:016x}"
+        # a process without any of the rows has no sum
+        whole[name] = f"{sum(int(part.get(name, '0'), 16) for part in parts) & _MASK:016x}"
     return whole
 
 

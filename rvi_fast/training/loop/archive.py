@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...models import LatentModel
 from ...progress import logger
+from ..distributed.launch import RankError
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint, same
@@ -121,6 +122,7 @@ class Archive(NoArchive):
         self._left: set[str] = set()
         # read before the tables of another run are opened
         self.found = self._found()
+        place.total = ranks.sum
         if self.found is not None:
             place.parts = self.found.metadata.get("parts", 1)
 
@@ -167,10 +169,10 @@ class Archive(NoArchive):
         Raises:
             ValueError: they are, and the run cannot go on with more.
         """
-        of_first, before = self.ranks.of_first, stored["rows"]
-        if of_first is None or not 0 < before < self.data["rows"]:
+        before = stored["rows"]
+        if not 0 < before < self.data["rows"]:
             return False
-        if not same(stored, of_first(before)):
+        if not same(stored, self.ranks.of_first(before)):
             return False
         if self.settings.held_out:
             raise ValueError(
@@ -222,9 +224,13 @@ class Archive(NoArchive):
                 raise ValueError(
                     f"kl_weight: expected {stored} in epoch {epoch} as in {checkpoint.path}, got {own}"
                 )
-        if rows_before(checkpoint, self.ranks.num_data) is not None:
-            checkpoint = grown(checkpoint, self.place.rows, self.ranks.num_data)
+        before, num_data = rows_before(checkpoint, self.ranks.num_data), self.ranks.num_data
+        if before is not None:
+            first = self.ranks.first_row
+            rows = range(first, first + self.model.num_data)
+            checkpoint = grown(checkpoint, self.place.rows, rows, num_data, self.ranks.sum)
             metadata = checkpoint.metadata
+            logger.info("%d rows added to the %d of %s", num_data - before, before, checkpoint.path)
         restore(checkpoint, self.model, self.place, self.shared)
         if "partial" in metadata:
             held, suffix = checkpoint.tensors["generators"], self.ranks.suffix
@@ -394,7 +400,7 @@ def restore(
 
     try:
         place.restore(checkpoint, others)
-    except CheckpointError:
+    except (CheckpointError, RankError):
         raise
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error

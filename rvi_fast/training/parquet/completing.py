@@ -116,7 +116,7 @@ def impute_parquet(
         raise ValueError(f"bounds: expected the smallest and the largest number, got {bounds}")
     if estimate not in (None, "mean", "mode"):
         raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
-    inference = _inference(model, steps, lr, scale_factor, seed)
+    inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("impute", model, x, out, unseen, inference)
     job = Job(**{**vars(job), "estimate": estimate, "bounds": (float(low), float(high))})
     return _run(job, jobs, _checks.check_bool("progress", progress))
@@ -142,12 +142,12 @@ def infer_parquet(
 
     Arguments, errors, and what becomes of a call that was killed are those of `impute_parquet`.
     """
-    inference = _inference(model, steps, lr, scale_factor, seed)
+    inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("infer", model, x, out, unseen, inference)
     return _run(job, jobs, _checks.check_bool("progress", progress))
 
 
-def _inference(
+def inference_options(
     model: LatentModel, steps: Any, lr: Any, scale_factor: Any, seed: Any
 ) -> dict[str, Any]:
     """Arguments of `infer`, checked before anything is written."""

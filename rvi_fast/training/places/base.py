@@ -47,6 +47,10 @@ class Windows:
         """To be called after it: no step will reach into the windows before this one."""
 
 
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
 class Place:
     """Where rows lie while an epoch runs, and how they get into checkpoints and back.
 
@@ -59,6 +63,7 @@ class Place:
 
     Attributes:
         stepped: the model as a step sees it.
+        total: the sum of a tensor over all processes, in place.
         rows: what drives the rows.
         epochs_behind: rows are up to date with the beginning of so many epochs at least.
         left_out: names of tensors of the model that its checkpoints do not hold.
@@ -72,6 +77,7 @@ class Place:
     def __init__(self, model: LatentModel) -> None:
         self.model = self.stepped = model
         self.rows: RowAdam | NoRows = NoRows()
+        self.total: Callable[[Tensor], Tensor] = _as_it_is
 
     @property
     def landing(self) -> torch.device:

@@ -79,7 +79,7 @@ class InMemory(Place):
         if lags(checkpoint):
             self.tables.raw(checkpoint)
             others()
-            self.tables.restore(checkpoint)
+            self.tables.restore(checkpoint, self.total)
             return
         state = unflatten("rows", checkpoint.tensors["optimizer"])
         groups = self.rows.state_dict()["param_groups"]

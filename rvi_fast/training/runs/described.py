@@ -14,6 +14,7 @@ from ...posteriors.base import as_posterior
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
 from ...posteriors.rowless import RowlessPosterior
+from ...posteriors.tables import MappedTables
 from .checkpoints import CheckpointError
 
 _REFUSALS = (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError)
@@ -76,7 +77,7 @@ def shape_of_rows(path: Path, config: dict[str, Any]) -> tuple[int, int]:
 
 
 def config_of(model: LatentModel) -> dict[str, Any] | None:
-    """`LatentModel.config` with as many rows as there are now: a posterior can have grown."""
+    """`LatentModel.config` with the rows that there are now, and where: some can have come or gone."""
     posterior = as_posterior(model.posterior)
     if model.config is None or not isinstance(posterior, RelayPosterior | EncoderPosterior):
         return model.config
@@ -84,7 +85,14 @@ def config_of(model: LatentModel) -> dict[str, Any] | None:
         return model.config
     whole = posterior.owns_rows or posterior.sharded
     rows = posterior.table_size if whole else posterior.num_data
-    return {**model.config, "num_data": rows}
+    config = {**model.config, "num_data": rows}
+    tables = getattr(posterior, "tables", None)
+    if isinstance(tables, MappedTables) and not posterior.sharded:
+        place = str(config.get("storage"))
+        config["storage"] = (
+            place if Path(place).absolute() == tables.directory else str(tables.directory)
+        )
+    return config
 
 
 def dtype_of(model: LatentModel, tensors: Mapping[str, Tensor]) -> torch.dtype:

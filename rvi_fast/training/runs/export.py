@@ -18,9 +18,9 @@ from ...models import LatentModel
 from ...posteriors.base import as_posterior
 from ...posteriors.relay import RelayPosterior
 from ...posteriors.rowless import RowlessPosterior
-from ...posteriors.rows import mean_of
 from .checkpoints import CheckpointError, CheckpointWarning, reading
 from .described import build_described, config_of, dtype_of
+from .mean_row import mean_of_rows
 from .tensors import header_of, load_tensors, write_blocks
 
 # 8 bytes of a safetensors file say how long the header is; then it opens with its hash, which is that
@@ -126,7 +126,7 @@ def load_export(path: Path, device: torch.device | str, *, rows: bool = True) ->
         message = f"{path}: has no SHA-256, as 0.1.0 wrote it: damage would not be noticed"
         warnings.warn(message, CheckpointWarning, stacklevel=3)
     if not rows and _ROWS in tensors:  # as mapped in the file: no table of them is made
-        tensors[_ROWS] = mean_of(tensors[_ROWS])[None]
+        tensors[_ROWS] = mean_of_rows(tensors[_ROWS])[None]
     one = _ROWS in tensors and (not rows or metadata.get("rows") == "mean")
     model = build_described(path, {**config, "num_data": 1} if one else config, tensors)
     try:

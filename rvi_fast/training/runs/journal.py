@@ -36,9 +36,9 @@ from torch import Tensor
 
 from ...files import read_bytes, replacing, sync_directory
 from ...memory.room import InsufficientMemory, free_disk
+from ...posteriors.selection import UNDO
 from .checkpoints import CheckpointError, latest_epoch, load_checkpoint, remove_directory
 
-_PREFIX = "undo-"
 _END = struct.Struct("<QI")
 
 
@@ -180,7 +180,7 @@ class Journal:
 
     def _check_room(self) -> None:
         size = sum(table.nbytes for table in self.tables.values())
-        held = sum(path.stat().st_size for path in self.directory.glob(f"{_PREFIX}*/*.bin"))
+        held = sum(path.stat().st_size for path in self.directory.glob(f"{UNDO}*/*.bin"))
         room = free_disk(self.directory)
         if room is not None and size - held > room:
             raise InsufficientMemory(
@@ -199,7 +199,7 @@ class Journal:
         sync_directory(self.directory)
 
     def _folder(self, token: str) -> Path:
-        return self.directory / f"{_PREFIX}{token}"
+        return self.directory / f"{UNDO}{token}"
 
     def _parts(self, block: int, end: int | None = None) -> list[memoryview]:
         stop = (block + 1) * self.block_rows
@@ -218,10 +218,10 @@ def found_journal(directory: Path, checkpoint: Path, token: str, previous: str) 
     Raises:
         CheckpointError: the tables have been changed by something else.
     """
-    own = directory / f"{_PREFIX}{token}"
+    own = directory / f"{UNDO}{token}"
     if own.is_dir():
         return own
-    if not (directory / f"{_PREFIX}{previous}").is_dir():
+    if not (directory / f"{UNDO}{previous}").is_dir():
         reason = f"cannot be resumed: the tables in {directory} have been changed since"
         raise CheckpointError(checkpoint, reason)
     return None
@@ -260,8 +260,8 @@ def _end(block: int, parts: Iterable[memoryview]) -> bytes:
 
 def discard(directory: Path, but: Path | None = None) -> None:
     """Removes journals: they take nothing back from now on."""
-    for path in sorted(directory.glob(f"{_PREFIX}*")):
+    for path in sorted(directory.glob(f"{UNDO}*")):
         if path != but:
             remove_directory(path)
-    for path in sorted(directory.glob(f".deleting-{_PREFIX}*")):
+    for path in sorted(directory.glob(f".deleting-{UNDO}*")):
         remove_directory(path)

@@ -145,7 +145,8 @@ def load_sharded(
     It does not matter how many processes wrote the checkpoint. Each verifies a share of the files.
 
     Raises:
-        CheckpointError: there is no checkpoint, or none that is whole, or it has another number of rows.
+        CheckpointError: there is no checkpoint, or none that is whole, or it has more rows. Where it has
+            fewer than `table_size`, those of `rows` come that it has.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     (found,) = _broadcast([checkpoints(run_dir)])
@@ -184,10 +185,12 @@ def _load(path: Path, epoch: int, rows: range, table_size: int, device: torch.de
     for name, entry in manifest["tensors"].items():
         shape, inner = entry["shape"], name.split("/", 1)[1]
         if is_row_table(inner):
-            _check_rows(path, inner, shape[0], table_size)
-            shape = [len(rows), *shape[1:]]
+            total = shape[0]
+            _check_rows(path, inner, total, table_size)
+            own = range(min(rows.start, total), min(rows.stop, total))
+            shape = [len(own), *shape[1:]]
         tensor = torch.empty(shape, dtype=_BY_NAME[entry["dtype"]], device=device)
-        state[name] = RowShard(tensor, rows.start, table_size) if is_row_table(inner) else tensor
+        state[name] = RowShard(tensor, own.start, total) if is_row_table(inner) else tensor
     try:
         dcp.load(state, storage_reader=_Reader(path, manifest), planner=_LoadPlanner())
     except dcp.CheckpointException as error:
@@ -213,8 +216,8 @@ def _part_of(whole: Checkpoint, rows: range, table_size: int, device: torch.devi
 
 
 def _check_rows(path: Path, name: str, found: int, table_size: int) -> None:
-    if found != table_size:
-        reason = f"does not fit the model: {name} has {found} rows, expected {table_size}"
+    if found > table_size:
+        reason = f"does not fit the model: {name} has {found} rows, expected at most {table_size}"
         raise CheckpointError(path, reason)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...optim import MAX_STEPS, RowAdam
 from ...posteriors.checksums import UNKNOWN
 from ...posteriors.relay import RelayPosterior
-from ...posteriors.rows import mean_of
+from ...posteriors.rows import sum_of
 from ...posteriors.tables import MappedTables
 from ..settings import Settings
 from .checkpoints import Checkpoint, CheckpointError
@@ -98,8 +98,14 @@ class RowTables:
     def remove(self, parts: Iterable[str]) -> None:
         """Removes tables that no checkpoint goes back to."""
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(
+        self, checkpoint: Checkpoint, total: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         """Tables and optimiser as they were at a checkpoint whose rows lag behind.
+
+        Args:
+            checkpoint: it can have fewer rows than the tables.
+            total: the sum of a tensor over all processes, in place; there is this one if not given.
 
         Raises:
             CheckpointError: it holds other tables, or those in files are no longer its own.
@@ -110,7 +116,7 @@ class RowTables:
             if name in raw:
                 table.copy_(raw[name])
         self.rows.load_raw_state(raw)
-        self._start_new(checkpoint)
+        self._start_new(checkpoint, total)
 
     def settle(self, checkpoint: Checkpoint) -> None:
         """Brings the rows of a checkpoint up to date, and lets go of them."""
@@ -123,7 +129,7 @@ class RowTables:
     def _take_back(self, checkpoint: Checkpoint) -> None:
         """Undoes what has been written since to what the checkpoint does not hold."""
 
-    def _start_new(self, checkpoint: Checkpoint) -> None:
+    def _start_new(self, checkpoint: Checkpoint, total: Callable[[Tensor], Tensor] | None) -> None:
         """Starts rows that the checkpoint has not and the tables have."""
 
     def raw(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -228,30 +234,40 @@ class JournaledTables(TablesInFiles):
             return
         self.journal.go_on_from(checkpoint.path, **checkpoint.metadata["journal"])
         sums = parts_of(checkpoint)[self.part or ""]
-        before = rows_before(checkpoint, self.posterior.table_size)
-        if before is not None:
-            sums = _with_more(sums, before, self.posterior.table_size)
+        here = self._here_before(checkpoint)
+        if here is not None and here < self.posterior.num_data:
+            sums = _with_more(sums, here, self.posterior.num_data)
         self.files.checksums.adopt(sums or None, checkpoint.path)
-        self.journal.roll_back(before)
+        self.journal.roll_back(here)
 
-    @torch.no_grad()
-    def _start_new(self, checkpoint: Checkpoint) -> None:
-        """As `growth.grown` starts them; what changes of the others is in the journal before."""
+    def _here_before(self, checkpoint: Checkpoint) -> int | None:
+        """How many rows here the checkpoint has, where it has fewer than the whole table; else None."""
         before = rows_before(checkpoint, self.posterior.table_size)
         if before is None:
+            return None
+        return min(max(before - self.posterior.first_row, 0), self.posterior.num_data)
+
+    @torch.no_grad()
+    def _start_new(self, checkpoint: Checkpoint, total: Callable[[Tensor], Tensor] | None) -> None:
+        """As `growth.grown` starts them; what changes of the others is in the journal before."""
+        before = rows_before(checkpoint, self.posterior.table_size)
+        here = self._here_before(checkpoint)
+        if before is None or here is None:
             return
         self.watch()
         tables, count = self.rows.raw_tables(), self.posterior.num_data
-        new = torch.arange(before, count)
-        for index in new.split(_CHUNK):
+        # none, perhaps, in this process
+        new = torch.arange(here, count).split(_CHUNK) if here < count else ()
+        for index in new:
             self.files.before_write(index)
             start, stop = int(index[0]), int(index[-1]) + 1
             for name in ("rows", "exp_avg", "exp_avg_sq"):
                 tables[name][start:stop] = 0.0
             tables["row_step"][start:stop] = self.rows.num_steps if self.rows.mode == "dense" else 0
         self.rows.flush()
-        start_row = mean_of(self.rows.table()[:before])
-        for index in new.split(_CHUNK):
+        sums = sum_of(self.rows.table()[:here])
+        start_row = ((sums if total is None else total(sums)) / before).to(tables["rows"])
+        for index in new:
             self.files.before_write(index)
             tables["rows"][index] = start_row
 
@@ -260,7 +276,8 @@ class JournaledTables(TablesInFiles):
         tables, posterior, files = self.rows.raw_tables(), self.posterior, self.files
         own = range(posterior.first_row, posterior.first_row + posterior.num_data)
         widths = {name: row_width(table) for name, table in tables.items()}
-        whole = (self.root, own, posterior.table_size)
+        before = rows_before(checkpoint, posterior.table_size)
+        whole = (self.root, own, posterior.table_size if before is None else before)
         for rows, content in read_rows(checkpoint, *whole, widths):
             start, stop = rows.start - own.start, rows.stop - own.start
             files.enter(start, stop)
