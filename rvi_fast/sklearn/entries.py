@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Self
 
 import numpy as np
+from scipy.stats import chi2
 
 from ..data.withheld import withheld
 
@@ -14,6 +15,9 @@ _SHARE, _LARGEST_SHARE, _ENOUGH = 0.1, 0.2, 200
 _ROWS = 4096
 # fewer entries tell no member from another
 _FEWEST = 20
+# shares of missing entries that columns have by chance are as far apart once in a thousand tables; an
+# entry that stands for very many missing ones decides nothing alone
+_CHANCE, _HEAVIEST = 1e-3, 5.0
 # entries of each column that a part of the rows shows, if all of them do
 _SHOWN = 1000
 
@@ -25,14 +29,21 @@ class HeldOutEntries(NamedTuple):
     to a fifth. Of each column that share is drawn, at least one entry where the column has three, and no
     row loses all that it shows. They lie in up to 4,096 rows.
 
+    Where columns miss entries at rates that differ by more than chance, they judge for what is missing
+    and not for what is observed: those of a column together weigh as its missing entries are many, each
+    at most five times as much as the mean.
+
     Attributes:
         row, column: where they are, [n] each.
         truth: what was observed there [n].
+        weight: of each [n], together as many as entries of equal weight that would judge as well; None
+            where all weigh 1.
     """
 
     row: np.ndarray
     column: np.ndarray
     truth: np.ndarray
+    weight: np.ndarray | None = None
 
     @classmethod
     def drawn(cls, rows: np.ndarray, seed: int) -> Self | None:
@@ -45,13 +56,18 @@ class HeldOutEntries(NamedTuple):
         row, column = np.nonzero(hidden)
         if len(row) < _FEWEST:
             return None
-        return cls(some[row], column, rows[some[row], column].astype(np.float64))
+        truth = rows[some[row], column].astype(np.float64)
+        return cls(some[row], column, truth, _weights(np.isnan(rows), column))
 
     def without(self, rows: np.ndarray) -> np.ndarray:
         """A copy of the table [N, D] that does not show them."""
         shown = rows.copy()
         shown[self.row, self.column] = np.nan
         return shown
+
+    def mean(self, values: np.ndarray) -> float:
+        """The mean of values [n] of the entries, weighted as they are."""
+        return float(np.average(values, weights=self.weight))
 
     @property
     def rows(self) -> np.ndarray:
@@ -61,6 +77,21 @@ class HeldOutEntries(NamedTuple):
     def of(self, values: np.ndarray) -> np.ndarray:
         """What values [m, D] of `self.rows` say about them, [n]."""
         return values[np.searchsorted(self.rows, self.row), self.column].astype(np.float64)
+
+
+def _weights(missing: np.ndarray, column: np.ndarray) -> np.ndarray | None:
+    """What entries of columns [n] weigh, of a table that misses [N, D]; None for 1."""
+    count, rate = missing.sum(0), missing.mean()
+    # of one rate for all columns the counts are binomial
+    spread = len(missing) * rate * (1.0 - rate)
+    apart = ((count - count.mean()) ** 2).sum()
+    if apart <= spread * chi2.isf(_CHANCE, len(count) - 1):
+        return None
+    weight = count[column] / np.bincount(column)[column]
+    if not weight.any():
+        return None
+    weight = np.minimum(weight, _HEAVIEST * weight.mean())
+    return weight * (weight.sum() / (weight**2).sum())
 
 
 def some_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
