@@ -13,7 +13,7 @@ SMALL = {"latent_dim": 4, "hidden": (16,), "groups": (8,), "epochs": 20, "random
 
 
 def clusters_and_lines(seed, rows=400):
-    """Five whole columns in clusters, which trees find, and three linear ones that miss large entries."""
+    """Five whole columns in clusters, which trees find, and three linear ones that miss much."""
     generator = np.random.default_rng(seed)
     centres = 3 * generator.normal(size=(6, 5))
     inputs = centres[generator.integers(0, 6, rows)] + 0.3 * generator.normal(size=(rows, 5))
@@ -50,7 +50,7 @@ def test_entries_of_columns_weigh_as_much_as_these_miss():
     np.testing.assert_allclose(weights.sum(), 9 / (1 / first + 4 / second))
     assert entries.mean(np.where(entries.column == 2, 3.0, 0.0)) == pytest.approx(2.0)
     # of one column that is nearly empty no entry decides alone
-    rows[:, 1], rows[5:, 2] = 0.0, np.nan
+    rows[:, 1], rows[:5, 2], rows[5:, 2] = 0.0, 1.0, np.nan
     rows[::10, 1] = np.nan
     entries = HeldOutEntries.drawn(rows, 0)
     assert (entries.column == 2).sum() == 1
