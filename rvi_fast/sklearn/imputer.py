@@ -12,8 +12,12 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from ..data import ColumnTransform
+from ..likelihoods import Likelihood
+from .bends import bends_help
 from .draws import DrawingEstimator
 from .framed import framed, holes_of, text_of
+from .members import MEMBERS
 from .tables import holed
 
 
@@ -256,6 +260,20 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             shown = holes_of(self.encoder_, X, holed(x, missing))
             self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
         return self
+
+    def _shape_of(
+        self, x: np.ndarray, missing: np.ndarray, law: Likelihood, seed: int
+    ) -> ColumnTransform:
+        shape = super()._shape_of(x, missing, law, seed)
+        wanted = self._options()["members"]
+        if self.column_transform != "auto" or set(shape.kinds) == {"none"}:
+            return shape
+        if "linear" not in (MEMBERS if wanted == "auto" else wanted):
+            return shape
+        columns = np.array(law.standardizable)
+        if bends_help(x, missing, columns, seed):
+            return shape
+        return ColumnTransform.fit(x, ~missing, kind="none", columns=columns)
 
     def transform(self, X: Any) -> Any:
         """Fills in the missing entries of X, observed ones unchanged.
