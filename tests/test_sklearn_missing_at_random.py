@@ -32,13 +32,15 @@ def error(filled, x, hidden):
     return np.sqrt(np.mean((filled - x)[hidden] ** 2))
 
 
-def test_missing_at_random_the_blend_is_not_worse_than_its_linear_member():
-    x, hidden = clusters_and_lines(2)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_missing_at_random_the_blend_is_hardly_worse_than_its_linear_member(seed):
+    x, hidden = clusters_and_lines(seed)
     table = np.where(hidden, np.nan, x)
     imputer = RelayImputer(**SMALL).fit(table)
     linear = imputer.blend_.predicted(imputer._rows(table, hidden))[0]
     of_linear = error(imputer._in_data(linear), x, hidden)
-    assert error(imputer.transform(table), x, hidden) <= 1.1 * of_linear
+    # with entries drawn alike from all columns as judges it was 2.0 and 4.1 times as much
+    assert error(imputer.transform(table), x, hidden) <= 1.25 * of_linear
 
 
 def test_entries_of_columns_weigh_as_much_as_these_miss():
@@ -47,16 +49,18 @@ def test_entries_of_columns_weigh_as_much_as_these_miss():
     entries = HeldOutEntries.drawn(rows, 0)
     weights = np.bincount(entries.column, entries.weight, 4)
     np.testing.assert_allclose(weights / weights.sum(), [0, 1 / 3, 2 / 3, 0], atol=1e-12)
-    # a third of 30 entries and two thirds of 20 judge as well as 1 / (1/9/30 + 4/9/20) alike do
-    _, first, second, _ = np.bincount(entries.column)
+    # a third of n entries and two thirds of m judge as well as 1 / (1/9/n + 4/9/m) alike do
+    whole, first, second, other = np.bincount(entries.column)
+    # nor are many of them drawn where nothing is missing
+    assert max(whole, other) < 0.25 * min(first / 300, second / 200) * 400
     np.testing.assert_allclose(weights.sum(), 9 / (1 / first + 4 / second))
     assert entries.mean(np.where(entries.column == 2, 3.0, 0.0)) == pytest.approx(2.0)
-    # of one column that is nearly empty no entry decides alone
+    # of a column that is nearly empty few entries do not decide alone, though it misses 91 % of all
     rows[:, 1], rows[:5, 2], rows[5:, 2] = 0.0, 1.0, np.nan
     rows[::10, 1] = np.nan
     entries = HeldOutEntries.drawn(rows, 0)
-    assert (entries.column == 2).sum() == 1
-    assert entries.weight[entries.column == 2] < 0.5 * entries.weight.sum()
+    assert 1 <= (entries.column == 2).sum() <= 2
+    assert entries.weight[entries.column == 2].sum() < 0.75 * entries.weight.sum()
 
 
 def test_where_columns_miss_as_much_as_each_other_entries_weigh_alike():
@@ -65,6 +69,11 @@ def test_where_columns_miss_as_much_as_each_other_entries_weigh_alike():
         rows = generator.normal(size=(500, 10))
         assert HeldOutEntries.drawn(rows, 0).weight is None
         rows[generator.random(rows.shape) < 0.3] = np.nan
+        alike = HeldOutEntries.drawn(rows, 0)
+        assert alike.weight is None
+        assert np.ptp(np.bincount(alike.column)) < 12
+        # nor does a column tell anything of which nothing is there
+        rows[:, 4] = np.nan
         assert HeldOutEntries.drawn(rows, 0).weight is None
 
 
