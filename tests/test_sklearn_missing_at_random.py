@@ -107,15 +107,14 @@ def proportional(seed, rows=600):
     return x, hidden
 
 
-@pytest.mark.parametrize("seed", [2, 5])
-def test_columns_are_not_bent_apart_where_what_is_left_of_one_has_another_shape(seed):
-    x, hidden = proportional(seed)
+def test_columns_are_not_bent_apart_where_what_is_left_of_one_has_another_shape():
+    x, hidden = proportional(2)
     table = np.where(hidden, np.nan, x)
     assert len(set(ColumnTransform.fit(table, ~hidden).kinds[1:3])) == 2
     imputer = RelayImputer(**SMALL, members=("linear", "relay")).fit(table)
     assert imputer.column_transform_.kinds == ["none"] * 4
-    # sums follow from counts; with the columns bent apart the error was half of their spread and more
-    assert error(imputer.transform(table), x, hidden) <= 0.1 * x[:, 2].std()
+    # sums follow from counts; with the columns bent apart the error is that of the spread
+    assert error(imputer.transform(table), x, hidden) <= 0.05 * x[:, 2].std()
     # of entries that are missing completely at random "auto" asks nothing else
-    everywhere = np.random.default_rng(seed).random(x.shape) < 0.2
+    everywhere = np.random.default_rng(0).random(x.shape) < 0.2
     assert bends_help(x, everywhere, np.ones(4, bool), 0)
