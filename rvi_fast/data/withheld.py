@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def withheld(observed: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+def withheld(
+    observed: np.ndarray, share: float | np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
     """Draws that share of the observed entries of each column, at least one where it has three.
 
     No row loses all that it shows. With a fraction at random, many narrow columns lose their share on
@@ -13,7 +15,7 @@ def withheld(observed: np.ndarray, share: float, generator: np.random.Generator)
 
     Args:
         observed: bool [n, D].
-        share: between 0 and 1.
+        share: between 0 and 1, of all columns or of each [D].
         generator: what is drawn from.
 
     Returns:
@@ -25,12 +27,12 @@ def withheld(observed: np.ndarray, share: float, generator: np.random.Generator)
         [10, 10, 10, 10]
     """
     hidden = np.zeros_like(observed)
-    left = observed.sum(1)
+    left, shares = observed.sum(1), np.broadcast_to(share, observed.shape[1])
     for column in generator.permutation(observed.shape[1]):
         # a row keeps one entry at least
         candidates = np.flatnonzero(observed[:, column] & (left > 1))
         seen = int(observed[:, column].sum())
-        count = int(share * seen + generator.random())
+        count = int(shares[column] * seen + generator.random())
         count = min(max(count, int(seen >= 3)), len(candidates))
         drawn = generator.choice(candidates, count, replace=False)
         hidden[drawn, column] = True

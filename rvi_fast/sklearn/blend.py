@@ -20,6 +20,7 @@ def blend_weights(
     column: np.ndarray,
     num_columns: int,
     entry: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """Weights of the members for each column, which minimise the squared error on held-out entries.
 
@@ -33,6 +34,8 @@ def blend_weights(
         column: where the entries are [n].
         num_columns: D.
         entry: of which entry each number says something [n], where some have several numbers.
+        weight: how much each counts in the weights of the table as a whole [n], those of an entry
+            alike; None for 1.
 
     Returns:
         [M, D] float64.
@@ -43,12 +46,15 @@ def blend_weights(
         [[1.0], [0.0]]
     """
     errors = (predictions - truth).T
-    products = errors.T @ errors
     # what an entry weighs
-    count = len(errors) if entry is None else len(np.unique(entry))
+    first = np.unique(np.arange(len(errors)) if entry is None else entry, return_index=True)[1]
+    if weight is None:
+        products, count = errors.T @ errors, float(len(first))
+    else:
+        products, count = (errors * weight[:, None]).T @ errors, weight[first].sum()
     unit = np.trace(products) / max(products.shape[0] * count, 1)
-    first = np.eye(len(predictions))[0]
-    whole = _simplex(products, first, _DOUBT * unit)
+    alone = np.eye(len(predictions))[0]
+    whole = _simplex(products, alone, _DOUBT * unit)
     weights = np.tile(whole[:, None], (1, num_columns))
     for d in range(num_columns):
         own = errors[column == d]
@@ -78,6 +84,7 @@ def crossed(
     column: np.ndarray,
     num_columns: int,
     entry: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """The blend's predictions [n] with weights that have not seen the entry, in fifths."""
     entry = np.arange(len(truth)) if entry is None else entry
@@ -86,7 +93,8 @@ def crossed(
     for number in range(_PARTS):
         own = part == number
         others = (truth[~own], column[~own], num_columns, entry[~own])
-        weights = blend_weights(predictions[:, ~own], *others)
+        counted = None if weight is None else weight[~own]
+        weights = blend_weights(predictions[:, ~own], *others, counted)
         blended[own] = blended_entries(weights, predictions[:, own], column[own])
     return blended
 

@@ -342,7 +342,7 @@ class BlendedEstimator(RelayEstimator):
             chosen = chosen._replace(epochs=max(_VISITS, -(-_STEPS // steps)))
         judged = shown[entries.rows]
         predicted = blend.predicted(judged)[0]
-        of_linear = float(np.mean((entries.of(predicted) - entries.truth) ** 2))
+        of_linear = entries.mean((entries.of(predicted) - entries.truth) ** 2)
         given_rows = torch.from_numpy(judged)
 
         def read(law: Likelihood, outputs: torch.Tensor) -> torch.Tensor:
@@ -383,7 +383,7 @@ class BlendedEstimator(RelayEstimator):
             begun = now()
             relayed = self._relayed(judged, codes, factor)
             seconds = now() - begun
-            error = float(np.mean((entries.of(relayed) - entries.truth) ** 2))
+            error = entries.mean((entries.of(relayed) - entries.truth) ** 2)
             # they are tried in rising order, and what one loses the next does not win back
             if error >= best:
                 break

@@ -139,7 +139,9 @@ class Codes:
         code = self._first[entries.column][lines] + np.arange(len(lines)) - first[lines]
         rows = np.full((len(entries.row), len(self.widths)), np.nan)
         rows[np.arange(len(rows)), entries.column] = entries.truth
-        return HeldOutEntries(entries.row[lines], code, self.of_rows(rows)[lines, code])
+        truth = self.of_rows(rows)[lines, code]
+        weight = None if entries.weight is None else entries.weight[lines]
+        return HeldOutEntries(entries.row[lines], code, truth, weight)
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """What the linear model is fitted to [N, L], of rows [N, D]."""

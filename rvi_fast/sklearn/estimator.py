@@ -129,7 +129,7 @@ class RelayEstimator(HeldOutScore, TransformerMixin, BaseEstimator):
         self._empty = missing.all(axis=0)
         self._constants = constants_of(x, missing)
         self._pixels, self._spreads = x.dtype == np.uint8, spreads_of(x, missing, law)
-        self.column_transform_ = self._shape_of(x, missing, law)
+        self.column_transform_ = self._shape_of(x, missing, law, seed)
         self.standardizer_ = self._scale_of(self.column_transform_.transform(x), missing, law)
         return x, missing, self._learn(self._rows(x, missing), law, seed, deadline)
 
@@ -258,7 +258,9 @@ class RelayEstimator(HeldOutScore, TransformerMixin, BaseEstimator):
             return True
         return False
 
-    def _shape_of(self, x: np.ndarray, missing: np.ndarray, law: Likelihood) -> ColumnTransform:
+    def _shape_of(
+        self, x: np.ndarray, missing: np.ndarray, law: Likelihood, seed: int
+    ) -> ColumnTransform:
         """What bends the columns of X before they are standardised."""
         kind = self.column_transform
         if kind not in TRANSFORMS:

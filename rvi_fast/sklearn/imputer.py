@@ -12,8 +12,12 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from ..data import ColumnTransform
+from ..likelihoods import Likelihood
+from .bends import bends_help
 from .draws import DrawingEstimator
 from .framed import framed, holes_of, text_of
+from .members import MEMBERS
 from .tables import holed
 
 
@@ -34,11 +38,12 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             classes or counts.
 
     The held-out entries tell how each column's estimates are weighted (at least 0, with the sum 1),
-    which `scale_factor` suits, how wide intervals are, and the error. Then all members are trained
-    again, on all entries. Up to the noise of few entries the result is therefore not worse than that of
-    the linear model. Pixels, laws without `outputs_of` (see `rvi_fast.likelihoods.Likelihood`), and
-    tables of less than about 100 observed entries have the relay model alone, and `members=("relay",)`
-    asks for that.
+    which `scale_factor` suits, how wide intervals are, and the error. Where columns miss entries at
+    rates that differ by more than chance (a chi-squared test at .001), they are drawn and weighted as
+    missing ones are: most of the columns that miss most. Then all members are trained again, on all
+    entries. Up to the noise of few entries the result is therefore not worse than that of the linear
+    model. Pixels, laws without `outputs_of` (see `rvi_fast.likelihoods.Likelihood`), and tables of less
+    than about 100 observed entries have the relay model alone, and `members=("relay",)` asks for that.
 
     With yes/no, classes and counts among the columns all members say probabilities and means. The linear
     model sees yes/no as 0 and 1, k classes as k - 1 codes of 0 and 1, and of counts x 2 sqrt(x + 3/8);
@@ -90,9 +95,11 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             numbers as they are.
         column_transform: what bends each feature before it is standardised: "none", "log" (positive
             numbers) or "quantile" (normal scores of ranks), or "auto", which leaves a feature as it is
-            unless it has heavy tails, see `rvi_fast.data.ColumnTransform`. What is filled in is then
-            nearer to the median than to the mean. "auto" is "none" for pixels and where `standardize`
-            is False. Only features whose law is one of location and scale are bent or standardised.
+            unless it has heavy tails, see `rvi_fast.data.ColumnTransform`; where columns miss entries at
+            rates that differ by more than chance it also leaves all as they are, unless a linear model
+            finds held-out entries clearly better with bent columns. What is filled in is then nearer to
+            the median than to the mean. "auto" is "none" for pixels and where `standardize` is False.
+            Only features whose law is one of location and scale are bent or standardised.
         likelihood: the law of the features: a name that help(rvi_fast.likelihoods) lists, "gaussian",
             "bernoulli" (0 and 1) or "poisson" (counts) for instance, or ("categorical", k) (codes 0 to
             k - 1); a list with one of these for each feature; or a `rvi_fast.likelihoods.Likelihood`,
@@ -256,6 +263,20 @@ class RelayImputer(OneToOneFeatureMixin, DrawingEstimator):
             shown = holes_of(self.encoder_, X, holed(x, missing))
             self.indicator_ = MissingIndicator(error_on_new=False).fit(shown)
         return self
+
+    def _shape_of(
+        self, x: np.ndarray, missing: np.ndarray, law: Likelihood, seed: int
+    ) -> ColumnTransform:
+        shape = super()._shape_of(x, missing, law, seed)
+        wanted = self._options()["members"]
+        if self.column_transform != "auto" or set(shape.kinds) == {"none"}:
+            return shape
+        if "linear" not in (MEMBERS if wanted == "auto" else wanted):
+            return shape
+        columns = np.array(law.standardizable)
+        if bends_help(x, missing, columns, seed):
+            return shape
+        return ColumnTransform.fit(x, ~missing, kind="none", columns=columns)
 
     def transform(self, X: Any) -> Any:
         """Fills in the missing entries of X, observed ones unchanged.

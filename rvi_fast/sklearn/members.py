@@ -160,7 +160,7 @@ class Blend:
         spread = self.predicted(rows)[1]
         predictions = np.stack([entries.of(own) for own in self._members(rows, relayed)])
         judged = self._judged(entries)
-        truth, column, size, entry = judged
+        truth, column, size, entry, _ = judged
         self.weights = blend_weights(predictions, *judged)
         blended = crossed(predictions, *judged)
         wrong = truth - blended
@@ -174,9 +174,9 @@ class Blend:
         self.errors = {
             name: _relative(own - truth, of_means, column, size) for name, own in found.items()
         }
-        expected = np.mean(of_means**2)
+        expected = entries.mean(of_means**2)
         enough = len(np.unique(entry)) >= JUDGED and expected > 0
-        error = float(np.sqrt(np.mean(wrong**2) / expected)) if enough else np.nan
+        error = float(np.sqrt(entries.mean(wrong**2) / expected)) if enough else np.nan
         return error, truth - wrong
 
     def complete(self, rows: np.ndarray, relayed: np.ndarray | None) -> np.ndarray:
@@ -231,8 +231,11 @@ class Blend:
             moved = blended + spread * self.residuals.at(share)[self.codes.owner]
         return self.codes.entries_at(np.full(rows.shape, share), blended, moved)
 
-    def _judged(self, entries: HeldOutEntries) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-        """What weights are found by, beside predictions: truth, columns, their number, entries."""
+    def _judged(
+        self, entries: HeldOutEntries
+    ) -> tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray | None]:
+        """What weights are found by, beside predictions: truth, columns, their number, entries, and
+        what these weigh."""
         column = self.codes.owner[entries.column]
         size = len(self.codes.widths)
         return (
@@ -240,6 +243,7 @@ class Blend:
             column,
             size,
             np.unique(entries.row * size + column, return_inverse=True)[1],
+            entries.weight,
         )
 
     def _members(self, rows: np.ndarray, relayed: np.ndarray | None) -> Sequence[np.ndarray]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +64,7 @@ class HeldOutStopping:
         with torch.no_grad():
             found = self.read(model.law, model.decode(model.posterior.mean(index)))
         wrong = self.entries.of(found.cpu().numpy()) - self.entries.truth
-        error = float(np.mean(wrong**2))
+        error = self.entries.mean(wrong**2)
         self.looks.append((epoch, error))
         self._since += 1
         # the first look is the best so far, whatever it sees
