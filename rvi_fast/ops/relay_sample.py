@@ -141,7 +141,11 @@ def _scatter(grad_batch: Tensor, index: Tensor, rows: Tensor, sparse: bool) -> T
     """The gradient of the whole table; rows that stand twice in the batch get the sum."""
     if sparse:
         return torch.sparse_coo_tensor(
-            index.to(torch.int64)[None], grad_batch, rows.shape, check_invariants=False
+            index.to(torch.int64)[None],
+            grad_batch,
+            rows.shape,
+            device=rows.device,
+            check_invariants=False,
         )
     table = torch.zeros_like(rows)
     if rows.is_cuda:  # index_add is not deterministic there

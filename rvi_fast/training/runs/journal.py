@@ -54,7 +54,7 @@ class Journal:
         # that of the checkpoint which is being written
         self.pending = ""
         self._check_room()
-        self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool)
+        self._kept = torch.zeros(-(-self.num_data // block_rows), dtype=torch.bool, device="cpu")
         self._lock = threading.Lock()
         self._closed = False
 

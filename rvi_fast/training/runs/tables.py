@@ -224,7 +224,7 @@ class JournaledTables(TablesInFiles):
             return
         self.watch()
         tables, count = self.rows.raw_tables(), self.posterior.num_data
-        new = torch.arange(before, count)
+        new = torch.arange(before, count, device="cpu")
         for index in new.split(_CHUNK):
             self.files.before_write(index)
             start, stop = int(index[0]), int(index[-1]) + 1
