@@ -6,7 +6,7 @@ import torch
 from common import Items, small_model
 
 import rvi_fast
-from rvi_fast import data, fit, fit_many, impute, infer, likelihoods, models, optim, training
+from rvi_fast import fit, fit_many, impute, infer, likelihoods, models, optim, training
 from rvi_fast.sklearn import RelayImputer
 
 N, D = 40, 4
