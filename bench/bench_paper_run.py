@@ -16,13 +16,15 @@ def bench_paper_run(duel, device):
     x[torch.rand(N, D) < 0.5] = torch.nan
 
     def ours() -> None:
-        model = rvi_fast.models.rvi(N, D)
+        with torch.device(device):
+            model = rvi_fast.models.rvi(N, D)
         rvi_fast.fit(model, x, epochs=epochs, batch_size=B, eval_every=0, progress=False)
 
     def eager() -> None:
-        step = plain(N, "fused")
+        with torch.device(device):
+            step = plain(N, "fused")
         for _ in range(epochs):
-            for index in torch.randperm(N).split(B):
+            for index in torch.randperm(N, device=device).split(B):
                 step(index, x[index])
 
     duel(

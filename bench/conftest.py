@@ -17,6 +17,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where to run")
 
 
+@contextmanager
+def default_device(name: str) -> Iterator[None]:
+    """Within it tensors are made there unless told otherwise."""
+    before = torch.get_default_device().type
+    # a default device is a mode, which takes microseconds of each call of torch: none on the CPU
+    torch.set_default_device(None if name == "cpu" else name)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None if before == "cpu" else before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where tensors are made unless told otherwise; one thread."""
@@ -44,10 +57,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.set_num_threads(1)
-    # a default device is a mode, which takes microseconds of each call of torch: none on the CPU
-    torch.set_default_device(None if name == "cpu" else name)
-    yield name
-    torch.set_default_device(None)
+    with default_device(name):
+        yield name
     torch.set_num_threads(threads)
 
 
@@ -135,7 +146,9 @@ def duel(
         if not timed:
             for function in (ours, *peers.values()):
                 for _ in range(2):  # the second call of a size captures it
-                    function(*fresh())
+                    inputs = fresh()
+                    with default_device("cpu"):
+                        function(*inputs)
             wait(device)
             return
         benchmark = request.getfixturevalue("benchmark")
@@ -143,9 +156,11 @@ def duel(
         done = 0
 
         def called(function: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> None:
-            for arguments in inputs:
-                function(*arguments)
-            wait(device)
+            # what is timed names its devices: the mode would be a third of a step that Python bounds
+            with default_device("cpu"):
+                for arguments in inputs:
+                    function(*arguments)
+                wait(device)
 
         def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
             nonlocal done

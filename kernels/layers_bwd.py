@@ -9,7 +9,7 @@ from .relay_sample import load_relays
 from .row_tiles import load_block
 
 # pieces of the gradient that are read at a time
-TOGETHER = tl.constexpr(16)
+TOGETHER = tl.constexpr(8)
 
 
 @triton.jit

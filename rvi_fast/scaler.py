@@ -39,7 +39,8 @@ class Scaler(nn.Module):
     def __init__(self, scale: Standardizer, transform: ColumnTransform | None = None) -> None:
         super().__init__()
         for name in _NAMES:
-            self.register_buffer(name, torch.tensor(getattr(scale, name), dtype=torch.float64))
+            values = torch.tensor(getattr(scale, name), dtype=torch.float64, device="cpu")
+            self.register_buffer(name, values)
         knots = kinds = None
         if transform is not None:
             knots, kinds = map(torch.from_numpy, transform.knots())

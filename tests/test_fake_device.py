@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_an_op_that_a_wing_lacks_is_that_of_the_reference_and_said_once(monkeypa
     wanted = contract.call(testing.Implementation("", reference), "adam_step", inputs)
     for result in results:
         testing.assert_bit_equal(result, wanted)
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: set_to.append(device) or nullcontext())
+    for device in (torch.device("cuda", 1), torch.device("cuda", 0)):
+        with ops.table._current(device):
+            pass
+    assert set_to == [torch.device("cuda", 0)]
 
 
 def test_sparse_tensors_are_refused_by_name():

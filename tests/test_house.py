@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_origin
 
 import pytest
+from torch.utils._device import _device_constructors
 
 import rvi_fast
 from rvi_fast import cli, data, ops, reference, testing
@@ -92,6 +93,8 @@ LONG = {
     "rvi_fast/cli/tables.py",
     "rvi_fast/optim/row_adam.py",
 }
+# the functions of torch that make a tensor on its default device unless they are told another
+CONSTRUCTORS = {f"torch.{function.__name__}" for function in _device_constructors()}
 # words of a mode of training, which the loop does not know
 MODE = (
     "block_rows|blocks|journal|staging|staged|amortized|owns_rows|isinstance|storage|tables|sharded"
@@ -241,6 +244,27 @@ def test_only_files_py_says_how_a_file_is_written(path):
             writes |= name in ("write_text", "write_bytes") and isinstance(node.func, ast.Attribute)
             module = getattr(getattr(node.func, "value", None), "id", "")
             assert allowed or not writes or module == "files", f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_tensor_is_made_on_a_device_that_is_named(path):
+    """A module's own parameters and buffers lie on torch's default device, as those of torch do."""
+    if "testing" in path.parts:
+        return
+    tree = ast.parse((ROOT / path).read_text())
+    of_modules = {
+        id(node)
+        for cls in ast.walk(tree)
+        if isinstance(cls, ast.ClassDef) and path.parts[1] in ("likelihoods", "models")
+        for function in cls.body
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__"
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node) not in of_modules:
+            makes = ast.unparse(node.func) in CONSTRUCTORS
+            named = any(keyword.arg in ("device", None) for keyword in node.keywords)
+            assert named or not makes, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_importing_needs_and_loads_nothing_optional():

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rvi_fast import RowLayout, reference, relay_sample, testing
 from rvi_fast.ops import ops
@@ -235,3 +236,58 @@ def test_the_clamp_of_the_reference_passes_no_gradient_beyond_its_limits(backwar
     expected = (2 * values).exp() - 1
     expected[:, [0, -1]] = 0
     torch.testing.assert_close(grad[:, 8:], expected)
+
+
+class Made(TorchDispatchMode):
+    """Names and dtypes of the tensors of zeros that torch makes within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.zeros = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = function(*args, **kwargs or {})
+        if "zeros" in function._schema.name:
+            self.zeros.append(given.dtype)
+        return given
+
+
+@pytest.mark.parametrize("used", [("z",), ("kl",), ("z", "kl")])
+def test_a_backward_pass_makes_zeros_for_nothing_but_a_result_that_is_not_used(used):
+    rows, relays = tables()
+    index = torch.tensor([4, 0, 2])
+
+    def loss(z, kl):
+        given = {"z": z, "kl": kl}
+        return sum(given[name].square().sum() for name in used)
+
+    options = {"layout": LAYOUT, "num_samples": 2}
+    expected = loss(*reference.relay_sample(rows, relays, index, torch.tensor([3]), **options))
+    found = loss(*relay_sample(rows, relays, index, 3, sparse=True, **options))
+    wanted = torch.autograd.grad(expected, (rows, relays), allow_unused=True)
+    with Made() as made:
+        grad_rows, grad_relays = torch.autograd.grad(found, (rows, relays))
+    assert len(made.zeros) == 2 - len(used)
+    assert_close((grad_rows.to_dense(), grad_relays), wanted)
+
+
+class Unused(torch.autograd.Function):
+    """Gives its first argument, and no gradient to the others."""
+
+    @staticmethod
+    def forward(ctx, value, *_):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+def test_results_that_get_no_gradient_give_none():
+    rows, relays = tables()
+    value = torch.ones((), requires_grad=True)
+    sample = relay_sample(rows, relays, torch.tensor([4, 0, 2]), layout=LAYOUT)
+    Unused.apply(value, *sample).backward()
+    assert value.grad == 1.0
+    assert rows.grad is None
+    assert relays.grad is None

@@ -312,7 +312,9 @@ def print_scores(table: Table, model: LatentModel, posterior: Any = None) -> Non
     names = {"observed": "observed entries", "missing": "hidden entries"}
     for name, (error, count) in scores(truth, decoded, table.mask, table.known).items():
         # of the rows of all processes, where there are several
-        sums = torch.tensor([error * count if count else 0.0, count], dtype=torch.float64)
+        sums = torch.tensor(
+            [error * count if count else 0.0, count], dtype=torch.float64, device="cpu"
+        )
         total, entries = distributed.total(sums).tolist()
         if entries:
             say(f"  {names[name]:<18} {total / entries:.4f}")

@@ -290,11 +290,16 @@ def _classify(
     generator = torch.Generator().manual_seed(stream(experiment.seed, _CLASSIFIER))
     classes = int(torch.cat((y, y_test)).max()) + 1
     with drawing_from(generator):
-        network = nn.Sequential(nn.Linear(z.shape[1], 64), nn.ReLU(), nn.Linear(64, classes))
+        network = nn.Sequential(
+            nn.Linear(z.shape[1], 64, device=z.device),
+            nn.ReLU(),
+            nn.Linear(64, classes, device=z.device),
+        )
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     entropies, accuracies = [], []
     for _ in range(experiment.classifier_epochs):
-        for index in torch.randperm(len(z), generator=generator).split(experiment.batch_size):
+        order = torch.randperm(len(z), generator=generator, device="cpu")
+        for index in order.split(experiment.batch_size):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(z[index]), y[index]).backward()
             optimizer.step()

@@ -72,7 +72,7 @@ def explore(
 
 def _between(first: Tensor, second: Tensor) -> Tensor:
     """[pairs, points, ...] along straight lines, both ends among them."""
-    weight = torch.linspace(0, 1, _STEPS)[:, None]
+    weight = torch.linspace(0, 1, _STEPS, device=first.device)[:, None]
     return first[:, None] * (1 - weight) + second[:, None] * weight
 
 

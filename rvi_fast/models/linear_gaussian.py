@@ -275,7 +275,7 @@ class LinearGaussian(nn.Module):
 
     def _grouped(self, groups: Sequence[int]) -> Tensor:
         """`groups` [D], counted from 0."""
-        found = torch.as_tensor(groups)
+        found = torch.as_tensor(groups, device="cpu")
         if found.shape != (self.num_features,) or found.dtype.is_floating_point:
             raise ValueError(f"groups: expected {self.num_features} whole numbers, got {groups!r}")
         return found.unique(return_inverse=True)[1]

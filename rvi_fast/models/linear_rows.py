@@ -73,7 +73,8 @@ def opened(x: Tensor, mask: Tensor | None, *, scalar: bool) -> tuple[Data, Tenso
     features, fixed = x.shape[1], torch.Generator().manual_seed(0)
     count, total, square = torch.zeros(3, features, dtype=torch.float64, device=x.device)
     shown, hashes = [], []
-    code = torch.randint(1 << 40, (features,), generator=fixed).to(x.device, torch.float64)
+    code = torch.randint(1 << 40, (features,), generator=fixed, device="cpu")
+    code = code.to(x.device, torch.float64)
     plain = Data(x, mask, torch.zeros_like(count), torch.ones_like(count))
     for rows in plain.blocks(features):
         shown.append(rows.known.any(1))

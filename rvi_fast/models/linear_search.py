@@ -150,7 +150,8 @@ def _held_out(whole: Data, generator: torch.Generator, groups: Tensor | None) ->
     known = ~torch.isnan(whole.x)
     number = min(_TABLES, -(-_ENOUGH // max(1, int(_HELD_OUT * int(known.sum())))))
     for _ in range(number):
-        drawn = torch.rand(known.shape, generator=generator).to(known.device) < _HELD_OUT
+        drawn = torch.rand(known.shape, generator=generator, device="cpu") < _HELD_OUT
+        drawn = drawn.to(known.device)
         if groups is not None:
             # there are no more groups than features
             drawn = drawn[:, groups.to(known.device)]
@@ -162,7 +163,8 @@ def _sampled(data: Data, size: int, generator: torch.Generator) -> Data:
     """Some of the rows, in float64 and standardised, in their order; all are left as they are."""
     if size >= data.num_rows:
         return data
-    drawn = torch.randperm(data.num_rows, generator=generator)[:size].sort()[0].to(data.x.device)
+    order = torch.randperm(data.num_rows, generator=generator, device="cpu")
+    drawn = order[:size].sort()[0].to(data.x.device)
     return _standardized(replace(data, order=drawn if data.order is None else data.order[drawn]))
 
 

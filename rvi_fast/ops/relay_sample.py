@@ -11,7 +11,7 @@ from torch.autograd import Function
 from .. import reference
 from .._op_checks import layout_of
 from ..layout import RowLayout
-from .autograd import apply, first_order, forward_mode
+from .autograd import apply, first_order, forward_mode, plain
 from .table import defined, ops
 
 _LAYOUT = "int[] groups, int[] kept, str form"
@@ -56,14 +56,22 @@ class _RelaySample(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.groups, ctx.kept, ctx.form, _, ctx.sparse = inputs[6:]
+        ctx.groups, ctx.kept, ctx.form, ctx.num_samples, ctx.sparse = inputs[6:]
+        # or every backward pass would fill a tensor of zeros for each output that has no gradient
+        ctx.set_materialize_grads(not plain())
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(*inputs[:6], *output[2:])
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl, *_):
         saved = ctx.saved_tensors
-        rows, index = saved[0], saved[2]
+        rows, index, mean = saved[0], saved[2], saved[-1]
+        if grad_z is None and grad_kl is None:
+            return (None,) * 11
+        if grad_z is None:
+            grad_z = rows.new_zeros((ctx.num_samples, *mean.shape))
+        if grad_kl is None:
+            grad_kl = mean.new_zeros(len(mean))
         need_rows, need_relays = ctx.needs_input_grad[:2]
         grad_batch, grad_relays = first_order(
             _RelaySampleBackward,
@@ -141,7 +149,11 @@ def _scatter(grad_batch: Tensor, index: Tensor, rows: Tensor, sparse: bool) -> T
     """The gradient of the whole table; rows that stand twice in the batch get the sum."""
     if sparse:
         return torch.sparse_coo_tensor(
-            index.to(torch.int64)[None], grad_batch, rows.shape, check_invariants=False
+            index.to(torch.int64)[None],
+            grad_batch,
+            rows.shape,
+            device=rows.device,
+            check_invariants=False,
         )
     table = torch.zeros_like(rows)
     if rows.is_cuda:  # index_add is not deterministic there

@@ -6,6 +6,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -87,12 +88,19 @@ def check_rows_read(device: torch.device) -> None:
         raise IndexError("index: a batch held a row number outside its table; it was left out")
 
 
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it a CUDA device is the current one; to enter it costs next to nothing where it is."""
+    # the device of a tensor has a number
+    same = device.index == torch.cuda.current_device()
+    return nullcontext() if same else torch.cuda.device(device)
+
+
 def _run(device_type: str, name: str, *args: Any) -> Any:
     # arguments are checked by each function of an implementation, see `_op_checks.checked`
     function = _kernel(device_type, name)
     if function is not None:
         if device_type == "cuda":  # a kernel is launched on the device that is current
-            with torch.cuda.device(args[0].device):
+            with _current(args[0].device):
                 result = function(*args)
         else:
             result = function(*args)

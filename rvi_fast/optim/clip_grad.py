@@ -60,7 +60,7 @@ def clip_grad_norm_(
 
 def _clip(values: list[Tensor], max_norm: float, norm_type: float, strict: bool) -> Tensor:
     if not values:
-        return torch.tensor(0.0)
+        return torch.tensor(0.0, device="cpu")
     device = values[0].device
     norms = [torch.linalg.vector_norm(part, norm_type).to(device) for part in values]
     total = torch.linalg.vector_norm(torch.stack(norms), norm_type)

@@ -115,7 +115,7 @@ def check_state_dict(
             _check_visits(entries["row_step"], num_steps)
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"state_dict: cannot be read: {type(error).__name__}: {error}") from error
-    return Loaded(options, {name: torch.as_tensor(entries[name]) for name in own}, num_steps)
+    return Loaded(options, {name: as_tensor(entries[name]) for name in own}, num_steps)
 
 
 def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -173,8 +173,13 @@ def _check_entries(entries: Mapping[str, Any], own: Mapping[str, Tensor]) -> Non
             )
 
 
+def as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, a number as a tensor on the CPU, whatever torch's default device is."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _count(name: str, value: Any) -> int:
-    number = torch.as_tensor(value)
+    number = as_tensor(value)
     if number.numel() != 1:
         raise ValueError(f"{name}: expected one number, got shape {_checks.shape_of(number)}")
     count = number.item()

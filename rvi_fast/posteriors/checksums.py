@@ -180,8 +180,8 @@ class Checksums:
                 for piece, held in enumerate(sums):
                     if held == UNKNOWN:
                         sums[piece] = zlib.crc32(self._content(name, piece))
-            tensors = {name: torch.tensor(sums) for name, sums in self._sums.items()}
-            return {"piece_rows": torch.tensor(self.piece_rows), **tensors}
+            numbers = {"piece_rows": self.piece_rows, **self._sums}
+            return {name: torch.tensor(held, device="cpu") for name, held in numbers.items()}
 
     def adopt(self, held: Mapping[str, Tensor] | None, source: Path) -> None:
         """The tables are, or will be taken back to, what they were when `settle` returned this.
@@ -197,7 +197,7 @@ class Checksums:
                 self._warn(f"{source} has no checksums of {self.directory}")
                 return
             sums = {name: tensor.tolist() for name, tensor in held.items() if name != "piece_rows"}
-            self._take(int(held.get("piece_rows", torch.tensor(0))), sums, source)
+            self._take(int(held.get("piece_rows", 0)), sums, source)
 
     def write(self) -> None:
         """The writer is done: all is put to rest, and the file written.
@@ -287,7 +287,7 @@ class Checksums:
         self._checked = [False] * self._pieces
         # blocks at work on a piece; one without may be in use by rows that are written one by one
         self._users = [0] * self._pieces
-        self._in_use = torch.zeros(self._pieces, dtype=torch.bool)
+        self._in_use = torch.zeros(self._pieces, dtype=torch.bool, device="cpu")
 
     def _take(self, piece_rows: int, sums: Mapping[str, list[int]], source: Path) -> None:
         pieces = -(-self.num_data // piece_rows) if piece_rows > 0 else 0

@@ -135,7 +135,7 @@ class GrowingRows(OwnedRows):
 
 def _kept(index: Any, num_data: int) -> Tensor:
     """Numbers of the rows that are kept, int64 [n]."""
-    index = torch.as_tensor(index)
+    index = torch.as_tensor(index, device="cpu")
     if index.dtype == torch.bool:
         _checks.check_shape("index", index, (num_data,))
         index = index.nonzero()[:, 0]

@@ -275,7 +275,8 @@ class OwnedRows(Posterior):
         """The layout as int64: T, form, then K_g and m_g; two layouts can have equal shapes."""
         layout = self.layout
         return torch.tensor(
-            [layout.latent_dim, FORMS.index(layout.form), *layout.groups, *layout.kept]
+            [layout.latent_dim, FORMS.index(layout.form), *layout.groups, *layout.kept],
+            device="cpu",
         )
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -296,7 +296,8 @@ class BlendedEstimator(RelayEstimator):
         rank: int | None = None,
     ) -> Blend:
         features, groups = codes.features(rows), codes.owner_of_features
-        linear = ppca(features.shape[1], latent_dim=rank)
+        with torch.device("cpu"):
+            linear = ppca(features.shape[1], latent_dim=rank)
         linear.fit(features, groups=None if codes.plain else groups.tolist(), seed=seed)
         forest = ColumnForest(seed) if "forest" in names else None
         boosting = BoostedColumns(codes, seed) if "boosting" in names else None

@@ -67,7 +67,8 @@ class Codes:
     @classmethod
     def numbers(cls, num_columns: int) -> Codes:
         """Those of a table that has only numbers."""
-        law = make("gaussian", num_columns)
+        with torch.device("cpu"):
+            law = make("gaussian", num_columns)
         assert isinstance(law, Likelihood)
         return cls(law, np.zeros((0, num_columns)))
 
@@ -80,7 +81,7 @@ class Codes:
         if law.num_outputs is None or any(width not in (1, classes) for width, classes in sizes):
             return False
         try:
-            outputs = torch.zeros(1, law.num_outputs, dtype=torch.float64)
+            outputs = torch.zeros(1, law.num_outputs, dtype=torch.float64, device="cpu")
             expected = law.expected(outputs)
             again = law.expected(law.outputs_of(expected))
         except ValueError:

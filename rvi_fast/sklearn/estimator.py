@@ -158,9 +158,10 @@ class RelayEstimator(HeldOutScore, TransformerMixin, BaseEstimator):
         """A model of rows [N, D] with its first values."""
         options = self._options()
         names = ("latent_dim", "hidden", "groups", "top", "initial_log_std")
-        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         chosen = {name: options[name] for name in names} | others
-        model = rvi(*shape, **chosen, likelihood=law, generator=generator)
+        with torch.device("cpu"):
+            model = rvi(*shape, **chosen, likelihood=law, generator=generator)
         if not self._without_scale(law):
             check_scale_factor(model, options["scale_factor"], options["steps"])
         return model
@@ -229,12 +230,13 @@ class RelayEstimator(HeldOutScore, TransformerMixin, BaseEstimator):
     def _law_of(self, num_features: int) -> Likelihood:
         """What `likelihood` stands for; a module learns in the model, and the user's stays as it is."""
         given = self._options()["likelihood"] if self.encoder_ is None else self.encoder_.laws
-        law = make(copy.deepcopy(given), num_features)
+        with torch.device("cpu"):
+            law = make(copy.deepcopy(given), num_features)
         if not isinstance(law, Likelihood):
             raise TypeError(
                 f"likelihood: expected a name, a Likelihood, or one for each column, got {given!r}"
             )
-        return law
+        return law.cpu()
 
     def _check(self, law: Likelihood, x: np.ndarray, missing: np.ndarray) -> None:
         """Refuses what the law of a column cannot give, with row, column and value of X."""

@@ -122,11 +122,11 @@ def _read_parts(
     num_data, width = shape_of_rows(checkpoint.path, config)
     dtype = checkpoint.tensors["model"]["posterior.relays"].dtype
     settings = Settings.of_rows(checkpoint.metadata.get("settings", {}))
-    moments = torch.empty((0, width), dtype=settings.moment_dtype or dtype)
+    moments = torch.empty((0, width), dtype=settings.moment_dtype or dtype, device="cpu")
     tables = {
-        "rows": torch.empty((0, width), dtype=dtype),
+        "rows": torch.empty((0, width), dtype=dtype, device="cpu"),
         "exp_avg": moments,
         "exp_avg_sq": moments,
-        "row_step": torch.empty(0, dtype=torch.int32),
+        "row_step": torch.empty(0, dtype=torch.int32, device="cpu"),
     }
     return in_memory(checkpoint, root, num_data, tables), config

@@ -284,10 +284,11 @@ def _start_outputs(
     if bias is None:
         return
     wanted = bias.cpu() == 0
-    wanted &= ~torch.isnan(model.law.initial_outputs(torch.zeros(2, len(bias))))
+    nothing = torch.zeros(2, len(bias), device="cpu")
+    wanted &= ~torch.isnan(model.law.initial_outputs(nothing))
     if not bool(wanted.any()):
         return
-    own = torch.zeros(2, len(bias), dtype=torch.float64)
+    own = torch.zeros(2, len(bias), dtype=torch.float64, device="cpu")
     for rows in chunks(len(source)):
         x, mask = source.read(rows)
         model.law.check(x, mask, rows=rows)
@@ -301,7 +302,7 @@ def _start_outputs(
 
 def _observed(model: LatentModel, source: Opened, ranks: Alone, settings: Settings) -> Observed:
     """How much is observed of the rows of all processes."""
-    own = torch.zeros(model.num_features, dtype=torch.float64)
+    own = torch.zeros(model.num_features, dtype=torch.float64, device="cpu")
     for rows in chunks(len(source)):
         own += observed_of(*source.read(rows)).sum(0).cpu()
         source.release(int(rows[0]), int(rows[-1]) + 1)

@@ -153,7 +153,7 @@ def _start_rows(
     layout, rank = posterior.layout, turn.shape[1]
     squares = (found.weight @ turn).square() / noise[:, None]
     posterior.tables.before_rewrite()
-    for index in torch.arange(len(posterior.rows)).split(_CHUNK):
+    for index in torch.arange(len(posterior.rows), device="cpu").split(_CHUNK):
         x, mask = inputs.batch(index.to(inputs.device))
         known = observed(x, mask).to(found.bias.device)
         values = fractions(x, torch.float64).to(found.bias.device)

@@ -220,7 +220,7 @@ class Ranks(Alone):
         return total(values)
 
     def any(self, value: bool) -> bool:
-        return bool(total(torch.tensor([float(value)])))
+        return bool(total(torch.tensor([float(value)], device="cpu")))
 
     def first(self, action: Callable[[], T]) -> T:
         return first(action)

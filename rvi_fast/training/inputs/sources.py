@@ -184,11 +184,13 @@ class DatasetRows:
             raise TypeError(
                 f"x: expected one dtype, the Dataset returned {sorted(map(str, kinds))}"
             )
-        return torch.stack(values) if values else torch.empty(0, self.num_features), None
+        if not values:
+            return torch.empty(0, self.num_features, device="cpu"), None
+        return torch.stack(values), None
 
     def _values(self, row: int, item: Any) -> Tensor:
         item = self._only_x(row, item)
-        value = torch.as_tensor(item).detach().cpu()
+        value = torch.as_tensor(item, device="cpu").detach()
         if value.dtype not in _checks.DATA_DTYPES:
             raise TypeError(f"x: expected floating point or uint8, item {row} is {value.dtype}")
         _checks.check_shape(f"x[{row}]", value, (self.num_features,))

@@ -96,7 +96,7 @@ class Withheld(NamedTuple):
 
     def of(self, rows: np.ndarray) -> Tensor:
         """Which entries of some rows are hidden, bool [B, D]."""
-        found = torch.zeros(len(rows), self.hidden.shape[1], dtype=torch.bool)
+        found = torch.zeros(len(rows), self.hidden.shape[1], dtype=torch.bool, device="cpu")
         if len(self.rows):
             place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
             mine = torch.from_numpy(self.rows[place] == rows)

@@ -311,7 +311,7 @@ class FusedStep(BoundStep):
     def _pieces(self, counts: tuple[int, ...]) -> Tensor:
         """How many pieces the gradient of each block of what is shared has, for `finish_step`."""
         if counts not in self._parts:
-            parts = torch.zeros(len(self.shared.group), dtype=torch.int32)
+            parts = torch.zeros(len(self.shared.group), dtype=torch.int32, device="cpu")
             for owner, place, count in zip(self._owners, self._places, counts, strict=True):
                 if owner is not None and place is not None:
                     end = -(-(place + owner.numel()) // SHARED_BLOCK)

@@ -33,9 +33,12 @@ class Tally:
         self._unseen: list[Tensor] = []
         self._sizes: list[int] = []
         if partial is not None:
-            self.totals += torch.tensor(partial.totals, dtype=torch.float64)
-            pending = torch.tensor(partial.pending, dtype=torch.float64)
-            self.pending = pending.reshape(-1, 3).to(self.device)
+            totals, pending = (
+                torch.tensor(held, dtype=torch.float64, device=self.device)
+                for held in (partial.totals, partial.pending)
+            )
+            self.totals += totals
+            self.pending = pending.reshape(-1, 3)
 
     def add(self, result: Tensor, size: int) -> bool:
         """Takes what a step on `size` rows gave, means [3]; whether its group is complete."""

@@ -88,7 +88,7 @@ class Staging:
         visited = (block for window in order.windows for block in window if block in self._own)
         for number, block in enumerate(visited):
             self._place_of[block - self._own.start] = number % self.places
-        self._place.copy_(torch.tensor(self._place_of))
+        self._place.copy_(torch.tensor(self._place_of, device="cpu"))
         self.model.train()
         with self.rows.lent(self.posterior, self.slots):
             yield
@@ -108,7 +108,9 @@ class Staging:
         pairs = [(self.host[name][start:stop], table[slots]) for name, table in self.slots.items()]
         with self.mover.at_work():
             self.mover.to_device(pairs)
-            torch.arange(self.first + start, self.first + stop, out=self.numbers[slots])
+            numbers = self.numbers[slots]
+            first, last = self.first + start, self.first + stop
+            torch.arange(first, last, out=numbers, device=numbers.device)
 
     def leave(self, start: int, stop: int, mark: Any, check: Callable[[Tensor], None]) -> None:
         """Copies a block back, after the steps before `mark`; returns when it is on the host.

@@ -59,7 +59,8 @@ def build_described(
     except _REFUSALS as error:
         raise CheckpointError(path, f"does not fit its own description: {error}") from error
     # all that is drawn here is read from the file next
-    return build(config, generator=torch.Generator(torch.get_default_device()))
+    with torch.device("cpu"):
+        return build(config, generator=torch.Generator())
 
 
 def shape_of_rows(path: Path, config: dict[str, Any]) -> tuple[int, int]:

@@ -191,7 +191,7 @@ class Journal:
 
     def _none(self) -> Tensor:
         """No block."""
-        return torch.zeros(-(-self.num_data // self.block_rows), dtype=torch.bool)
+        return torch.zeros(-(-self.num_data // self.block_rows), dtype=torch.bool, device="cpu")
 
     def _make(self, token: str) -> None:
         """A journal that is empty, on disk."""

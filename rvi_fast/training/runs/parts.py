@@ -66,7 +66,7 @@ class Part:
         widths: Mapping[str, int],
     ) -> None:
         self.directory, self.rows, self.widths, self._sums = directory, rows, widths, sums
-        self._piece_rows = int(sums.get("piece_rows", torch.tensor(_PIECE_ROWS)))
+        self._piece_rows = int(sums.get("piece_rows", _PIECE_ROWS))
         self._block_rows = int(checkpoint.metadata["settings"]["block_rows"])
         self._journal = found_journal(directory, checkpoint.path, **checkpoint.metadata["journal"])
         self._files = {name: self._file(name, width) for name, width in widths.items()}

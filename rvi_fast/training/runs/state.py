@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ...optim.row_state import as_tensor
 from .checkpoints import Checkpoint
 
 
 def flatten(prefix: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
     """The state of an optimiser, by names that begin with `prefix`."""
     return {
-        f"{prefix}.{position}.{name}": torch.as_tensor(value)
+        f"{prefix}.{position}.{name}": as_tensor(value)
         for position, entries in state_dict["state"].items()
         for name, value in entries.items()
     }

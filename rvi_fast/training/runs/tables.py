@@ -257,7 +257,7 @@ class JournaledTables(TablesInFiles):
         self.watch()
         tables, count = self.rows.raw_tables(), self.posterior.num_data
         # none, perhaps, in this process
-        new = torch.arange(here, count).split(_CHUNK) if here < count else ()
+        new = torch.arange(here, count, device="cpu").split(_CHUNK) if here < count else ()
         for index in new:
             self.files.before_write(index)
             start, stop = int(index[0]), int(index[-1]) + 1
