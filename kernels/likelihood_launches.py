@@ -73,7 +73,7 @@ def over_features(grad: Tensor | float | None, inputs: Inputs) -> tuple[Tensor, 
     """
     hidden, num_features = inputs.tensors["hidden_ptr"], len(inputs.tensors["weight_ptr"])
     num_samples, batch, hidden_dim = hidden.shape
-    tile = tile_of(ROWS_TILES, hidden_dim, inputs.constants["SCALE"], inputs.constants["MASK"])
+    tile = tile_of(ROWS_TILES, hidden_dim, inputs.constants["LAW"])
     blocks, tiles = triton.cdiv(batch, tile["BLOCK_B"]), triton.cdiv(num_features, tile["BLOCK_D"])
     program_tiles = share(tiles, blocks * num_samples)
     pieces = triton.cdiv(tiles, program_tiles)
@@ -109,10 +109,10 @@ class Walk(NamedTuple):
 
 
 def walk_over_rows(
-    batch: int, num_features: int, hidden_dim: int, scale: str, mask: str, most: int | None = None
+    batch: int, num_features: int, hidden_dim: int, law: str, most: int | None = None
 ) -> Walk:
-    """As many pieces as it takes to fill a GPU, but no more than `most`; scale and mask by kind."""
-    tile = tile_of(FEATURES_TILES, hidden_dim, scale, mask)
+    """As many pieces as it takes to fill a GPU, but no more than `most`."""
+    tile = tile_of(FEATURES_TILES, hidden_dim, law)
     blocks = triton.cdiv(batch, tile["BLOCK_B"])
     programs = triton.cdiv(num_features, tile["BLOCK_D"])
     program_blocks = max(share(blocks, programs), triton.cdiv(blocks, most or blocks))

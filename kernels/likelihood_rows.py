@@ -35,9 +35,10 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from .data import kind_of_mask, kind_of_scale
+from .data import kind_of_scale
 from .likelihood_launches import Walk, inputs_of, over_features, over_rows, walk_over_rows
 from .pieces import SHARED_BLOCK
+from .weights import WIDE_LAW
 
 
 def likelihood_rows(
@@ -73,7 +74,7 @@ def likelihood_features(
     """`reference.fused_step.likelihood_features`; no more pieces than `grads` has room for."""
     if all(place is None for place in places):
         return 0, 0, 0
-    walk = _walk(hidden, weight, log_scale, mask, places[2] is not None, len(grads))
+    walk = _walk(hidden, weight, log_scale, law, places[2] is not None, len(grads))
     parts = [None if place is None else grads[:, place:] for place in places]
     over_rows(
         walk,
@@ -92,7 +93,8 @@ def pieces_of_features(
     hidden: Tensor, weight: Tensor, log_scale: Tensor | None, mask: Tensor | None
 ) -> int:
     """`reference.fused_step.pieces_of_features`."""
-    walk = _walk(hidden, weight, log_scale, mask, log_scale is not None, None)
+    # of the law that has most
+    walk = _walk(hidden, weight, log_scale, WIDE_LAW, log_scale is not None, None)
     scalar = kind_of_scale(log_scale) == "scalar"
     return max(walk.pieces, _pieces_of_numbers(walk) if scalar else 0)
 
@@ -101,13 +103,13 @@ def _walk(
     hidden: Tensor,
     weight: Tensor,
     log_scale: Tensor | None,
-    mask: Tensor | None,
+    law: str,
     need_scale: bool,
     room: int | None,
 ) -> Walk:
     """The walk over rows that fits into `room` pieces."""
     batch, hidden_dim = hidden.shape
-    sizes = batch, len(weight), hidden_dim, kind_of_scale(log_scale), kind_of_mask(mask)
+    sizes = batch, len(weight), hidden_dim, law
     walk = walk_over_rows(*sizes, most=room)
     if room is None or not need_scale or kind_of_scale(log_scale) != "scalar":
         return walk

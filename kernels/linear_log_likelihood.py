@@ -124,8 +124,9 @@ def _over_rows(
     if hidden.numel() == 0 or num_features == 0 or shapes == (None, None, None):
         sizes = [0 if shape is None else shape for shape in shapes]
         return [hidden.new_zeros(size, dtype=torch.float32) for size in sizes]
-    kind, mask = inputs.constants["SCALE"], inputs.constants["MASK"]
-    walk = walk_over_rows(hidden.shape[1], num_features, hidden.shape[2], kind, mask)
+    kind = inputs.constants["SCALE"]
+    law = inputs.constants["LAW"]
+    walk = walk_over_rows(hidden.shape[1], num_features, hidden.shape[2], law)
     counts = [walk.pieces] * 3
     if kind != "feature":
         counts[2] = 1 if kind == "entry" else walk.pieces * walk.programs

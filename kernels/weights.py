@@ -23,22 +23,16 @@ FEATURES_TILES = {
     256: (32, 16, 8),
 }
 # where four warps multiply 64 rows together, with operands in shared memory (sm_90): fewer registers for
-# a tile, and an operand is taken apart once for all warps
-WIDE_ROWS, WIDE_FEATURES = (64, 32, 4), (32, 64, 4)
+# a tile, and an operand is taken apart once for all warps. Other laws have too many numbers at a time.
+WIDE_ROWS, WIDE_FEATURES, WIDE_LAW = (64, 32, 4), (32, 64, 4), "gaussian"
 
 
-def tile_of(
-    tiles: dict[int, tuple[int, int, int]], hidden_dim: int, scale: str, mask: str
-) -> dict[str, int]:
-    """Sizes of the tiles and options of a launch, by SCALE and MASK of the kernel."""
+def tile_of(tiles: dict[int, tuple[int, int, int]], hidden_dim: int, law: str) -> dict[str, int]:
+    """Sizes of the tiles and options of a launch."""
     block = block_of(hidden_dim)
     rows, features, warps = tiles[block]
-    if block <= 64 and multiplies_in_groups():
-        if tiles is FEATURES_TILES:
-            rows, features, warps = WIDE_FEATURES
-        # laws without a scale have too many numbers of an entry at a time
-        elif scale != "none":
-            rows, features, warps = WIDE_ROWS
+    if block <= 64 and law == WIDE_LAW and multiplies_in_groups():
+        rows, features, warps = WIDE_ROWS if tiles is ROWS_TILES else WIDE_FEATURES
     # the operand that stays the same is kept where there are registers for it
     chunk = block if block <= 64 else 32
     blocks = {"BLOCK_B": rows, "BLOCK_D": features, "BLOCK_H": block, "BLOCK_K": chunk}

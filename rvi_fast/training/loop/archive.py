@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ...models import LatentModel
 from ...progress import logger
-from ..distributed.launch import RankError
 from ..distributed.ranks import Alone
 from ..inputs.feed import HostInputs
 from ..inputs.fingerprint import Fingerprint, same
@@ -25,14 +24,15 @@ from ..runs.described import config_of
 from ..runs.growth import grown
 from ..runs.metrics import append_metrics, rewrite_metrics
 from ..runs.parts import parts_of
-from ..runs.state import flatten, unflatten
-from ..runs.structure import difference, structure_of
+from ..runs.state import flatten
+from ..runs.structure import structure_of
 from ..runs.tables import rows_before
 from ..settings import Settings
 from .background import Background, NoBackground
 from .callback import Callbacks
 from .history import History, Partial, Standing
 from .interrupts import Interrupted
+from .restoring import restore
 
 
 class NoArchive:
@@ -367,40 +367,3 @@ def archive_of(
     if settings.directory is None:
         return NoArchive()
     return Archive(settings.directory, model, inputs, data, ranks, place, settings, callbacks)
-
-
-def restore(
-    checkpoint: Checkpoint, model: LatentModel, place: Place, shared: torch.optim.Optimizer
-) -> None:
-    """Takes a model and its optimisers back to a checkpoint.
-
-    Raises:
-        CheckpointError: it is that of another model.
-    """
-    own, held = place.held(), checkpoint.tensors["model"]
-    wrong = sorted(own.keys() ^ held.keys()) or [
-        name
-        for name, tensor in own.items()
-        if tensor.shape != held[name].shape
-        or (name.endswith("_extra_state") and not torch.equal(tensor.cpu(), held[name].cpu()))
-    ]
-    if wrong:  # before anything of the model is changed
-        raise CheckpointError(checkpoint.path, f"does not fit the model: {', '.join(wrong)}")
-    # older checkpoints do not say what the model is made of
-    structure = checkpoint.metadata.get("structure")
-    other = None if structure is None else difference(structure, structure_of(model))
-    if other is not None:
-        raise CheckpointError(checkpoint.path, f"does not fit the model: {other}")
-
-    def others() -> None:
-        state = unflatten("shared", checkpoint.tensors["optimizer"])
-        groups = shared.state_dict()["param_groups"]
-        shared.load_state_dict({"state": state, "param_groups": groups})
-        model.load_state_dict(held, strict=not place.left_out)
-
-    try:
-        place.restore(checkpoint, others)
-    except (CheckpointError, RankError):
-        raise
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(checkpoint.path, f"does not fit the model: {error}") from error

@@ -74,8 +74,8 @@ def mean_of_rows(rows: Tensor) -> Tensor:
 
 def mean_of_parts(parts: Iterator[Tensor], count: int, width: int, dtype: torch.dtype) -> Tensor:
     """The mean [W] of so many rows, that come some [n, W] at a time."""
-    total = torch.zeros(width, dtype=torch.float64)
-    some, filled, seen = torch.empty((min(count, _SUMMED), width), dtype=dtype), 0, 0
+    total = torch.zeros(width, dtype=torch.float64, device="cpu")
+    some, filled, seen = torch.empty((min(count, _SUMMED), width), dtype=dtype, device="cpu"), 0, 0
     for part in parts:
         while len(part):
             taken = part[: len(some) - filled]
