@@ -122,6 +122,6 @@ def _up_to_date(
     for part in parts:
         names = ("rows", "exp_avg", "exp_avg_sq", "row_step")
         tables = [part[name].clone() for name in names]
-        index = torch.arange(len(tables[0]))
+        index = torch.arange(len(tables[0]), device="cpu")
         ops.row_adam_catch_up(*tables, index, clock, history, *coefficients)
         yield {"rows": tables[0]}
