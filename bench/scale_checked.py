@@ -151,27 +151,27 @@ def main(large: bool) -> None:
 FILES = """# Rows in files, in one process and in two
 
 `python bench/scale.py files`: milliseconds per step and peak memory of a process, with {rows:,} rows in
-the files of each, 784 uint8 pixels from a mapped file and {batch} rows a step for each; whole epochs of
-`fit` after the first, one thread a process, {cores} cores, load average before it {load:.1f}.
+the files of each, 784 uint8 pixels from a mapped file; whole epochs of `fit` after the first, one thread
+that trains and one that moves blocks in each process, {cores} cores, load average before it {load:.1f}.
 
-| processes | ms per step | GB |
-|---|---|---|
+| processes | rows a step, of all | ms per step | GB |
+|---|---|---|---|
 """
 
 
 def files(rows: int = 2_000_000) -> None:
     """Writes what a step takes with `rows` rows in the files of one process, and of each of two."""
-    head = FILES.format(rows=rows, batch=BATCH, cores=os.cpu_count(), load=os.getloadavg()[0])
+    head = FILES.format(rows=rows, cores=os.cpu_count(), load=os.getloadavg()[0])
     lines = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for processes in (1, 2):
+        for processes, batch in ((1, BATCH), (2, BATCH), (2, 2 * BATCH)):
             mapped_table(folder, rows * processes)
-            sizes = rows * processes, "tables", folder, BATCH * processes
+            sizes = rows * processes, "tables", folder, batch
             found = in_ranks(processes, *sizes, program=__file__)
             shutil.rmtree(folder / "tables")
             step, memory = (max(own[name] for own in found) for name in ("milliseconds", "memory"))
-            lines.append(f"| {processes} | {step:.2f} | {memory / 1e9:.2f} |")
+            lines.append(f"| {processes} | {batch} | {step:.2f} | {memory / 1e9:.2f} |")
             print(lines[-1], flush=True)
     RESULTS.with_name("scale_files.md").write_text(head + "\n".join(lines) + "\n")
 
