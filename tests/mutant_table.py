@@ -348,10 +348,10 @@ MUTANTS = [
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     Mutant(
-        "rvi_fast/training/infer.py",
+        "rvi_fast/training/loop/row_steps.py",
         "at exactly three quarters of the steps a mean is decoded",
-        "4 * step >= 3 * steps",
-        "4 * step > 3 * steps",
+        "4 * number >= 3 * len(seeds)",
+        "4 * number > 3 * len(seeds)",
         "tests/test_files.py::test_three_quarters_of_the_steps_of_infer_decode_the_mean",
     ),
     Mutant(
@@ -376,7 +376,7 @@ MUTANTS = [
         "tests/test_fingerprint.py::test_parts_add_up_and_pieces_do_not_show",
     ),
     Mutant(
-        "rvi_fast/training/inputs/prepare.py",
+        "rvi_fast/data/tables.py",
         "NaN beside the masked entries of a masked array counts as observed",
         "observed[part] &= ~np.isnan(values[part])",
         "pass",
@@ -435,8 +435,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/files.py",
         "a saved table is not on disk under its name",
-        "    sync_directory(path.parent)\n\n\ndef write_bytes",
-        "\n\ndef write_bytes",
+        "    sync_directory(path.parent)\n\n\ndef rename",
+        "\n\ndef rename",
         "tests/test_files.py::test_a_saved_table_has_its_name_on_disk_when_the_call_returns",
     ),
     Mutant(
@@ -456,8 +456,8 @@ MUTANTS = [
     Mutant(
         "rvi_fast/posteriors/tables.py",
         "tables are called finished before they are on disk",
-        "        self.sync()\n        drawn = {}",
-        "        drawn = {}",
+        "        self.sync()\n        if before is not None",
+        "        if before is not None",
         "tests/test_storage.py::test_tables_are_on_disk_before_the_file_that_vouches_for_them",
     ),
     # data
