@@ -58,6 +58,20 @@ def fit_model(
     )
 
 
+def own_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for of some models alone.
+
+    Raises:
+        ValueError: it is not of this model.
+    """
+    asked = {n: getattr(arguments, n) for n in _OPTIONS if getattr(arguments, n) is not None}
+    for name in asked:
+        if arguments.model not in _OPTIONS[name]:
+            owners, option = " or ".join(_OPTIONS[name]), name.replace("_", "-")
+            raise ValueError(f"--{option}: expected with --model {owners} only")
+    return asked
+
+
 def build_model(
     arguments: argparse.Namespace,
     shape: tuple[int, int],
@@ -72,13 +86,7 @@ def build_model(
         before: rows that the run to go on with had, if fewer: its tables in files get the others.
     """
     options: dict[str, Any] = {"latent_dim": arguments.latent_dim, "hidden": arguments.hidden}
-    for name, owners in _OPTIONS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            if arguments.model not in owners:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option}: expected with --model {' or '.join(owners)} only")
-            options[name] = value
+    options |= own_options(arguments)
     options["initial_scale"] = arguments.initial_scale
     if distributed.launched():
         options["shard"] = distributed.rows_of_rank(shape[0])

@@ -13,7 +13,7 @@ from ..data.pixels import is_pixels
 from ..scaler import Scaler
 from ..training import distributed, held_out_error, infer
 from ..training.collapse import warn_of_collapse
-from .building import build_model, fit_model
+from .building import build_model, fit_model, own_options
 from .checks import check_device
 from .directories import is_directory, train_directory
 from .laws import check_laws
@@ -24,6 +24,7 @@ from .tables import Features, Source, Table, load_table, print_scores, say, say_
 def train_model(arguments: argparse.Namespace) -> int:
     """Trains a model on a data set and writes it to a run directory."""
     device = check_device(arguments.device)
+    own_options(arguments)
     if distributed.launched():
         device = str(distributed.init(timeout=arguments.timeout, device=arguments.device))
     stored = run_to_resume(arguments.run_dir) if arguments.resume else None
