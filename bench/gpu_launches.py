@@ -229,13 +229,21 @@ def rows_alone(report: Report, device: torch.device, num_data: int, copy: float)
 
 
 def few(device: torch.device) -> None:
-    """Every op, and two epochs of the standard model."""
+    """Every op, two epochs of the standard model, and walks that go beyond the last feature."""
     failed = [line for line in run_every_op(device.type) if line[1] != "ok"]
     assert not failed, failed
     x = torch.randint(0, 256, (300, D), dtype=torch.uint8)
     model, options = rvi_fast.models.rvi(300, D), {"capture": False, "progress": False}
     options |= {"mask": torch.rand(300, D) < 0.5, "device": device}
     rvi_fast.fit(model, x, epochs=2, batch_size=256, eval_every=0, **options)
+    # 25 tiles of features in pieces of seven, under a mask of bits
+    x = torch.randint(0, 256, (4096, D), dtype=torch.uint8, device=device)
+    hidden, weight = (
+        torch.randn(rows, 64, device=device, requires_grad=True) for rows in (len(x), D)
+    )
+    bits = rvi_fast.pack_mask(torch.rand(len(x), D, device=device) < 0.5)
+    given = hidden, weight, None, x, torch.ones((), device=device), bits
+    rvi_fast.linear_gaussian_log_likelihood(*given).sum().backward()
     wait(device)
     print("every kernel has run")
 

@@ -93,9 +93,10 @@ def load_tile(
     values = load_values(x_ptr + first * num_features + rows * num_features + columns, inside)
     marks = mask_at_row(mask_ptr, first, num_features, MASK)
     if MASK == "bits":
-        # a word or two of each row hold all of the tile
+        # a word or two of each row hold all of the tile, which may lie beyond the last feature
         words = (num_features + 31) // 32
-        word, there = start // 32, tl.expand_dims(exists, AXIS)
+        word = start // 32
+        there = tl.expand_dims(exists, AXIS) & (word < words)
         bits = tl.load(marks + rows * words + word, mask=there, other=0)
         if columns.shape[AXIS] > 32:
             tl.static_assert(columns.shape[AXIS] == 64)

@@ -10,9 +10,9 @@ Math:
     The gradient by the output o is slope times factor, that by s is scale_term times factor.
 
 Shapes:
-    Tiles of values x, outputs o and scales s in float32, which broadcast to one another; `grad` is g,
-    the gradient of the row's log-likelihood. A walk passes the name of the law as LAW, and leaves out
-    itself what is not observed.
+    Tiles of values x, outputs o and scales s, or log s, in float32, which broadcast to one another;
+    `grad` is g, the gradient of the row's log-likelihood. A walk passes the name of the law as LAW, and
+    leaves out itself what is not observed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ Traffic:
 
 Limits:
     A NaN in x where the mask says observed gives NaN; what stands at missing entries is never used. A
-    row with nothing observed has 0. Sums are float32 in an order that depends on B, D, H and S alone.
+    row with nothing observed has 0. Sums are float32 in an order that depends on B, D, H, S, the law and
+    whether the device multiplies in groups of warps (`weights.tile_of`).
     float64 layers, and H above 256, are left to the reference.
 
 Source:

@@ -1,5 +1,7 @@
 import importlib
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +57,40 @@ def test_tiles_of_a_device_with_wide_products_give_the_same(case, monkeypatch):
     assert tile["BLOCK_D"] == 64
     for function in FUNCTIONS:
         CONTRACT.check(INTERPRETER, function, CONTRACT.inputs(function, case))
+
+
+GUARDED = """
+import ctypes, mmap, sys, torch
+from rvi_fast.kernels import pieces
+import rvi_fast.kernels as kernels
+weights = sys.modules["rvi_fast.kernels.weights"]
+weights.multiplies_in_groups = lambda: WIDE
+pieces.PROGRAMS = 2
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mprotect(ctypes.c_void_p(start + page), page, 0) == 0
+# rows of five words that end where memory ends
+mask = torch.frombuffer(memory, dtype=torch.int32, count=page // 4)[-40:].view(8, 5).fill_(-1)
+x = torch.randint(0, 256, (8, 130), dtype=torch.uint8)
+hidden, weight, bias = torch.randn(8, 16), torch.randn(130, 16), torch.zeros(130)
+index, log_scale = torch.arange(8), torch.zeros(())
+inputs = (hidden, weight, bias, x, index, log_scale, mask, "gaussian", -0.1)
+kernels.likelihood_rows(*inputs)
+room = kernels.pieces_of_features(hidden, weight, log_scale, mask)
+kernels.likelihood_features(*inputs, torch.zeros(room, 2272), (0, 2080, 2240))
+print("inside")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is missing")
+@pytest.mark.parametrize("wide", [False, True])
+def test_bits_are_read_within_their_rows_where_a_walk_goes_beyond_the_last_feature(wide):
+    """Five tiles of 32 in two pieces are six, and three of 64 are four: the last lies beyond."""
+    program = GUARDED.replace("WIDE", str(wide))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "inside\n"), run.stderr
 
 
 def test_rows_of_a_table_give_what_the_op_gives_for_their_batch():
