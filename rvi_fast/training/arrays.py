@@ -19,7 +19,7 @@ from ..models import LatentModel
 from ..progress import progress_bar
 from .impute import impute
 from .infer import infer
-from .parquet.completing import Completed, inference_options
+from .parquet.completing import Completed, check_filling, inference_options
 from .parquet.outputs import digest_of_model
 from .runs.directory import RunDirectoryInUse
 from .runs.export import without_rows
@@ -55,6 +55,7 @@ def impute_array(
     Args:
         model: a trained model.
         x: the array, "table.h5:/group/x", or a `StoredArray`, which says which columns are features.
+            They are taken in the order of the model's: an array has no names for them.
         out: ends in .npy, .h5 or .hdf5, which is replaced, or .zarr, which is not there yet; with the
             name of the array after a colon if it is to have one, /x in HDF5 if not given.
         steps, lr, scale_factor: as in `infer`; the factor is a number.
@@ -88,13 +89,9 @@ def impute_array(
         Completed(files=1, written=1, rows=200, filled=1)
         >>> directory.cleanup()
     """
-    low, high = bounds
-    if not low <= high:
-        raise ValueError(f"bounds: expected the smallest and the largest number, got {bounds}")
-    if estimate not in (None, "mean", "mode"):
-        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
+    check_filling(estimate, bounds)
     options = inference_options(model, steps, lr, scale_factor, seed)
-    source, hidden = _source(model, x, unseen), None
+    source = _source(model, x, unseen)
     hidden = np.array([name in unseen for name in source.features])
 
     def filled(first: int, block: np.ndarray) -> tuple[np.ndarray, int]:
@@ -109,11 +106,11 @@ def impute_array(
             # a row must not depend on its place
             posterior = infer(small, shown, shared_noise=True, **options)
         found = impute(small, shown, posterior=posterior, estimate=estimate)
-        values = found.to(torch.float64).cpu().numpy().clip(low, high)
+        values = found.to(torch.float64).cpu().numpy().clip(*bounds)
         return source.filled(block, values, gaps), int(gaps.sum())
 
     small = without_rows(model)
-    described = ["impute", *options.values(), estimate, repr(low), repr(high), *map(str, unseen)]
+    described = ["impute", *options.values(), estimate, *map(repr, bounds), *map(str, unseen)]
     shape = (source.num_rows, source.num_columns)
     return _written(small, source, Path(out), described, shape, source.dtype, filled, progress)
 

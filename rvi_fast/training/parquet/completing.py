@@ -111,14 +111,10 @@ def impute_parquet(
         0
         >>> directory.cleanup()
     """
-    low, high = bounds
-    if not low <= high:
-        raise ValueError(f"bounds: expected the smallest and the largest number, got {bounds}")
-    if estimate not in (None, "mean", "mode"):
-        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
+    check_filling(estimate, bounds)
     inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("impute", model, x, out, unseen, inference)
-    job = Job(**{**vars(job), "estimate": estimate, "bounds": (float(low), float(high))})
+    job = Job(**{**vars(job), "estimate": estimate, "bounds": (float(bounds[0]), float(bounds[1]))})
     return _run(job, jobs, _checks.check_bool("progress", progress))
 
 
@@ -145,6 +141,15 @@ def infer_parquet(
     inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("infer", model, x, out, unseen, inference)
     return _run(job, jobs, _checks.check_bool("progress", progress))
+
+
+def check_filling(estimate: Any, bounds: tuple[float, float]) -> None:
+    """Refuses what says wrongly what is filled in."""
+    low, high = bounds
+    if not low <= high:
+        raise ValueError(f"bounds: expected the smallest and the largest number, got {bounds}")
+    if estimate not in (None, "mean", "mode"):
+        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
 
 
 def inference_options(
