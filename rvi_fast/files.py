@@ -224,6 +224,20 @@ def sync_directory(path: StrPath) -> None:
             os.close(descriptor)
 
 
+def sync_tree(path: StrPath) -> None:
+    """Returns when all that lies below a directory is on disk, and its names are.
+
+    Raises:
+        OSError: as the system raised it, with the path named.
+    """
+    for folder, _, names in os.walk(path):
+        for name in names:
+            own = Path(folder, name)
+            with naming(own), open(own, "rb+") as file:
+                os.fsync(file.fileno())
+        sync_directory(folder)
+
+
 def lock(file: IO[bytes]) -> None:
     """Locks a file for this open file alone, until it is closed, however the process ends.
 

@@ -352,3 +352,25 @@ def test_an_array_that_was_written_is_read(tmp_path):
             with pytest.raises(DataError, match="not there yet"):
                 write_stored(tmp_path / name, x.shape, x.dtype, iter([x]))
             os.rename(tmp_path / name, tmp_path / "away")
+
+
+def test_a_zarr_store_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, sync, rename, named = set(), os.fsync, os.rename, []
+
+    def fsync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def renamed(source, target):
+        if str(target).endswith("out.zarr"):
+            for folder, _, names in os.walk(source):
+                held = [folder, *(os.path.join(folder, name) for name in names)]
+                named.extend(path for path in held if os.stat(path).st_ino not in synced)
+            assert any(path.endswith("zarr.json") for path in os.listdir(source))
+            named.append("whole")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", renamed)
+    write_stored(tmp_path / "out.zarr", (N, D), np.dtype(np.float32), [numbers()])
+    assert named == ["whole"]

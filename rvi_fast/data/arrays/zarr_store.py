@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files import sync_directory
+from ...files import sync_directory, sync_tree
 from ..files import require
 
 _FILES = ("zarr.json", ".zarray", ".zgroup")
@@ -81,18 +81,9 @@ def write(
             held, start = held[stop:], start + stop
         if len(held):
             array[start:] = held
-        _sync(writing)
+        sync_tree(writing)
         os.rename(writing, path)
         sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
-
-
-def _sync(folder: Path) -> None:
-    """Returns when all files of a directory are on disk, under their names."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with open(os.path.join(root, name), "rb+") as file:
-                os.fsync(file.fileno())
-        sync_directory(root)
