@@ -130,3 +130,43 @@ def test_parameters_of_several_kinds_are_decayed_alike():
         value.grad = torch.zeros_like(value)
     optimizer.step()
     assert [value.tolist() for value in values] == [pytest.approx([0.95] * 2), [1.0] * 2]
+
+
+def test_sums_begin_where_they_are_told_to_and_are_waited_for_in_the_step():
+    values, expected = parameters(), parameters()
+    optimizer, own = SharedAdam(groups(values)), SharedAdam(groups(expected))
+    calls = []
+
+    def reduce(gradients):
+        calls.append("begun")
+
+        def wait():
+            calls.append("done")
+            gradients.mul_(2)  # as another process with the same gradients
+
+        return wait
+
+    optimizer.reduce = reduce
+    for number in range(4):
+        for value, other in zip(values, expected, strict=True):
+            value.grad = torch.full_like(value, 1.0 + number)
+            other.grad = torch.full_like(other, 2.0 + 2 * number)
+        if number % 2:
+            optimizer.begin()
+            calls.append("rows")
+            for value in values:  # what comes later belongs to the next step
+                value.grad = None
+        optimizer.step()
+        own.step()
+    assert calls == ["begun", "done", "begun", "rows", "done"] * 2
+    for value, other in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=0, atol=0)
+
+
+def test_where_there_is_nobody_else_nothing_is_begun():
+    values, expected = parameters(), parameters()
+    optimizer = SharedAdam(groups(values))
+    optimizer.begin()  # before there is any gradient
+    take_steps(optimizer, values, 0, 3)
+    take_steps(SharedAdam(groups(expected)), expected, 0, 3)
+    assert all(map(torch.equal, values, expected))

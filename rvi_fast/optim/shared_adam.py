@@ -56,7 +56,8 @@ class SharedAdam(torch.optim.Optimizer):
         betas, eps: as in torch.
 
     Attributes:
-        reduce: called with all gradients [P] before each step, to change them in place.
+        reduce: called with all gradients [P] before each step; begins to add them up over processes, in
+            place, and returns what waits for that.
         values, exp_avg, exp_avg_sq: parameters and moments [P]; each begins at a multiple of 32.
         group: int32 [P / 32], the group that each 32 elements belong to.
         steps: int64 [G], steps taken by each group.
@@ -103,7 +104,9 @@ class SharedAdam(torch.optim.Optimizer):
         ]
         for part in self._parts:
             self.state.update(part.states())
-        self.reduce: Callable[[Tensor], None] | None = None
+        self.reduce: Callable[[Tensor], Callable[[], None]] | None = None
+        # what waits for the sums that `begin` has begun
+        self._begun: Callable[[], None] | None = None
         # the last thing that is done: until then the parameters are where they were
         for part in self._parts:
             part.take_over()
@@ -115,10 +118,8 @@ class SharedAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
-            part.collect()
-        if self.reduce is not None:
-            self.reduce(self._grad)
+        begun, self._begun = self._begun or self._collected(), None
+        begun()
         captured = capturing(self.lr)
         if not captured:  # a graph would keep the learning rate of its capture
             self.set_lr()
@@ -138,6 +139,18 @@ class SharedAdam(torch.optim.Optimizer):
                 group["weight_decay"],
             )
         return loss
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Where processes sum gradients, takes those there are: the sums are under way until `step`."""
+        if self.reduce is not None:
+            self._begun = self._collected()
+
+    def _collected(self) -> Callable[[], None]:
+        """Takes the gradients; what waits for their sums."""
+        for part in self._parts:
+            part.collect()
+        return _nothing if self.reduce is None else self.reduce(self._grad)
 
     @torch.no_grad()
     def set_lr(self) -> None:
@@ -178,6 +191,10 @@ class SharedAdam(torch.optim.Optimizer):
         """Puts the parameters back where they were; the optimiser is of no use afterwards."""
         for part in self._parts:
             part.detach()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _padded(parameters: list[torch.nn.Parameter]) -> list[int]:

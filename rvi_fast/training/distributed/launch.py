@@ -115,6 +115,18 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def begin_total(values: Tensor) -> Callable[[], None]:
+    """Begins what `total` does in a process group; what is returned waits for it."""
+    with exchange():
+        work = dist.all_reduce(values, async_op=True)
+
+    def wait() -> None:
+        with exchange():
+            work.wait()
+
+    return wait
+
+
 def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -22,7 +22,7 @@ from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
 from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from .launch import another_group, exchange, first, joined, total
+from .launch import another_group, begin_total, exchange, first, joined, total
 from .modules import check_alike, check_modules, sums_of_buffers
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
@@ -201,10 +201,7 @@ class Ranks(Alone):
                 "model: expected relays or encoder, decoder and scale all float32 or all float64 on one "
                 "device where several processes share them"
             )
-        shared.reduce = self._reduce
-
-    def _reduce(self, gradients: Tensor) -> None:
-        total(gradients)
+        shared.reduce = begin_total
 
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         while group := list(islice(visits, _TOGETHER)):

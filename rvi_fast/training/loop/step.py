@@ -19,6 +19,7 @@ from ...drawing import Drawing, may_draw
 from ...likelihoods.base import LAWS, Likelihood
 from ...models import LatentModel, Objective, Skip
 from ...optim import RowAdam
+from ...optim.shared_adam import SharedAdam
 from ...posteriors.encoder import EncoderPosterior
 from ...posteriors.relay import RelayPosterior
 from ...scaler import Scaler
@@ -73,6 +74,12 @@ def make_step(
     ):
         return DirectStep(posterior, rows, shared, decoder_step(model, drawing))
     return AutogradStep(model, rows, shared, drawing)
+
+
+def begin_sums(shared: torch.optim.Optimizer) -> None:
+    """To be called once its gradients are there: processes sum them while rows are stepped."""
+    if isinstance(shared, SharedAdam):
+        shared.begin()
 
 
 def decoder_step(
@@ -237,6 +244,7 @@ class AutogradStep:
             self.rows.zero_grad()
             self.shared.zero_grad()
             (objective.loss * share).backward()
+        begin_sums(self.shared)
         self.rows.step()
         self.shared.step()
         return Objective(*(value.detach() for value in objective))
@@ -275,7 +283,9 @@ class DirectStep:
         grad_log_prob = z.new_full((1, len(index)), -1.0 / full_size)
         log_prob, grad_z = self.decoder(z, x, mask, grad_log_prob)
         grad_kl = (kl_weight / full_size).to(kl.dtype).expand(len(index))
-        self.rows.step_batch(index, pullback(grad_z, grad_kl))
+        grad = pullback(grad_z, grad_kl)
+        begin_sums(self.shared)
+        self.rows.step_batch(index, grad)
         self.shared.step()
         kl, log_prob = kl.mean(), log_prob.mean()
         return Objective(kl_weight * kl - log_prob, kl, log_prob)
