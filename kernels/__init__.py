@@ -15,6 +15,7 @@ from .relay_decode import relay_decode
 from .relay_sample import relay_sample_fwd
 from .relay_sample_bwd import relay_sample_bwd
 from .row_adam import row_adam_catch_up, row_adam_step
+from .sum_gradients import sum_gradients
 
 __all__ = [
     "adam_step",
@@ -36,4 +37,5 @@ __all__ = [
     "row_adam_catch_up",
     "row_adam_step",
     "row_error",
+    "sum_gradients",
 ]

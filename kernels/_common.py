@@ -123,15 +123,19 @@ def block_of(size: int, least: int = 16) -> int:
 
 
 @triton.jit
-def load_row_numbers(index, row_error, position, num_data, batch):
+def load_row_numbers(index, row_error, position, num_data, batch, HOLES: tl.constexpr):
     """Row numbers as int64, and which of them lie in the table; raises the flag for the others.
 
-    What lies beyond the batch is not in the table either, and raises nothing.
+    What lies beyond the batch is not in the table either, and raises nothing; with HOLES nor does -1,
+    which stands where there is no row.
     """
     inside = position < batch
     row = tl.load(index + position, mask=inside, other=0).to(tl.int64)
     valid = inside & (row >= 0) & (row < num_data)
-    tl.store(row_error + tl.zeros_like(row), tl.zeros_like(row) + 1, mask=inside & (valid == 0))
+    wrong = inside & (valid == 0)
+    if HOLES:
+        wrong &= row != -1
+    tl.store(row_error + tl.zeros_like(row), tl.zeros_like(row) + 1, mask=wrong)
     return tl.where(valid, row, 0), valid
 
 

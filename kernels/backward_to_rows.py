@@ -32,9 +32,9 @@ Limits:
     Each row stands once in the batch: no two programs write the same element then, and what two programs
     of a block read of a row neither writes. The gradient of the relays is of the coefficients before the
     step, which the same program reads and steps. Padding between the parts of a row has gradient 0, and
-    is stepped like the rest. A row number outside [0, N) is left out and raises `row_error`. Sums are
-    made in an order that depends on sizes alone. Tables are float32, moments float32 or bfloat16; the
-    products as `_common.input_precision` says.
+    is stepped like the rest. A row number outside [0, N) is left out and, unless it is -1, raises
+    `row_error`. Sums are made in an order that depends on sizes alone. Tables are float32, moments
+    float32 or bfloat16; the products as `_common.input_precision` says.
 
 Source:
     `rvi_fast.reference.fused_step.backward_to_rows`.

@@ -19,8 +19,8 @@ Traffic:
 
 Limits:
     Each row stands once in the batch: no program waits for another that is at work on the same row. Ties
-    go to the lowest index, -0 equals 0, NaN ranks above every number. A row number outside [0, N) gets
-    bits of 0, changes nothing and raises `row_error`.
+    go to the lowest index, -0 equals 0, NaN ranks above every number. -1 stands for no row, which gets
+    bits of 0 and changes nothing; so do other row numbers outside [0, N), which raise `row_error`.
 
 Source:
     `rvi_fast.reference.fused_step.catch_up_and_select`.
@@ -206,7 +206,7 @@ def _catch_up_and_select_kernel(
     if order_ptr is not None:
         numbers = order_ptr + tl.load(position_ptr) * order_width
         tl.store(index_ptr + place, tl.load(numbers + place))
-    row, inside = owned_row(numbers, place, num_data, error_ptr)
+    row, inside = owned_row(numbers, place, num_data, error_ptr, True)
     own_key, start = row_key(key_index_ptr, place, row, inside), row * WIDTH
     rest_first = DEVIATION + 4 * tl.arange(0, BLOCK_REST)[:, None]
     rest_exists = inside & (rest_first < WIDTH)

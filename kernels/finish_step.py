@@ -37,9 +37,9 @@ from torch import Tensor
 
 from ._adam import bias_corrections, count_program, logarithm, stepped
 from ._common import launch
-from .adam_step import MAX_BLOCK_N, TILE
 from .pieces import SHARED_BLOCK
 from .row_adam import count_step, window_of
+from .sum_gradients import columns_of, gradient
 
 # programs that have no parameters: the first two, which take longest
 OTHERS = tl.constexpr(2)
@@ -79,31 +79,6 @@ def _write_means(
     tl.store(result_ptr + 2, log_prob)
     if RING > 0:
         tl.store(position_ptr, tl.where(position + 1 < RING, position + 1, 0))
-
-
-@triton.jit
-def _gradient(
-    grads_ptr,
-    columns,
-    valid,
-    parts,
-    size,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """The sum of each column's pieces; of a block whose count is negative all its numbers in one."""
-    count = tl.abs(parts)
-    piece = tl.arange(0, BLOCK_N).to(tl.int64)[:, None]
-    total = tl.zeros((BLOCK_N, BLOCK_P), dtype=tl.float32)
-    for _ in range(0, tl.max(count, axis=0), BLOCK_N):
-        inside = (piece < count[None, :]) & valid[None, :]
-        total += tl.load(grads_ptr + piece * size + columns[None, :], mask=inside, other=0.0)
-        piece += BLOCK_N
-    grad = tl.sum(total, axis=0)
-    number = tl.sum(tl.reshape(grad, (BLOCK_P // BLOCK, BLOCK)), axis=1)[:, None]
-    number = tl.where(tl.arange(0, BLOCK)[None, :] == 0, number, 0.0)
-    return tl.where(parts < 0, tl.reshape(number, (BLOCK_P,)), grad)
 
 
 @triton.jit(do_not_specialize=["window", "num_pieces", "batch"])
@@ -184,7 +159,7 @@ def _finish_step_kernel(
         if DECAYS:
             own = tl.load(weight_decay_ptr + group, mask=valid, other=0.0)
             decay = (1.0 - lr * own).to(tl.float32)
-        grad = _gradient(grads_ptr, columns, valid, parts, size, BLOCK, BLOCK_N, BLOCK_P)
+        grad = gradient(grads_ptr, columns, valid, parts, size, BLOCK, BLOCK_N, BLOCK_P)
         param, moment, square = stepped(
             tl.load(params_ptr + columns, mask=valid, other=0.0),
             tl.load(exp_avg_ptr + columns, mask=valid, other=0.0),
@@ -233,9 +208,9 @@ def finish_step(
 ) -> None:
     """`reference.fused_step.finish_step`."""
     num_parts, size = grads.shape
-    block_n = min(MAX_BLOCK_N, triton.next_power_of_2(num_parts))
+    block_n, block_p = columns_of(num_parts)
     # a program also where there is nothing to update: the step counts
-    programs = max(1, triton.cdiv(size, TILE // block_n))
+    programs = max(1, triton.cdiv(size, block_p))
     launch(_finish_step_kernel, (OTHERS.value + programs,))(
         params_ptr=params,
         exp_avg_ptr=exp_avg,
@@ -272,7 +247,7 @@ def finish_step(
         RING=0 if position is None else len(result),
         BLOCK=SHARED_BLOCK,
         BLOCK_N=block_n,
-        BLOCK_P=TILE // block_n,
+        BLOCK_P=block_p,
         BLOCK_M=256,
         BLOCK_R=AVERAGED,
         num_warps=4,

@@ -20,11 +20,11 @@ Traffic:
     4 D (H + 1) for each piece of the second launch.
 
 Limits:
-    Rows outside the table raise `row_error`; their log_prob and grad_hidden are 0, and they are in no
-    gradient. A piece belongs to a program, or to the programs of one block: p and the counts of the
-    second launch depend on B, D, H, the law and the kind of device alone (`weights.tile_of`), and on n
-    where that is too small to fill a GPU. A log_scale
-    of one number has one gradient for each program: they fill its block, `SHARED_BLOCK` to a piece, and
+    Of rows outside the table log_prob and grad_hidden are 0, and they are in no gradient; they raise
+    `row_error` unless they are -1, which stands for no row. A piece belongs to a program, or to the
+    programs of one block: p and the counts of the second launch depend on B, D, H, the law and the kind
+    of device alone (`weights.tile_of`), and on n where that is too small to fill a GPU. A log_scale of
+    one number has one gradient for each program: they fill its block, `SHARED_BLOCK` to a piece, and
     their count is told with a minus sign.
 
 Source:

@@ -23,12 +23,12 @@ def _rows_of_tile(index_ptr, error_ptr, first, row, rows, num_data, batch, AXIS:
     """Where x and mask have the rows of a tile: from which row on, numbers from there, which exist.
 
     They are those of the batch, `rows` of the tile's shape, or with `index_ptr` rows of tables, of which
-    some may not exist.
+    some may not exist: -1 stands for none.
     """
     if index_ptr is None:
         return first, rows, first + row < batch
     else:
-        number, exists = load_row_numbers(index_ptr, error_ptr, first + row, num_data, batch)
+        number, exists = load_row_numbers(index_ptr, error_ptr, first + row, num_data, batch, True)
         return 0, tl.expand_dims(number, AXIS), exists
 
 

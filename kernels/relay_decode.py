@@ -21,8 +21,8 @@ Traffic:
 
 Limits:
     z, kl and mu are those of `relay_sample_fwd` with one sample, by the same operations. A row number
-    outside [0, N) gives zeros everywhere and raises `row_error`. Products as `_common.input_precision`
-    says.
+    outside [0, N) gives zeros everywhere and, unless it is -1, raises `row_error`. Products as
+    `_common.input_precision` says.
 
 Source:
     `rvi_fast.reference.fused_step.relay_decode`.
@@ -113,7 +113,7 @@ def _relay_decode_kernel(
     """SIZES holds (size, block that covers it) of z and what each layer gives."""
     start = (tl.program_id(0).to(tl.int64) * BLOCK_B).to(tl.int32)
     position = start + tl.arange(0, BLOCK_B)[:, None]
-    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+    row, valid = load_row_numbers(index, row_error, position, num_data, batch, True)
     inside = position < batch
     # the first weights are on their way while the posterior is computed
     held = weights[:0]

@@ -303,7 +303,7 @@ def _keep_group(
     word = tl.arange(0, BLOCK // 32)[None, :]
     for first in range(0, BLOCK_B, BLOCK_S):
         position = start.to(tl.int64) + first + tl.arange(0, BLOCK_S)[:, None]
-        row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+        row, valid = load_row_numbers(index, row_error, position, num_data, batch, False)
         kept = valid & (k < SIZE)
         value = tl.load(rows + row * WIDTH + GROUP[2] + k, mask=kept, other=0.0).to(tl.float32)
         if GROUP[1] < SIZE:
@@ -363,7 +363,7 @@ def _relay_sample_fwd_kernel(
     tl.debug_barrier()
 
     position = start + tl.arange(0, BLOCK_B)[:, None]
-    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+    row, valid = load_row_numbers(index, row_error, position, num_data, batch, False)
     inside = position < batch
     if softmax is not None:
         weigh_groups(

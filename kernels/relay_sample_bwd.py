@@ -106,7 +106,7 @@ def _relay_sample_bwd_kernel(
     """Gradients of the rows, and grad_mean [B, T] where asked for: `grad_relays` needs it."""
     start = (tl.program_id(0).to(tl.int64) * BLOCK_B).to(tl.int32)
     position = start + tl.arange(0, BLOCK_B)[:, None]
-    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+    row, valid = load_row_numbers(index, row_error, position, num_data, batch, False)
     inside = position < batch
 
     if softmax is not None:
@@ -221,7 +221,7 @@ def _relay_sample_bwd_relays_kernel(
     start = tl.program_id(1).to(tl.int64) * piece_rows
     for offset in range(0, piece_rows, BLOCK_B):
         position = start + offset + tl.arange(0, BLOCK_B)[:, None]
-        row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+        row, valid = load_row_numbers(index, row_error, position, num_data, batch, False)
         weight = load_weights(
             rows, bits, softmax, row, position, valid, column, relay, bit, WORDS, WIDTH, DEVIATION
         )

@@ -176,11 +176,17 @@ def stepped(theta, moment, square, grad, factors, betas, LAZY: tl.constexpr = Fa
 
 
 @triton.jit
-def owned_row(index_ptr, place, num_data, error_ptr):
-    """The row of this program, and whether there is one: row numbers are checked here alone."""
+def owned_row(index_ptr, place, num_data, error_ptr, HOLES: tl.constexpr):
+    """The row of this program, and whether there is one: row numbers are checked here alone.
+
+    With HOLES -1 stands where there is none, and is no error.
+    """
     row = tl.load(index_ptr + place).to(tl.int64)
     inside = (row >= 0) & (row < num_data)
-    tl.store(error_ptr, 1, mask=inside == 0)
+    wrong = inside == 0
+    if HOLES:
+        wrong &= row != -1
+    tl.store(error_ptr, 1, mask=wrong)
     return tl.where(inside, row, 0), inside
 
 
@@ -203,7 +209,7 @@ def _row_adam_catch_up_kernel(
     BLOCK_W: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64)
-    row, inside = owned_row(index_ptr, place, num_data, error_ptr)
+    row, inside = owned_row(index_ptr, place, num_data, error_ptr, False)
     now, start = tl.load(clock_ptr), tl.load(clock_ptr + 1)
     if inside:
         # the first to come is the one that brings the row up to date
@@ -280,10 +286,10 @@ def _row_adam_step_kernel(
 ):
     if order_ptr is None:
         place = tl.program_id(0).to(tl.int64)
-        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr, False)
     else:
         place = tl.load(order_ptr + tl.program_id(0).to(tl.int64))
-        row, inside = owned_row(index_ptr, place, num_data, error_ptr)
+        row, inside = owned_row(index_ptr, place, num_data, error_ptr, False)
         # the first of its places steps the row, from the sum of its gradients
         before = tl.program_id(0).to(tl.int64) - 1
         inside = inside & (_same_row(index_ptr, order_ptr, place, before, batch) == 0)

@@ -30,7 +30,7 @@ def load_block(index, row_error, step, sizes, BLOCK_B: tl.constexpr):
     # positions in the batch take half the registers in 32 bits
     start = ((tl.program_id(0).to(tl.int64) * steps + step) * BLOCK_B).to(tl.int32)
     position = start + tl.arange(0, BLOCK_B)[:, None]
-    row, valid = load_row_numbers(index, row_error, position, num_data, batch)
+    row, valid = load_row_numbers(index, row_error, position, num_data, batch, True)
     return position, row, valid
 
 

@@ -100,6 +100,10 @@ LAUNCHES = {
         FinishStepCase(2219, 16, 2, 256, 25, position=2),
         FinishStepCase(2219, 16, 3, 256, 25, position=2, decays=True),
     ),
+    testing.SumGradientsContract: (
+        FinishStepCase(2219, 16, 2, 256, 25),
+        FinishStepCase(2219, 256, 2, 256, 25),
+    ),
     testing.BackwardToRowsContract: (
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25),
         BackwardToRowsCase(512, 256, 64, (25, 50, 100), (64, 64), pieces=25, bfloat16=True),

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rvi_fast.optim import row_adam, shared_adam
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.loop import capture as capture_module
 from rvi_fast.training.loop import inference_step
-from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM
+from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, SUM
 
 
 def stand_ins(nodes):
@@ -43,9 +43,12 @@ def stand_ins(nodes):
     def finish_step(*arguments):
         nodes.append("finish_step")
 
+    def sum_gradients(*arguments):
+        nodes.append("sum_gradients")
+
     own = locals()
     room = {name: lambda *_: 2 for name in ROOM}
-    return SimpleNamespace(**room, **{name: own[name] for name in LAUNCHES})
+    return SimpleNamespace(**room, **{name: own[name] for name in (*LAUNCHES, SUM)})
 
 
 class Graph:
@@ -114,17 +117,21 @@ def capture_functions(graph, **_):
         yield
 
 
+def taken_down(function):
+    """The same function, which a `Graph` that captures takes down whole."""
+
+    def call(*arguments):
+        if Graph.at_work is None:
+            return function(*arguments)
+        with _disable_current_modes():
+            return Graph.at_work.add(function, arguments)
+
+    return call
+
+
 def capturable(launches):
-    """The six launches, which a `Graph` that captures takes down."""
-
-    def taken_down(function):
-        def call(*arguments):
-            graph = Graph.at_work
-            return function(*arguments) if graph is None else graph.add(function, arguments)
-
-        return call
-
-    own = {name: taken_down(getattr(launches, name)) for name in LAUNCHES}
+    """The launches, which a `Graph` that captures takes down."""
+    own = {name: taken_down(getattr(launches, name)) for name in (*LAUNCHES, SUM)}
     return SimpleNamespace(**{name: getattr(launches, name) for name in ROOM}, **own)
 
 

@@ -120,7 +120,7 @@ def test_nothing_beside_six_launches_waits_for_the_device(monkeypatch, pixels):
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     with step_on_cuda(pixels=pixels, fused=True) as run:
         visits = [Visit(torch.arange(size, device=CUDA), 0) for size in (16, 16, 7)]
-        for index, _ in (*run.ahead(iter(visits)), *visits):
+        for index, *_ in (*run.ahead(iter(visits)), *visits):
             result = run(index, 16)
             assert (result.device, result.shape) == (CUDA, (3,))
 

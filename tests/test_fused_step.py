@@ -169,7 +169,7 @@ def test_batches_told_of_beforehand_are_those_asked_for_one_by_one():
             visits = iter([Visit(index, 0) for index in batches])
             if told:
                 visits = run.ahead(visits)
-            results.append(torch.stack([run(index, B).clone() for index, _ in visits]))
+            results.append(torch.stack([run(index, B).clone() for index, *_ in visits]))
         assert len(results[0]) == len(batches)
         assert torch.equal(*results)
 
@@ -204,7 +204,7 @@ def test_a_captured_step_is_the_same_bit_for_bit(monkeypatch, masked):
             made[1].param_groups[0]["lr"] = made[2].param_groups[1]["lr"] = 1e-2 * epoch
             order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
             visits = iter([Visit(index, 0) for index in order.split(B)])
-            given += [run(index, B).clone() for index, _ in run.ahead(visits)]
+            given += [run(index, B).clone() for index, *_ in run.ahead(visits)]
         assert made[1].num_steps == len(given) == 5 * 4
         found.append({"given": torch.stack(given), **left_behind(*made)})
     # one for each size of batch, of the six launches and nothing else
@@ -267,7 +267,7 @@ def test_six_launches_on_data_of_the_host_are_the_same_bit_for_bit(monkeypatch, 
             run.seed.fill_(epoch)
             order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
             with given.feed(iter([Visit(index, 0) for index in order.split(B)])) as fed:
-                results += [run(index, B).clone() for index, _ in run.ahead(fed)]
+                results += [run(index, B).clone() for index, *_ in run.ahead(fed)]
         found.append({"given": torch.stack(results), **left_behind(*made)})
     for name, value in found[0].items():
         assert torch.equal(found[1][name], value), name
@@ -377,7 +377,6 @@ def test_a_model_that_asks_for_more_is_not(change):
 
 
 BETWEEN = {
-    "an exchange of gradients": lambda model, rows, shared: setattr(shared, "reduce", print),
     "rows asked for before they change": lambda model, rows, shared: setattr(
         rows, "before_write", print
     ),

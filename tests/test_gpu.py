@@ -64,6 +64,10 @@ class TestLikelihoodRows(OnTheDevice, testing.LikelihoodRowsContract):
     pass
 
 
+class TestSumGradients(OnTheDevice, testing.SumGradientsContract):
+    pass
+
+
 class TestFinishStep(OnTheDevice, testing.FinishStepContract):
     pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,16 @@ def rows_at(rows: Tensor, index: Tensor) -> Tensor:
         if type(values) is Tensor and not values.is_meta:
             check_row_numbers(values, rows.shape[0])
     return rows[index]
+
+
+def those_there(index: Tensor, *numbers: Tensor | None) -> tuple[Any, ...]:
+    """Which of `index` are rows, bool [B]; of it, and of other numbers [B], those that are."""
+    there = index != -1
+    return there, *(None if given is None else given[there] for given in (index, *numbers))
+
+
+def spread(values: Tensor, there: Tensor) -> Tensor:
+    """Values of the rows that are there, and 0 for the others."""
+    found = values.new_zeros((len(there), *values.shape[1:]))
+    found[there] = values
+    return found

@@ -8,7 +8,11 @@ likelihood that is fused with the last layer. Each row stands once in the batch,
 
 What all rows share lies in one buffer of P numbers, in which each tensor begins at a multiple of
 `SHARED_BLOCK`; its gradient is written in pieces, to `grads` [n, P], of which a tensor has as many as
-its writer says, and `finish_step` adds them up.
+its writer says, and `finish_step` adds them up. Where several processes share it, `sum_gradients` does,
+and they sum what it gives before `finish_step`.
+
+Each process has its rows of a batch alone. So that launches are of as many rows in all of them, -1
+stands for no row in `index` and `order`: what is computed for it is 0, and it changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .._op_checks import HISTORY_COLUMNS, layout_of
-from ._common import rows_at
+from ._common import rows_at, spread, those_there
 from .adam_step import adam_step
 from .bits import pack_bits
 from .history import extend_history
@@ -58,11 +62,13 @@ def catch_up_and_select(
     """
     if order is not None and position is not None:
         index.copy_(order[position, : len(index)][0])
+    there, index, key_index = those_there(index, key_index)
     state = (rows, exp_avg, exp_avg_sq, row_step, index, clock, history)
     row_adam_catch_up(*state, beta1, beta2, eps, key_index)
     layout = layout_of(latent_dim, tuple(groups), tuple(kept), "linear")
     words = [pack_bits(marks) for marks in selected(rows_at(rows, index), layout)]
-    return torch.cat([*words, index.new_empty((len(index), 0), dtype=torch.int32)], -1)
+    bits = torch.cat([*words, index.new_empty((len(index), 0), dtype=torch.int32)], -1)
+    return spread(bits, there)
 
 
 def relay_decode(
@@ -82,6 +88,7 @@ def relay_decode(
 
     `bits` are those of `catch_up_and_select`; weights [H, T], [H', H], ... and biases [H] or None.
     """
+    there, index, noise_index = those_there(index, noise_index)
     z, kl, _, mean = relay_sample_fwd(
         rows, relays, index, seed, None, groups, kept, form, 1, noise_index
     )
@@ -89,7 +96,8 @@ def relay_decode(
     for weight, bias in zip(weights, biases, strict=True):
         last = linear(last, weight, bias).relu()
         hidden.append(last)
-    return z[0], kl, mean, hidden
+    given = [spread(values, there) for values in (z[0], kl, mean, *hidden)]
+    return given[0], given[1], given[2], given[3:]
 
 
 def likelihood_rows(
@@ -174,11 +182,12 @@ def _likelihood(
     grad: float,
 ) -> tuple[Tensor, ...]:
     scale, own_mask = log_scale if log_scale is None else log_scale.exp(), None
+    there, index = those_there(index)
     if mask is not None:
         own_mask = mask[index]
-    return linear_log_likelihood_bwd(
+    log_prob, grad_hidden, *found = linear_log_likelihood_bwd(
         hidden.new_full((1, len(index)), grad),
-        hidden[None],
+        hidden[None, there],
         weight,
         bias,
         x[index],
@@ -189,6 +198,7 @@ def _likelihood(
         True,
         scale is not None,
     )
+    return *(spread(part[0], there)[None] for part in (log_prob, grad_hidden)), *found
 
 
 def pieces_for(batch: int) -> int:
@@ -243,7 +253,9 @@ def backward_to_rows(
     Returns:
         How many pieces of each were written; 0 for what has no gradient.
     """
-    grad = grad_hidden.sum(0)
+    there, index, noise_index = those_there(index, noise_index)
+    z, mean, bits = z[there], mean[there], bits[there]
+    hidden, grad = [values[there] for values in hidden], grad_hidden.sum(0)[there]
     found: list[Tensor] = []
     before = [z, *hidden][: len(hidden)]
     for weight, given, after in zip(weights[::-1], before[::-1], hidden[::-1], strict=True):
@@ -291,6 +303,15 @@ def backward_to_rows(
         key_index=noise_index,
     )
     return [int(place is not None) for place in places]
+
+
+def sum_gradients(grads: Tensor, parts: Tensor) -> None:
+    """The first piece of `grads` becomes the gradient that `finish_step` would make of all its pieces.
+
+    Args:
+        grads, parts: as in `finish_step`.
+    """
+    grads[0] = _gradient(grads, parts)
 
 
 def finish_step(

@@ -52,6 +52,7 @@ from .low_rank import low_rank_table
 from .relay_decode import RelayDecodeCase, RelayDecodeContract
 from .relay_sample import RelaySampleCase, RelaySampleContract
 from .row_adam import RowAdamCase, RowAdamContract
+from .sum_gradients import SumGradientsContract
 
 __all__ = [
     "FLOOR_ULPS",
@@ -79,6 +80,7 @@ __all__ = [
     "RelaySampleContract",
     "RowAdamCase",
     "RowAdamContract",
+    "SumGradientsContract",
     "assert_as_accurate",
     "assert_bit_equal",
     "assert_close",

@@ -9,13 +9,14 @@ from common import Rows
 
 import rvi_fast
 from rvi_fast import kernels, testing
+from rvi_fast.kernels._common import row_error
 from rvi_fast.optim.shared_adam import shared_adam
 from rvi_fast.reference import fused_step
 from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs import feed
 from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.inputs.prepare import Inputs
-from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, FusedStep, fits
+from rvi_fast.training.loop.fused_step import LAUNCHES, ROOM, SUM, FusedStep, fits
 from rvi_fast.training.loop.step import make_step
 
 N, D, T, B = 61, 70, 20, 24
@@ -40,8 +41,11 @@ def data(kind, law):
     return Inputs(x.masked_fill(torch.rand(N, D, generator=generator) < 0.3, torch.nan), None)
 
 
-def trained(launches, inputs, dtype, options, moment_dtype=None):
-    """What three steps give and leave behind, the last of them on a short batch."""
+def trained(launches, inputs, dtype, options, moment_dtype=None, room=0):
+    """What three steps give and leave behind, the last of them on a short batch.
+
+    With room for rows that are not there, and one of the batches empty.
+    """
     torch.manual_seed(3)
     given = {"latent_dim": T, "hidden": (33, 20), "groups": (9, 33)} | options
     model = rvi_fast.models.rvi(N, D, **given).to(dtype)
@@ -58,9 +62,12 @@ def trained(launches, inputs, dtype, options, moment_dtype=None):
     run.seed.fill_(7)
     run.kl_weight.fill_(0.3)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
-    visits = [Visit(index, 0) for index in order.split(B)[:STEPS]]
-    assert [len(index) for index, _ in visits] == [B, B, N - 2 * B]
-    results = [run(index, B) for index, _ in run.ahead(iter(visits))]
+    batches = order.split(B)[:STEPS]
+    assert [len(batch) for batch in batches] == [B, B, N - 2 * B]
+    if room:
+        batches = (batches[0], batches[1][:5], order[:0], batches[2])
+    visits = [Visit(batch, 0, room) for batch in batches]
+    results = [run(visit.rows, B) for visit in run.ahead(iter(visits)) if len(visit.rows) or room]
     tables = {name: table.detach() for name, table in model.named_parameters()}
     tables["posterior.rows"] = rows.table()
     return {
@@ -99,8 +106,20 @@ def test_batches_that_the_host_reads_are_stepped_as_tables_of_the_device(monkeyp
     testing.assert_bit_equal(trained(kernels, landing, torch.float32, {}), expected)
 
 
+@pytest.mark.parametrize("kind", ["numbers", "pixels"])
+def test_rows_that_are_not_there_change_nothing(kind):
+    error, inputs = row_error(torch.device("cpu")), data(kind, "gaussian")
+    error.zero_()
+    got = trained(kernels, inputs, torch.float32, {}, room=B)
+    assert not error.any()
+    yardstick = trained(fused_step, inputs, torch.float32, {}, room=B)
+    exact = trained(fused_step, inputs, torch.float64, {}, room=B)
+    for name, value in got.items():
+        testing.compare.assert_as_accurate(name, value, exact[name], yardstick[name])
+
+
 def test_the_kernels_have_all_that_a_step_launches():
-    assert all(hasattr(kernels, name) for name in (*LAUNCHES, *ROOM))
+    assert all(hasattr(kernels, name) for name in (*LAUNCHES, *ROOM, SUM))
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,8 @@ from .modules import check_alike, check_modules, sums_of_buffers
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
 _TOGETHER = 64
+# rows: what kernels work on at a time, and more
+_ROOM = 32
 _DIGEST = 1 << 256
 
 T = TypeVar("T")
@@ -173,6 +176,7 @@ class Ranks(Alone):
         tables = getattr(model.posterior, "tables", None)
         own["storage"] = str(tables.directory.parent) if isinstance(tables, MappedTables) else ""
         held = self.gather((own, self.rows))
+        self._ends = torch.tensor([rows.stop for _, rows in held], device="cpu")
         end = 0
         for rank, (theirs, rows) in enumerate(held):
             for name, value in held[0][0].items():
@@ -206,12 +210,16 @@ class Ranks(Alone):
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         while group := list(islice(visits, _TOGETHER)):
             rows = torch.cat([visit.rows for visit in group])
-            own = (rows >= self.rows.start) & (rows < self.rows.stop)
-            sizes = [len(visit.rows) for visit in group]
-            counts = torch.stack([part.sum() for part in own.split(sizes)]).tolist()
-            parts = (rows[own] - self.rows.start).split(counts)
-            for visit, part in zip(group, parts, strict=True):
-                yield Visit(part, visit.window)
+            size = len(group[0].rows)  # the last one may be smaller
+            batch = torch.arange(len(rows), device=rows.device) // size
+            owner = torch.bucketize(rows, self._ends.to(rows.device), right=True)
+            shares = torch.bincount(owner + self.size * batch, minlength=self.size * len(group))
+            counts = shares.view(len(group), self.size).tolist()
+            parts = (rows[owner == self.rank] - self.rows.start).split(
+                [count[self.rank] for count in counts]
+            )
+            for visit, part, count in zip(group, parts, counts, strict=True):
+                yield Visit(part, visit.window, min(size, room_for(max(count), size / self.size)))
 
     def sum(self, values: Tensor) -> Tensor:
         return total(values)
@@ -261,6 +269,16 @@ class Ranks(Alone):
         with exchange():
             dist.all_gather_object(values, value)
         return values
+
+
+def room_for(share: int, mean: float) -> int:
+    """Rows that steps have room for where the largest share of a batch has `share`.
+
+    Few sizes, of which each has a CUDA graph of its own: multiples of a 16th of the mean share, and of
+    32. All processes find the same one.
+    """
+    unit = max(_ROOM, math.ceil(mean / (16 * _ROOM)) * _ROOM)
+    return max(1, -(-share // unit)) * unit
 
 
 def _order_mark(num_data: int, device: torch.device) -> int:

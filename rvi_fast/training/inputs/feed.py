@@ -28,10 +28,18 @@ _POLL = 0.05  # seconds
 
 
 class Visit(NamedTuple):
-    """A batch to come: row numbers [B], and up to which of the epoch's windows they reach."""
+    """A batch to come.
+
+    Attributes:
+        rows: their numbers [B]; of several processes each has its own.
+        window: up to which of the epoch's windows they reach.
+        room: rows that each of several processes makes room for, so that all launch a step alike; 0
+            where one process trains alone.
+    """
 
     rows: Tensor
     window: int
+    room: int = 0
 
 
 class HostInputs:

@@ -96,7 +96,8 @@ def bound_step(
     Args:
         model: what is trained.
         inputs: its data.
-        ranks: who trains it: a graph cannot hold an exchange between processes.
+        ranks: who trains it: of several processes, graphs hold steps of six launches alone, which all
+            make for as many rows.
         place: where its rows lie, open.
         shared: drives all else.
         drawing: what the model's modules draw from.
@@ -107,14 +108,15 @@ def bound_step(
     like = next(model.posterior.parameters())
     batch_size = min(settings.batch_size, ranks.num_data)
     inputs.reserve(batch_size)
-    fused = fused_step(step, inputs, batch_size, place.slots_of)
+    fused = fused_step(step, inputs, batch_size, place.slots_of, ranks.first_row)
     stand_in = None
     if ranks.size > 1 and _calls_modules(step):
         stand_in = inputs.batch(torch.zeros(1, dtype=torch.int64, device=like.device))
     bound = fused or BatchStep(place.bind(step), inputs, like.device, like.dtype, stand_in)
     told = settings.progress and ranks.leads
     compile_kernels(bound, batch_size, [batch_size], progress=told)
-    captured = settings.capture and ranks.alone and inputs.tables is not None
+    captured = settings.capture and inputs.tables is not None
+    captured &= ranks.alone or fused is not None
     # a graph of torch's optimiser would keep the learning rate of its capture
     captured &= isinstance(shared, SharedAdam) or not Callbacks(settings.callbacks).set_lr
     if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
@@ -172,7 +174,7 @@ class CapturedStep:
 
     def __call__(self, index: Tensor, full_size: int) -> Tensor:
         self.step.load(index)
-        size = (len(index), full_size, self.step.place)
+        size = (self.step.size_of(index), full_size, self.step.place)
         if self._refused:
             return self.step.run(index, full_size)
         if size not in self._graphs:
@@ -189,6 +191,10 @@ class CapturedStep:
     def ahead(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         """See `BoundStep.ahead`."""
         return self.step.ahead(visits)
+
+    def close(self) -> None:
+        """See `BoundStep.close`: a process group does not end before graphs that hold its exchanges."""
+        self._graphs.clear()
 
     def _on_the_side(self, index: Tensor, full_size: int) -> Tensor:
         current = torch.cuda.current_stream(index.device)

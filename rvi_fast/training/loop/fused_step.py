@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._devices import rehearsing
 from ..._op_checks.log_likelihood import SCALED
 from ...ops.table import implementation
 from ...optim.row_state import Stepped
@@ -21,7 +22,7 @@ from ...optim.shared_adam import SharedAdam
 from ...reference.fused_step import SHARED_BLOCK
 from ..inputs.feed import HostInputs, Visit
 from ..inputs.prepare import Inputs
-from .ahead import Ahead
+from .ahead import Ahead, Batch
 from .step import BoundStep, DirectStep, LinearChain
 
 LAUNCHES = (
@@ -34,13 +35,13 @@ LAUNCHES = (
 )
 # the functions that say how many pieces of the gradient two of them want to write
 ROOM = ("pieces_for", "pieces_of_features")
+# what several processes launch before the last one, to sum gradients
+SUM = "sum_gradients"
 # what the launches have room for
 MAX_WIDTH, MAX_HIDDEN, MAX_GROUP = 128, 3, 1024
 FORMS = ("linear", "cluster")
 # row numbers to slots
 SlotsOf = Callable[[Tensor], Tensor]
-# of the rows of a batch, which they are in the table that is stepped, and in that of the data
-Batch = tuple[Tensor, Tensor]
 
 
 def launches_on(device: torch.device) -> Any:
@@ -48,7 +49,7 @@ def launches_on(device: torch.device) -> Any:
     if device.type != "cuda":
         return None
     serving = implementation(device.type)
-    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM)) else None
+    return serving if all(hasattr(serving, name) for name in (*LAUNCHES, *ROOM, SUM)) else None
 
 
 def most_pieces(
@@ -69,13 +70,15 @@ def most_pieces(
     return max(pieces, launches.pieces_of_features(hidden, weight, log_scale, mask))
 
 
-def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None) -> bool:
+def fits(
+    step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None, first_row: int = 0
+) -> bool:
     """Whether the six launches do what `step` does: the one place that decides it.
 
     Args:
         step: from `make_step`.
         inputs: the data.
-        slots_of: see `FusedStep`.
+        slots_of, first_row: see `FusedStep`.
     """
     if not (isinstance(step, DirectStep) and isinstance(step.decoder, LinearChain)):
         return False
@@ -100,10 +103,9 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
         # rows on the device, which draw the noise of their own numbers
         and not posterior.staged
         and (posterior.row_numbers is None) == (slots_of is None)
-        and posterior.first_row == 0
+        and (slots_of is not None or posterior.first_row == first_row)
         and rows.before_write is None
         and rows.mode == "dense"
-        and shared.reduce is None
         # `finish_step` has Adam alone
         and not any(shared.scales)
         and all(given == options[0] for given in options)
@@ -114,7 +116,11 @@ def fits(step: Any, inputs: Inputs | HostInputs, slots_of: SlotsOf | None = None
 
 
 def fused_step(
-    step: Any, inputs: Inputs | HostInputs, batch_size: int, slots_of: SlotsOf | None = None
+    step: Any,
+    inputs: Inputs | HostInputs,
+    batch_size: int,
+    slots_of: SlotsOf | None = None,
+    first_row: int = 0,
 ) -> FusedStep | None:
     """What does the same as `step` in six launches; None where it does not fit, or there are none.
 
@@ -122,18 +128,22 @@ def fused_step(
         step: from `make_step`.
         inputs: the data.
         batch_size: rows of the largest batch.
-        slots_of: see `FusedStep`.
+        slots_of, first_row: see `FusedStep`.
     """
-    if not fits(step, inputs, slots_of):
+    if not fits(step, inputs, slots_of, first_row):
         return None
     launches = launches_on(inputs.device)
-    return None if launches is None else FusedStep(step, inputs, batch_size, launches, slots_of)
+    if launches is None:
+        return None
+    return FusedStep(step, inputs, batch_size, launches, slots_of, first_row)
 
 
 class FusedStep(BoundStep):
     """Six launches, bound to their data: from row numbers to loss, KL divergence and log-likelihood [3].
 
-    What it returns is good for as long as 64 steps.
+    What it returns is good for as long as 64 steps. Where several processes share relays and decoder, a
+    launch more adds up the pieces of their gradients, which they sum before the last launch; those whose
+    first row is not 0 make one more for the row numbers that key the noise.
 
     Args:
         step: what is done, where it `fits`.
@@ -142,6 +152,7 @@ class FusedStep(BoundStep):
         launches: has the functions of `reference.fused_step`.
         slots_of: from row numbers to the rows that are stepped, where those lie in slots of a table;
             to gather the row numbers is a launch more.
+        first_row: number of the first row in the whole table.
     """
 
     def __init__(
@@ -151,6 +162,7 @@ class FusedStep(BoundStep):
         batch_size: int,
         launches: Any,
         slots_of: SlotsOf | None = None,
+        first_row: int = 0,
     ) -> None:
         assert isinstance(step.decoder, LinearChain)
         assert isinstance(step.shared, SharedAdam)
@@ -159,7 +171,9 @@ class FusedStep(BoundStep):
         like = self.posterior.relays
         super().__init__(like.device, like.dtype)
         self._launches, self._slots_of = launches, slots_of
-        self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of)
+        self._ahead = Ahead(batch_size, like.device, like.dtype, slots_of, first_row)
+        # rows that were loaded
+        self._taken = batch_size
         self._hidden = step.decoder.hidden
         self._law = str(likelihood.law)
         log_scale: Any = likelihood.log_scale if SCALED[self._law] else None
@@ -172,6 +186,8 @@ class FusedStep(BoundStep):
         assert tables is not None
         pieces = most_pieces(launches, batch_size, self._last[0], log_scale, tables[1])
         self._grads = self.shared.values.new_zeros((pieces, len(self.shared.values)))
+        # a piece of each block, where processes have summed them
+        self._whole = torch.ones_like(self.shared.group)
         # pieces of each block of the gradient, by what the launches have said
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
@@ -183,6 +199,7 @@ class FusedStep(BoundStep):
         """See `BoundStep.load`."""
         self.inputs.load(index)
         self._ahead.load(index)
+        self._taken = len(index)
         self.shared.set_lr()
 
     @property
@@ -197,38 +214,50 @@ class FusedStep(BoundStep):
 
     def run(self, index: Tensor, full_size: int) -> Tensor:
         """See `BoundStep.run`."""
-        self.launch(index, full_size)
-        return self._ahead.result()
+        self.launch(self._ahead.places(), full_size)
+        return self._result()
+
+    def size_of(self, index: Tensor) -> int:
+        """See `BoundStep.size_of`."""
+        return self._ahead.size
 
     def fixed(self, index: Tensor) -> Tensor:
         """See `BoundStep.fixed`: row numbers are where `ahead` has put them."""
-        return index
+        return self._ahead.places()
 
     def replay(
         self, graph: torch.cuda.CUDAGraph, rows: Tensor, result: Tensor, index: Tensor
     ) -> Tensor:
         """See `BoundStep.replay`: there is nothing to copy."""
         graph.replay()
-        return self._ahead.result()
+        return self._result()
+
+    def _result(self) -> Tensor:
+        """What the step gave: means over the rows that were loaded, where it was launched for more."""
+        found = self._ahead.result()
+        if self._taken in (0, self._ahead.size):
+            return found
+        return found * (self._ahead.size / self._taken)
 
     @torch.no_grad()
     def launch(self, index: Tensor, full_size: int) -> Tensor:
-        """The six launches alone, for as many rows as `index` has."""
+        """The launches alone, for as many rows as `index` has."""
         # a kernel is launched on the device that is current
         here: Any = torch.cuda.device(index.device) if index.is_cuda else nullcontext()
         with here, self.rows.stepping() as state:
             batch = self._ahead.batch(len(index))
             bits, drawn = self._forward(batch, state)
             last = (drawn[3] or drawn[:1])[-1]
-            log_prob, grad_hidden, counts = self._likelihood(batch[1], last, -1.0 / full_size)
+            log_prob, grad_hidden, counts = self._likelihood(batch, last, -1.0 / full_size)
             before = self._backward(batch, state, bits, drawn, grad_hidden, full_size)
             parts = self._pieces((*before, *counts))
-            self._finish(state, parts, log_prob, drawn[1])
+            grads = self._grads if self.shared.reduce is None else self._summed(parts)
+            self._finish(state, grads, parts, log_prob, drawn[1])
         return self._ahead.results
 
     def _forward(self, batch: Batch, state: Stepped) -> tuple[Tensor, Any]:
         """The kept bits of the batch's rows, and z, kl, mean and what the hidden layers give."""
-        layout, ahead, (index, keys) = self.posterior.layout, self._ahead, batch
+        layout, ahead, (index, _, keys) = self.posterior.layout, self._ahead, batch
         groups, kept = [*layout.groups], [*layout.kept]
         bits = self._launches.catch_up_and_select(
             *state.tables,
@@ -259,11 +288,15 @@ class FusedStep(BoundStep):
         return bits, drawn
 
     def _likelihood(
-        self, index: Tensor, hidden: Tensor, grad: float
+        self, batch: Batch, hidden: Tensor, grad: float
     ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Pieces of log-likelihood and of the gradient of `hidden`, and how many of all others."""
         weight, bias, log_scale = (None if t is None else t.data for t in self._last)
-        x, mask, rows = self.inputs.located(index)
+        x, mask, rows = self.inputs.located(batch.rows)
+        if (
+            self.shared.reduce is not None and rows is not batch.rows
+        ):  # of a place that batches land in
+            rows = rows.where(batch.places >= 0, -1)
         layer = (hidden, weight, bias, x, rows, log_scale, mask)
         log_prob, grad_hidden = self._launches.likelihood_rows(*layer, self._law, grad)
         places = tuple(self._places[-3:])
@@ -280,7 +313,7 @@ class FusedStep(BoundStep):
         full_size: int,
     ) -> list[int]:
         """How many pieces there are of the gradients of relays and hidden layers; steps the rows."""
-        layout, (index, keys) = self.posterior.layout, batch
+        layout, (index, _, keys) = self.posterior.layout, batch
         z, _, mean, hidden = drawn
         counts: list[int] = self._launches.backward_to_rows(
             grad_hidden,
@@ -319,15 +352,25 @@ class FusedStep(BoundStep):
             self._parts[counts] = parts.to(self._grads.device)
         return self._parts[counts]
 
-    def _finish(self, state: Stepped, parts: Tensor, log_prob: Tensor, kl: Tensor) -> None:
+    def _summed(self, parts: Tensor) -> Tensor:
+        """The gradient of what is shared, the sum over all processes, in one piece [1, P]."""
+        assert self.shared.reduce is not None
+        self._launches.sum_gradients(self._grads, parts)
+        if not rehearsing():
+            self.shared.reduce(self._grads[0])()
+        return self._grads[:1]
+
+    def _finish(
+        self, state: Stepped, grads: Tensor, parts: Tensor, log_prob: Tensor, kl: Tensor
+    ) -> None:
         shared, ahead = self.shared, self._ahead
         group = shared.param_groups[0]
         self._launches.finish_step(
             shared.values,
             shared.exp_avg,
             shared.exp_avg_sq,
-            self._grads,
-            parts,
+            grads,
+            parts if grads is self._grads else self._whole,
             shared.group,
             shared.steps,
             shared.lr,

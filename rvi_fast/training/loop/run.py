@@ -82,6 +82,7 @@ class Run:
         self.rates = Rates(self.shared, self.place.rows)
         self.drawing, on = Drawing(settings.seed), (model, inputs, ranks, self.place)
         self.step = bound_step(*on, self.shared, self.drawing, settings)
+        self._optimizers.callback(self.step.close)
         self.evaluation = Evaluation(*on, self.drawing, settings.eval_every, entries)
 
     def detach(self) -> None:
@@ -147,19 +148,18 @@ class Run:
         with contextlib.ExitStack() as stack:
             check = partial(self.finite.table, epoch=epoch)
             windows = stack.enter_context(self.place.epoch(order, self.inputs, check, done))
-            for _, window in islice(visits, done):  # blocks come and go as they did
+            for _, window, _ in islice(visits, done):  # blocks come and go as they did
                 windows.before(window)
                 windows.after(window)
             fed = stack.enter_context(self.inputs.feed(visits))
-            for step, (index, window) in enumerate(self.step.ahead(fed), start=done + 1):
+            for step, (index, window, _) in enumerate(self.step.ahead(fed), start=done + 1):
                 windows.before(window)
                 complete = tally.add(self.step(index, full_size), len(index))
                 windows.after(window)
                 yield
                 complete |= step == self.steps_per_epoch
                 # several processes agree on where to end, which takes an exchange
-                ends = request.signum is not None and self.ranks.alone
-                if not complete and not ends:
+                if not (complete or (request.signum is not None and self.ranks.alone)):
                     continue
                 sums = tally.look()
                 before = epoch * self.steps_per_epoch + step - len(sums)

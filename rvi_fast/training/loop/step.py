@@ -169,6 +169,13 @@ class BoundStep:
         """Where what was loaded lies: graphs that were captured with another one do not find it."""
         return 0
 
+    def size_of(self, index: Tensor) -> int:
+        """Rows that a step on rows `index`, which were loaded, is launched for."""
+        return len(index)
+
+    def close(self) -> None:
+        """Lets go of what is captured."""
+
     @property
     def changes_by_kernels_alone(self) -> bool:
         """Whether `launch` changes nothing but gradients where no kernel of the package runs."""

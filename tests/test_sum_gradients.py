@@ -1,0 +1,5 @@
+from rvi_fast import testing
+
+
+class TestSumGradients(testing.SumGradientsContract):
+    """The definition."""
