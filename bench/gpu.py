@@ -48,7 +48,9 @@ OPS = [
     )
 ]
 STEP, LARGE = "bench/bench_training_step.py", "bench/bench_large_n.py"
-TESTS = ["tests/test_gpu.py", "tests/test_gpu_standard.py", "tests/test_metrics.py"]
+TESTS = [
+    *(f"tests/test_{part}.py" for part in ("gpu", "gpu_standard", "gpu_distributed", "metrics"))
+]
 # a few launches of everything at the standard sizes
 SMALL = [sys.executable, "bench/gpu_launches.py", "few"]
 WORKERS = 8

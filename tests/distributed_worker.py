@@ -103,12 +103,12 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def _enter(rank, size, port, folder, timeout, function, keywords):
+def _enter(rank, size, port, folder, timeout, device, function, keywords):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     try:
-        distributed.init(timeout=timeout, device="cpu")
+        distributed.init(timeout=timeout, device=device)
         result = function(rank, size, **keywords)
         torch.save(result, folder / f"{rank}.pt")
         dist.barrier()
@@ -124,14 +124,14 @@ _preload = ["torch", "torch._dynamo", "torch.distributed.checkpoint", "distribut
 _context.set_forkserver_preload(_preload)
 
 
-def start(size, function, folder, *, timeout=TIMEOUT, **keywords):
+def start(size, function, folder, *, timeout=TIMEOUT, device="cpu", **keywords):
     """Processes that run `function(rank, size, **keywords)`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes = [
         _context.Process(
-            target=_enter, args=(rank, size, port, folder, timeout, function, keywords)
+            target=_enter, args=(rank, size, port, folder, timeout, device, function, keywords)
         )
         for rank in range(size)
     ]

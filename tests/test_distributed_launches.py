@@ -3,6 +3,9 @@
 The launches are plain torch here, graphs and streams stand-ins, and processes exchange by gloo.
 """
 
+from datetime import timedelta
+from types import SimpleNamespace
+
 import distributed_worker as worker
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from launches import Graph, capturable, capture_functions, stand_in_for_cuda, ta
 from rvi_fast.posteriors import tables
 from rvi_fast.reference import fused_step as six
 from rvi_fast.training import distributed
-from rvi_fast.training.distributed import ranks
+from rvi_fast.training.distributed import launch, ranks
 from rvi_fast.training.loop import fused_step
 from rvi_fast.training.loop.capture import CapturedStep
 
@@ -117,3 +120,27 @@ def test_rows_are_shared_out_with_room_for_the_largest_share():
             assert visit.window == 7
         largest = max(len(visit.rows) for visit in visits)
         assert {visit.room for visit in visits} == {min(64, ranks.room_for(largest, 64 / 3))}
+
+
+def test_a_gpu_that_does_not_finish_in_time_has_lost_a_process(monkeypatch):
+    """Of a GPU that is not there: its event is never reached, and its exchanges are ended."""
+    ended, event = [], SimpleNamespace(query=lambda: False)
+    backend = SimpleNamespace(abort=lambda: ended.append(True))
+    group = SimpleNamespace(_get_backend=lambda device: backend if device.type == "cuda" else None)
+    stream = SimpleNamespace(record_event=lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch, "_timeout", timedelta(seconds=0.2))
+    monkeypatch.setattr(launch.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(launch.dist, "group", SimpleNamespace(WORLD=group))
+    device = torch.device("cuda", 0)
+    with pytest.raises(
+        distributed.RankError, match=r"process 3 has lost .*: cuda:0 has not finished in 0.2"
+    ):
+        launch.done_in_time(device)
+    assert ended == [True]
+    event.query = lambda: True
+    launch.done_in_time(device)
+    launch.done_in_time(torch.device("cpu"))
+    assert ended == [True]

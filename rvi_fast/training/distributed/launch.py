@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from ...posteriors.relay import RelayPosterior
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 T = TypeVar("T")
+
+# seconds between two looks at a GPU that is waited for
+_POLL = 1e-4
 
 # how long an exchange may take, where `init` was told
 _timeout: timedelta | None = None
@@ -63,7 +67,8 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
     backend = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
     with exchange():
         _timeout = timedelta(seconds=timeout)
-        dist.init_process_group(backend, timeout=_timeout)
+        own = kind if kind.type == "cuda" else None
+        dist.init_process_group(backend, timeout=_timeout, device_id=own)
         seed = [torch.initial_seed()]
         dist.broadcast_object_list(seed, src=0)
     torch.manual_seed(seed[0])
@@ -127,6 +132,26 @@ def begin_total(values: Tensor) -> Callable[[], None]:
     return wait
 
 
+def done_in_time(device: torch.device) -> None:
+    """Waits for what a GPU has been asked, as long as an exchange may take; on the CPU nothing is left.
+
+    A kernel that waits for a process that has died waits for ever and says nothing, and of exchanges
+    within CUDA graphs NCCL has nobody who watches them.
+
+    Raises:
+        RankError: it took longer.
+    """
+    if device.type != "cuda" or _timeout is None:
+        return
+    mark = torch.cuda.current_stream(device).record_event()
+    end = time.monotonic() + _timeout.total_seconds()
+    with exchange():
+        while not mark.query():
+            if time.monotonic() > end:
+                raise RuntimeError(f"{device} has not finished in {_timeout.total_seconds():g} s")
+            time.sleep(_POLL)
+
+
 def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -178,6 +203,14 @@ def leave_rows(module: nn.Module) -> None:
     ignore(module, rows)
 
 
+def _abandon() -> None:
+    """Ends the exchanges that a GPU is at work on: it would wait for a lost process for ever."""
+    group = dist.group.WORLD if dist.is_initialized() else None
+    if group is not None and torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # there is none for GPUs
+            group._get_backend(torch.device("cuda")).abort()
+
+
 @contextmanager
 def exchange() -> Iterator[None]:
     """What the other processes have to answer in time."""
@@ -186,6 +219,7 @@ def exchange() -> Iterator[None]:
     except (RankError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
+        _abandon()
         rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK")
         raise RankError(
             f"process {rank} has lost another one, which has died or has not answered in time; start "

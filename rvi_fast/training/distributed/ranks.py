@@ -23,7 +23,15 @@ from ..inputs.fingerprint import Fingerprint, added
 from ..inputs.prepare import Inputs
 from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from .launch import another_group, begin_total, exchange, first, joined, total
+from .launch import (
+    another_group,
+    begin_total,
+    done_in_time,
+    exchange,
+    first,
+    joined,
+    total,
+)
 from .modules import check_alike, check_modules, sums_of_buffers
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
@@ -222,7 +230,9 @@ class Ranks(Alone):
                 yield Visit(part, visit.window, min(size, room_for(max(count), size / self.size)))
 
     def sum(self, values: Tensor) -> Tensor:
-        return total(values)
+        found = total(values)
+        done_in_time(found.device)
+        return found
 
     def any(self, value: bool) -> bool:
         return bool(total(torch.tensor([float(value)], device="cpu")))
