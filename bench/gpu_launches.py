@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,8 @@ from rvi_fast import ops
 from rvi_fast._info import run_every_op
 from rvi_fast.layout import RowLayout
 from rvi_fast.optim.shared_adam import shared_adam
+from rvi_fast.training import distributed
+from rvi_fast.training.distributed.launch import begin_total
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop.ahead import STEPS
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
@@ -103,9 +106,9 @@ def ceilings(report: Report, device: torch.device, scale: int) -> float:
 
 
 def step_of(
-    num_data: int, batch: int, pixels: bool, device: torch.device
+    num_data: int, batch: int, pixels: bool, device: torch.device, grouped: bool
 ) -> tuple[BoundStep, rvi_fast.optim.RowAdam]:
-    """A step of the standard model as `fit` makes it."""
+    """A step of the standard model as `fit` makes it, alone or in a group of processes."""
     model = rvi_fast.models.rvi(num_data, D, latent_dim=T, groups=GROUPS).to(device)
     x = torch.randint(0, 256, (num_data, D), dtype=torch.uint8, device=device)
     observed = torch.rand(num_data, D, device=device) < 0.5
@@ -116,17 +119,23 @@ def step_of(
     rows = rvi_fast.optim.RowAdam(model.posterior)
     others = [p for name, p in model.named_parameters() if name != "posterior.rows"]
     shared = shared_adam([{"params": others, "lr": 1e-3}])
+    if grouped:
+        shared.reduce = begin_total
     step = make_step(model, rows, shared)
     return fused_step(step, inputs, batch) or BatchStep(step, inputs, device, torch.float32), rows
 
 
-def captured_steps(report: Report, device: torch.device, num_data: int, batch: int) -> None:
+def captured_steps(
+    report: Report, device: torch.device, num_data: int, batch: int, *, grouped: bool = False
+) -> None:
     """Launched one by one, as `fit` does it, the graph alone, and each of its launches."""
-    for pixels, precision in [*((True, each) for each in PRECISIONS), (False, "highest")]:
+    kinds = [*((True, each) for each in PRECISIONS), (False, "highest")]
+    for pixels, precision in kinds[:1] if grouped else kinds:
         torch.set_float32_matmul_precision(precision)
-        step, rows = step_of(num_data, batch, pixels, device)
+        step, rows = step_of(num_data, batch, pixels, device, grouped)
         kind = "uint8" if pixels else "float32"
         name = f"step, N = {num_data}, B = {batch}, {kind}, {precision}"
+        name += ", in a group of one" if grouped else ""
         report.add(
             f"{name}: launched one by one, us",
             microseconds(on_rows(step, num_data, batch, device), device, 9),
@@ -144,7 +153,17 @@ def captured_steps(report: Report, device: torch.device, num_data: int, batch: i
         report.add(f"{name}: the graph alone, us", microseconds(replay, device, 15, 20))
         if precision == "highest" and pixels:
             report.add(f"{name}: launches, us each", launches(replay, device))
+        captured.close()
     torch.set_float32_matmul_precision("highest")
+
+
+def in_a_group(report: Report, device: torch.device) -> None:
+    """The step of a process that sums what it shares with others, of whom there are none."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= alone | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    distributed.init(device=device)
+    captured_steps(report, device, 10_000, 256, grouped=True)
+    distributed.leave()
 
 
 def on_rows(
@@ -269,6 +288,7 @@ def main() -> None:
     if device.type == "cuda":
         captured_steps(report, device, 10_000, 4096)
         captured_steps(report, device, 100_000, 65_536)
+    in_a_group(report, device)
     posterior_alone(report, device, 1_000_000 // scale)
     rows_alone(report, device, 1_000_000 // scale, copy)
 

@@ -396,6 +396,51 @@ MUTANTS = [
         "pass",
         "tests/test_shared_adam.py::test_a_missing_gradient_counts_as_zero",
     ),
+    Mutant(
+        "rvi_fast/optim/shared_adam.py",
+        "gradients are taken again when their sum is waited for",
+        "self._begun or self._collected(), None",
+        "self._collected(), None",
+        "tests/test_shared_adam.py::"
+        "test_sums_begin_where_they_are_told_to_and_are_waited_for_in_the_step",
+    ),
+    # several processes in six launches
+    Mutant(
+        "kernels/_common.py",
+        "the number of no row raises the flag",
+        "wrong &= row != -1",
+        "wrong &= row != -2",
+        "tests/interpreted/test_fused_step.py::test_rows_that_are_not_there_change_nothing",
+    ),
+    Mutant(
+        "rvi_fast/training/loop/ahead.py",
+        "behind the rows of a share lie those of a step before",
+        "rows.fill_(-1)",
+        "pass",
+        "tests/test_distributed_launches.py::test_launches_of_processes_train_what_one_trains",
+    ),
+    Mutant(
+        "rvi_fast/training/loop/fused_step.py",
+        "means are over rows that are not there too",
+        "return found * (self._ahead.size / self._taken)",
+        "return found",
+        "tests/test_distributed_launches.py::test_launches_of_processes_train_what_one_trains",
+    ),
+    Mutant(
+        "rvi_fast/training/loop/fused_step.py",
+        "what lies in a place beyond the rows of a share counts",
+        "rows = rows.where(batch.places >= 0, -1)",
+        "pass",
+        "tests/test_distributed_launches.py::test_data_that_the_host_reads_are_those_in_memory",
+    ),
+    Mutant(
+        "rvi_fast/training/distributed/ranks.py",
+        "each process makes room for its own share alone",
+        "room_for(max(count), size / self.size)",
+        "room_for(count[self.rank], size / self.size)",
+        "tests/test_distributed_launches.py::"
+        "test_rows_are_shared_out_with_room_for_the_largest_share",
+    ),
     # files
     Mutant(
         "rvi_fast/training/runs/journal.py",

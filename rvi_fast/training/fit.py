@@ -147,8 +147,9 @@ def fit(
             what a kill leaves are the same. What could not be written is warned of, or raised, when
             the next checkpoint is due, and before `fit` returns. The last checkpoint, that of a
             signal, and the first of a run with tables in files are waited for.
-        capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Not where several
-            processes train: a graph cannot hold what they exchange.
+        capture: on CUDA, run whole steps from CUDA graphs; the result is the same. Where several
+            processes train, models whose step is six launches alone (docs/kernels.md): each then makes
+            room for the largest share of a batch, and the graph holds the sum of gradients too.
         block_rows: rows that lie together in an epoch: it visits blocks of that many rows in random
             order and shuffles four of them together. What is in memory at a time is then a few
             blocks, where the posterior's storage is a directory, and on a GPU also where it is "host";

@@ -10,7 +10,9 @@ Every process owns some rows: their posteriors, their moments, their data. Rows 
 anywhere. Relays, decoder and scale are the same in all processes, and in each step one sum over all
 processes, of one buffer, makes their gradients the same. An epoch's order is that of a single process,
 so that W processes do what one does with the same batch size, to rounding: each takes the rows of a
-batch that it owns, be they none. Steps are not captured in CUDA graphs.
+batch that it owns, be they none. On GPUs, steps of six launches are replayed from CUDA graphs, with the
+sum of gradients by NCCL in them; other steps are launched one by one. On CPUs, and in those, the sum is
+under way while each process steps its rows.
 
 An encoder (`models.vae(shard=)`, `EncoderPosterior(shard=)`) and modules of one's own as decoder or
 likelihood are trained so too. They are passed as they are, without `DistributedDataParallel`; a process

@@ -219,8 +219,8 @@ class Ranks(Alone):
         while group := list(islice(visits, _TOGETHER)):
             rows = torch.cat([visit.rows for visit in group])
             size = len(group[0].rows)  # the last one may be smaller
-            batch = torch.arange(len(rows), device=rows.device) // size
-            owner = torch.bucketize(rows, self._ends.to(rows.device), right=True)
+            batch = torch.arange(len(rows), device=rows.device, dtype=torch.int32) // size
+            owner = torch.bucketize(rows, self._ends.to(rows.device), right=True, out_int32=True)
             shares = torch.bincount(owner + self.size * batch, minlength=self.size * len(group))
             counts = shares.view(len(group), self.size).tolist()
             parts = (rows[owner == self.rank] - self.rows.start).split(
