@@ -52,8 +52,7 @@ def states(found):
     return together([state for state, *_ in found])
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [3, 20])
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 20), (2, 3), (4, 3), (4, 20)])
 def test_launches_of_processes_train_what_one_trains(tmp_path, size, batch_size):
     found = worker.run(size, launched, tmp_path, batch_size=batch_size, epochs=4)
     assert_close(states(found), alone(epochs=4, batch_size=batch_size, make=built), TOLERANCE)
@@ -62,8 +61,7 @@ def test_launches_of_processes_train_what_one_trains(tmp_path, size, batch_size)
     assert len(found[0][1]) == 4 * -(-worker.N // batch_size)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize(("size", "staged"), [(1, False), (3, False), (2, True), (3, True)])
 def test_captured_with_their_sums_they_are_the_same_bit_for_bit(tmp_path, size, staged):
     changes = {"batch_size": 20, "epochs": 4, "moment_dtype": torch.bfloat16}
     if staged:
