@@ -17,6 +17,7 @@ from rvi_fast.posteriors import tables
 from rvi_fast.reference import fused_step as six
 from rvi_fast.training import distributed
 from rvi_fast.training.distributed import launch, ranks
+from rvi_fast.training.inputs.feed import Visit
 from rvi_fast.training.loop import fused_step
 from rvi_fast.training.loop.capture import CapturedStep
 
@@ -99,11 +100,9 @@ def test_there_is_room_for_a_few_sizes(share, mean, room):
 
 
 def test_rows_are_shared_out_with_room_for_the_largest_share():
-    from rvi_fast.training.inputs.feed import Visit
-
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    batches = [*order[:960].split(64), order[960:]]
-    shards = [distributed.rows_of_rank(1000, rank=rank, size=3) for rank in range(3)]
+    order = torch.randperm(6500, generator=torch.Generator().manual_seed(0))
+    batches = [*order[:6400].split(640), order[6400:]]
+    shards = [distributed.rows_of_rank(6500, rank=rank, size=3) for rank in range(3)]
     found = []
     for rank, rows in enumerate(shards):
         own = object.__new__(ranks.Ranks)
@@ -117,7 +116,10 @@ def test_rows_are_shared_out_with_room_for_the_largest_share():
             assert torch.equal(visit.rows, batch[inside] - rows.start)
             assert visit.window == 7
         largest = max(len(visit.rows) for visit in visits)
-        assert {visit.room for visit in visits} == {min(64, ranks.room_for(largest, 64 / 3))}
+        assert {visit.room for visit in visits} == {ranks.room_for(largest, 640 / 3)}
+    # which no process could say by its own share
+    rooms = [[ranks.room_for(len(visit.rows), 640 / 3) for visit in visits] for visits in found]
+    assert rooms[0] != rooms[1] != rooms[2]
 
 
 def test_a_gpu_that_does_not_finish_in_time_has_lost_a_process(monkeypatch):
