@@ -585,9 +585,9 @@ MUTANTS = [
         "tests/test_parquet.py::test_what_is_done_is_not_done_again",
     ),
     Mutant(
-        "rvi_fast/training/parquet/work.py",
+        "rvi_fast/training/pieces.py",
         "features that training never saw are filled in",
-        "gaps = np.isnan(x) & ~job.unseen",
+        "gaps = np.isnan(x) & ~self.unseen",
         "gaps = np.isnan(x)",
         "tests/test_parquet.py::test_features_that_training_never_saw_stay_missing",
     ),
