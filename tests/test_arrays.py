@@ -499,6 +499,31 @@ def test_one_process_writes_an_array_and_others_are_refused(tmp_path, pieces, mo
     assert not path.exists()
 
 
+def test_rows_are_listed_once_they_are_on_disk(tmp_path, pieces, model, monkeypatch):
+    source, events = hdf5(tmp_path, numbers()), []
+    sync, write, line = os.fsync, outputs.RowFile.write, outputs.append_line
+
+    def synced(descriptor):
+        sync(descriptor)
+        path = tmp_path / ".out.npy.filling.npy"
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            events.append("synced")
+
+    def written(self, file, first, rows):
+        write(self, file, first, rows)
+        events.append("written")
+
+    def listed(path, record):
+        events.append("listed")
+        line(path, record)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(outputs.RowFile, "write", written)
+    monkeypatch.setattr(outputs, "append_line", listed)
+    impute_array(model, source, tmp_path / "out.npy", steps=4, jobs=1, progress=False)
+    assert events == ["synced", *["written", "synced", "listed"] * len(begins())]
+
+
 def test_a_link_in_the_place_of_rows_is_not_written_through(tmp_path, pieces, model):
     source, out = Troubled(hdf5(tmp_path, numbers()), tmp_path / "n", 28, "changed"), "out.npy"
     with pytest.raises(DataError):

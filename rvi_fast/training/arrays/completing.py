@@ -60,12 +60,16 @@ def impute_array(
     alone, to rounding. Observed entries, and columns that are no features, keep their bits; the array
     has its shape and dtype.
 
-    What is done of `out` lies beside it in `.NAME.filling.npy` until all of it is there, and a call that
-    was killed goes on where it was, if it is started again with the same model, array and options; with
-    others it begins anew.
+    Pieces of about 65,536 rows, of whole chunks of the array, are shared out to processes; the result is
+    the same, byte for byte, for any number of them. What is done of `out` lies beside it in
+    `.NAME.filling.npy` until all of it is there, and `.NAME.filling.jsonl` lists the pieces that are on
+    disk. A call that was killed, or one of its processes, goes on where it was, if it is started again
+    with the same model, array and options, in whatever number of processes; with others it begins anew.
+
+    With several processes a script needs `if __name__ == "__main__":` around what it does.
 
     Args:
-        model: a trained model.
+        model: a trained model. Other processes get it without its rows.
         x: the array, "table.h5:/group/x", or a `StoredArray`, which says which columns are features.
             They are taken in the order of the model's: an array has no names for them.
         out: ends in .npy, .h5 or .hdf5, which is replaced, or .zarr, which is not there yet; with the
@@ -75,15 +79,23 @@ def impute_array(
         bounds: smallest and largest number to fill in, in the units of the data.
         unseen: `features` that training never observed: what is missing there stays missing.
         seed: of the noise.
+        jobs: processes at a time, each with one thread; as many as there are processors for this one if
+            not given, and no more than pieces. 1 does all in this process, with one thread as well. So
+            does a model on a GPU, with the threads that there are.
         progress: show a bar over the rows.
 
     Returns:
         As `impute_parquet`: one file.
 
     Raises:
-        ValueError: an argument is out of its range; the array has not the columns of the model.
-        DataError: the file is damaged, or a number in it is infinite or none that the likelihood knows.
+        ValueError: an argument is out of its range; the array has not the columns of the model; the list
+            of pieces is damaged.
+        DataError: the file is damaged, or has changed while it was read; a number in it is infinite or
+            none that the likelihood knows, which ends the call at once.
+        TypeError: the model cannot be given to other processes.
         RunDirectoryInUse: another process writes `out`.
+        RuntimeError: a process has died; the others have done all other pieces.
+        KeyboardInterrupt: after Ctrl-C; what was done stays.
 
     Example:
         >>> import tempfile, h5py, numpy as np, rvi_fast
@@ -97,7 +109,7 @@ def impute_array(
         >>> given = table.mapped(f"{directory.name}/cache")
         >>> history = rvi_fast.fit(model, given, epochs=2, progress=False)
         >>> out = f"{directory.name}/out.h5"
-        >>> rvi_fast.training.impute_array(model, table, out, progress=False)
+        >>> rvi_fast.training.impute_array(model, table, out, jobs=1, progress=False)
         Completed(files=1, written=1, rows=200, filled=1)
         >>> directory.cleanup()
     """

@@ -80,7 +80,9 @@ def impute_parquet(
         ValueError: an argument is out of its range; columns are not those of the model; `out` holds
             Parquet files of another origin, or was begun with another model or other options.
         DataError: a file is damaged, or a number in it is infinite or none that the likelihood knows.
+        TypeError: the model cannot be given to other processes.
         RunDirectoryInUse: another process is at work in `out`.
+        RuntimeError: a process has died; the others have written all other files.
         KeyboardInterrupt: after Ctrl-C; what was written stays.
 
     Example:
