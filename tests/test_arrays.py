@@ -561,6 +561,7 @@ def test_processes_that_cannot_be_are_refused_before_any_work(tmp_path, pieces, 
     other.__dict__["_modules"] = {**model._modules, "decoder": Unportable(model.decoder)}
     with pytest.raises(TypeError, match=r"model: expected what other processes .*jobs=1 does all"):
         infer_array(other, source, out, steps=4, jobs=2, progress=False)
+    assert hidden_in(tmp_path) == []
     infer_array(other, source, out, steps=4, jobs=1, progress=False)
     infer_array(model, source, tmp_path / "same.npy", steps=4, jobs=1, progress=False)
     np.testing.assert_allclose(np.load(out), np.load(tmp_path / "same.npy"), rtol=1e-4, atol=1e-5)

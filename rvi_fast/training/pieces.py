@@ -147,42 +147,47 @@ def hidden_of(features: Sequence[str], unseen: Sequence[str]) -> np.ndarray:
     return np.array([name in unseen for name in features])
 
 
-def check_jobs(model: LatentModel, jobs: int | None) -> int:
-    """How many processes may work side by side."""
+def check_jobs(model: LatentModel, jobs: int | None, tasks: int) -> int:
+    """How many processes may work side by side on so many tasks, checked before anything is written.
+
+    Raises:
+        ValueError: `jobs` is no number of processes, or none for a model where this one is.
+        TypeError: other processes cannot be given the model.
+    """
     device = next(model.parameters()).device
     if jobs is not None and _checks.check_positive_int("jobs", jobs) > 1 and device.type != "cpu":
         raise ValueError(f"jobs: expected 1 for a model on {device}, got {jobs}")
     # a process that belongs to another one's pool may not start any
     if device.type != "cpu" or multiprocessing.current_process().daemon:
         return 1
-    return jobs or available_cpus()
+    jobs = min(jobs or available_cpus(), tasks)
+    if jobs > 1:
+        check_picklable({"model": model})
+    return jobs
 
 
 def ends_of(
-    job: Job[Any], work: Work, tasks: Sequence[Task], jobs: int, count: Say
+    out: Path, work: Work, tasks: Sequence[Task], jobs: int, count: Say
 ) -> Generator[tuple[Task, Ended], None, None]:
     """Does tasks in this process, or in several; none of those outlives the iteration.
 
     Args:
-        job: what they belong to.
+        out: what is written.
         work: does one of them, and says how many rows are done.
         tasks: what can be pickled.
-        jobs: how many processes, which are no more than there are tasks.
+        jobs: how many processes, as `check_jobs` allows; no more than there are tasks.
         count: told of rows that are done.
 
     Yields:
-        A task and how it ended, as they end.
+        A task and how it ended, as they end; not more of them once a process could not begin.
 
     Raises:
-        TypeError: other processes cannot be given the model.
         Interrupted: by a signal, while other processes are at work.
     """
     jobs = min(jobs, len(tasks))
     if jobs < 2:
-        yield from _in_turn(work, tasks, count)
-    else:
-        check_picklable({"model": job.model})
-        yield from _side_by_side(job.out, work, tasks, jobs, count)
+        return _in_turn(work, tasks, count)
+    return _side_by_side(out, work, tasks, jobs, count)
 
 
 def _in_turn(

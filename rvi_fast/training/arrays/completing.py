@@ -161,15 +161,16 @@ def _job(
 
 
 def _run(job: Job[StoredArray], jobs: int | None, progress: bool) -> Completed:
-    progress, most = _checks.check_bool("progress", progress), check_jobs(job.model, jobs)
-    place = _place(job.out, job.source)
+    progress, place = _checks.check_bool("progress", progress), _place(job.out, job.source)
+    pieces = list(job.source.pieces())
+    most = check_jobs(job.model, jobs, len(pieces))
     with contextlib.closing(job.source) as source, held(place):
         described = {**job.described(), "x": source.fingerprint(), "pieces": source.piece_rows}
         shape, dtype = (source.num_rows, source.num_columns), source.dtype
         if job.kind == "infer":
             shape, dtype = (shape[0], 2 * job.model.posterior.latent_dim), np.dtype(np.float32)
         outputs = Outputs(place, shape, dtype, described)
-        _fill(job, outputs, most, progress)
+        _fill(job, outputs, pieces, most, progress)
         if source.fingerprint() != described["x"]:
             raise DataError(f"{source.path}: {source.name} has changed while it was read")
         _put(job, place, outputs.file)
@@ -177,16 +178,17 @@ def _run(job: Job[StoredArray], jobs: int | None, progress: bool) -> Completed:
     return Completed(1, 1, shape[0], sum(outputs.filled.values()))
 
 
-def _fill(job: Job[StoredArray], outputs: Outputs, jobs: int, progress: bool) -> None:
+def _fill(
+    job: Job[StoredArray], outputs: Outputs, pieces: Sequence[range], jobs: int, progress: bool
+) -> None:
     """Does all pieces that are not done yet, or raises the first error."""
-    pieces = list(job.source.pieces())
     left = [rows for rows in pieces if rows.start not in outputs.filled]
     work, num_rows = functools.partial(write_piece, job, outputs.file), job.source.num_rows
     before = num_rows - sum(map(len, left))
     errors: list[tuple[str, BaseException]] = []
     with (
         progress_bar(num_rows, initial=before, unit="row", shown=progress) as bar,
-        contextlib.closing(ends_of(job, work, left, jobs, bar.update)) as ends,
+        contextlib.closing(ends_of(job.out, work, left, jobs, bar.update)) as ends,
     ):
         for rows, ended in ends:
             if ended.error is None:

@@ -165,7 +165,8 @@ def _job(
 
 
 def _run(job: Job[ParquetDirectory], jobs: int | None, progress: bool) -> Completed:
-    progress, most = _checks.check_bool("progress", progress), check_jobs(job.model, jobs)
+    progress = _checks.check_bool("progress", progress)
+    most = check_jobs(job.model, jobs, len(job.source.files))
     described = {
         **job.described(),
         "features": list(job.source.features),
@@ -179,7 +180,7 @@ def _run(job: Job[ParquetDirectory], jobs: int | None, progress: bool) -> Comple
         with progress_bar(num_rows, initial=before, unit="row", shown=progress) as bar:
             errors: list[tuple[str, BaseException]] = []
             work = functools.partial(write_file, job)
-            with contextlib.closing(ends_of(job, work, [*left], most, bar.update)) as ends:
+            with contextlib.closing(ends_of(job.out, work, [*left], most, bar.update)) as ends:
                 for name, ended in ends:
                     if ended.error is None:
                         outputs.add(left[name], ended.result)
