@@ -93,6 +93,26 @@ def lengthen(path: StrPath, size: int) -> None:
 
 
 @contextmanager
+def amending(path: StrPath) -> Iterator[IO[bytes]]:
+    """A file that is there, open for writing into its middle; past the with block its bytes are on disk.
+
+    Raises:
+        OSError: EINVAL for a link and for what is no plain file of one name; or as the system raised it,
+            with the path named: which of the bytes are there then, nobody knows.
+    """
+    with naming(path), open_own(path) as file:
+        yield file
+        os.fsync(file.fileno())
+
+
+def write_all(file: IO[bytes], content: bytes | memoryview) -> None:
+    """Writes all of what it is given, of which an unbuffered write may take a part."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
+
+
+@contextmanager
 def replacing(path: StrPath, *, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the with block ends, and else disappears.
 
@@ -294,7 +314,7 @@ def append_line(path: StrPath, record: Mapping[str, Any]) -> None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
         if file.read(1) in (b"\n", b""):
-            _write_all(file, _line(record))
+            write_all(file, _line(record))
             return
     rewrite_lines(path, [*read_lines(path), record])
 
@@ -306,7 +326,7 @@ def append_text(path: StrPath, text: str) -> None:
         OSError: as the system raised it, with the path named; EINVAL for a link.
     """
     with naming(path), open_own(path, create=True, append=True) as file:
-        _write_all(file, text.encode())
+        write_all(file, text.encode())
 
 
 def rewrite_lines(path: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
@@ -353,13 +373,6 @@ def _locked_partial(path: Path) -> IO[bytes]:
             if os.path.exists(name):
                 return file
             file.close()
-
-
-def _write_all(file: IO[bytes], content: bytes) -> None:
-    """An unbuffered write may take a part of what it is given."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -82,8 +82,9 @@ ROOMS = {
     "impute": "infer",
     "serving": "loop",
     "collapse": "infer",
-    "parquet": "impute workers",
-    "arrays": "parquet",
+    "pieces": "impute workers",
+    "parquet": "pieces",
+    "arrays": "pieces",
     "__init__": "arrays callbacks fit_many load parquet serving collapse memory recipes start_linear",
 }
 # longer than a sitting: CONTRIBUTING says why

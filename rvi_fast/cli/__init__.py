@@ -12,6 +12,7 @@ import torch
 from ..training import distributed
 from ..training.loop.interrupts import Interrupted, raised
 from ..training.runs.directory import RunDirectoryInUse
+from ..training.workers import ProcessDied
 from .parser import make_parser
 
 __all__ = ["main"]
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rvi-fast: error: {error}", file=sys.stderr)
     except (MemoryError, torch.OutOfMemoryError) as error:
         print(f"rvi-fast: error: out of memory: {error}", file=sys.stderr)
+    except ProcessDied as error:
+        print(f"rvi-fast: error: {error}; started again, the command goes on", file=sys.stderr)
     except FloatingPointError as error:
         print(f"rvi-fast: training diverged: {error}", file=sys.stderr)
     except Interrupted as error:

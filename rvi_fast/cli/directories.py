@@ -157,11 +157,10 @@ def _opened(
         "scale_factor": arguments.scale_factor,
         "unseen": unseen,
         "seed": arguments.seed,
+        "jobs": arguments.jobs,
         "progress": not arguments.quiet,
     }
-    if stored and arguments.jobs not in (None, 1):
-        raise ValueError(f"--jobs: expected 1 for an array in a file, got {arguments.jobs}")
-    return model, source, options if stored else {**options, "jobs": arguments.jobs}
+    return model, source, options
 
 
 def _with_categories(

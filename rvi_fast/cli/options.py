@@ -100,12 +100,12 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """An option of commands that write a directory of files."""
+    """An option of commands that write what is read in pieces."""
     parser.add_argument(
         "--jobs",
         type=int,
-        help="of a directory of Parquet files: processes side by side (default: as many as there are "
-        "processors)",
+        help="of a directory of Parquet files, or an array in an HDF5 file or a zarr store: processes "
+        "side by side (default: as many as there are processors)",
     )
 
 

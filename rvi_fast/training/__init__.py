@@ -11,7 +11,8 @@ from .infer import infer
 from .load import load
 from .loop.history import History
 from .memory import MemoryEstimate, estimate_memory
-from .parquet import Completed, impute_parquet, infer_parquet
+from .parquet import impute_parquet, infer_parquet
+from .pieces import Completed
 from .recipes import Recipe, recipe
 from .runs.checkpoints import (
     Checkpoint,

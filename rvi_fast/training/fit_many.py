@@ -20,13 +20,12 @@ from .loop.callback import Callback
 from .loop.history import History
 from .loop.interrupts import Interrupted, Request, deferred
 from .many.call import Call, Count, Outcome
-from .many.carrier import check_picklable
 from .many.in_processes import train_in_processes
 from .many.in_turn import train_in_turn
 from .opening import checked
 from .places import directory_of
 from .settings import Settings
-from .workers import available_cpus
+from .workers import available_cpus, check_picklable
 
 _ARGUMENTS = frozenset(inspect.signature(fit).parameters) - {"progress"}
 

@@ -7,20 +7,25 @@ SIGTERM, which `fit` takes as the wish to end with a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
+from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ..progress import keep_lock_here
 from .loop.interrupts import Request, deferred, raised
@@ -48,7 +53,9 @@ class Ended:
 
 
 class ProcessDied(RuntimeError):
-    """A process has died over its task."""
+    """A process has died over its task, or before it: then the next one would too."""
+
+    begun = True
 
 
 def available_cpus() -> int:
@@ -66,6 +73,8 @@ def side_by_side(
     hear: Callable[[int, Any], object] = lambda number, said: None,
 ) -> Generator[tuple[int, Ended], None, None]:
     """Does tasks in processes where torch has one thread, `jobs` at a time; none outlives the iteration.
+
+    What of torch's settings decides about the bits of a result is there as it is here.
 
     Args:
         work: does one of them.
@@ -109,6 +118,7 @@ class _Worker:
 
     def __init__(self, work: Work) -> None:
         self.work, self.number, self.busy, self._began = work, -1, False, False
+        self.numerics = _numerics()
         self.process, self.connection = self._spawn()
 
     def __enter__(self) -> _Worker:
@@ -142,6 +152,7 @@ class _Worker:
             self.process.join()
             text = f"the process died, exit code {self.process.exitcode}"
             error = ProcessDied(text if self._began else text + _GUARD)
+            error.begun = self._began
             kind, value = "ended", Ended(error=error)
         self._began = True
         self.busy = kind != "ended"
@@ -150,7 +161,7 @@ class _Worker:
     def _spawn(self) -> tuple[Any, Connection]:
         self._began = False
         own, other = _SPAWN.Pipe()
-        process = _SPAWN.Process(target=_serve, args=(self.work, other), daemon=True)
+        process = _SPAWN.Process(target=_serve, args=(self.work, self.numerics, other), daemon=True)
         with _without_sigint():
             process.start()
         other.close()  # or the death of the process would not end the pipe
@@ -172,9 +183,10 @@ def _without_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(work: Work, connection: Connection) -> None:
+def _serve(work: Work, numerics: dict[str, Any], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    _take_numerics(numerics)
     keep_lock_here()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     answer: tuple[str, Any] = ("began", None)
@@ -200,6 +212,59 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)  # a task without its parent would hold its directory against the next one
+
+
+def _numerics() -> dict[str, Any]:
+    """What of this process, beside the arguments, decides about the bits of a result."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast dtype": torch.get_autocast_dtype("cpu"),
+    }
+
+
+def _take_numerics(held: dict[str, Any]) -> None:
+    torch.set_default_dtype(held["dtype"])
+    torch.set_float32_matmul_precision(held["precision"])
+    torch.use_deterministic_algorithms(held["deterministic"], warn_only=held["warns"])
+    torch.set_autocast_enabled("cpu", held["autocast"])
+    torch.set_autocast_dtype("cpu", held["autocast dtype"])
+
+
+def check_picklable(parts: Mapping[str, Any]) -> None:
+    """Refuses what another process cannot be given; tensors and arrays are not looked at.
+
+    Raises:
+        TypeError: names the part.
+    """
+    for name, part in parts.items():
+        try:
+            _Trial(io.BytesIO()).dump(part)
+        except Exception as error:
+            raise TypeError(
+                f"{name}: expected what other processes can be given (see the pickle module), got "
+                f"{type(part).__name__}: {error}; jobs=1 does all in this process"
+            ) from error
+
+
+class _Trial(pickle.Pickler):
+    """Finds out whether something can be pickled, without writing its numbers."""
+
+    def persistent_id(self, value: Any) -> str | None:
+        return "numbers" if isinstance(value, Tensor | np.ndarray) else None
+
+    def reducer_override(self, value: Any) -> Any:
+        main = sys.modules["__main__"]
+        seen = getattr(main, "__file__", None) or getattr(main, "__spec__", None)
+        named = isinstance(value, type | FunctionType) and value.__module__ == "__main__"
+        if named and not seen:
+            raise pickle.PicklingError(
+                f"{value.__qualname__} is of this session, other processes know what modules define"
+            )
+        return NotImplemented
 
 
 def portable(error: BaseException) -> BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ class StoredArray:
         found = stored_place(place)
         if found is None:
             raise ValueError(f"place: expected a file .h5, .hdf5 or .zarr, got {str(place)!r}")
-        self.path, name, self._reader = found
+        self.path, name, reader = found
+        # a module, which other processes cannot be given
+        self._zarr = reader is zarr_store
         with blaming(self.path):
             if not self.path.exists():
                 raise ValueError("no such file")
@@ -108,6 +110,10 @@ class StoredArray:
             raise ValueError("ignore: expected some columns left, got all of them")
 
     @property
+    def _reader(self) -> Any:
+        return zarr_store if self._zarr else hdf5
+
+    @property
     def pixels(self) -> bool:
         """Whether the numbers are pixels, uint8."""
         return bool(self.dtype == np.uint8)
@@ -116,21 +122,29 @@ class StoredArray:
     def piece_rows(self) -> int:
         """Rows of a piece."""
         size = max(1, min(_ROWS, _NUMBERS // self.num_columns))
-        held = self._reader.rows_of_chunk(self._opened())
+        with blaming(self.path):
+            held = self._reader.rows_of_chunk(self._opened())
         # of pieces from chunk to chunk each is read once
         return max(size // held, 1) * held if held * self.num_columns <= 8 * _NUMBERS else size
 
     def close(self) -> None:
         """Closes the file; to read more of it opens it again."""
-        self._reader.close(self._array)
-        del self._array
+        if (array := self.__dict__.pop("_array", None)) is not None:
+            self._reader.close(array)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
 
     def _opened(self) -> Any:
         if "_array" not in self.__dict__:
-            self._array = self._reader.find(self.path)[self.name]
+            array = self._reader.find(self.path)[self.name]
+            if reason := self._reader.refused(array):
+                raise ValueError(f"{self.name} {reason}")
+            rows, columns = int(array.shape[0]), int(np.prod(array.shape[1:]))
+            found = (rows, columns, np.dtype(array.dtype))
+            if found != (self.num_rows, self.num_columns, self.dtype):
+                raise ValueError(f"{self.name} has changed since it was opened first")
+            self._array = array
         return self._array
 
     def fingerprint(self) -> str:
@@ -140,26 +154,35 @@ class StoredArray:
         described = [self.name, self.num_rows, self.features, self.dtype.str, stamp]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
-    def chunks(
-        self, rows: range | None = None, *, skip: Container[int] = ()
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def pieces(self, rows: range | None = None) -> Iterator[range]:
         """Rows in pieces, of whole chunks of the file where those are not too large.
 
         Args:
             rows: which ones; all if not given.
-            skip: first rows of pieces that are passed over, and not read.
-
-        Yields:
-            Number of the first row, and all columns of the rows [n, C] in the dtype of the array.
         """
         rows = range(self.num_rows) if rows is None else rows
-        with blaming(self.path):
-            array, size, start = self._opened(), self.piece_rows, rows.start
-            while start < rows.stop:
-                stop = min(start - start % size + size, rows.stop)
-                if start not in skip:
-                    yield start, np.asarray(array[start:stop]).reshape(stop - start, -1)
-                start = stop
+        size, start = self.piece_rows, rows.start
+        while start < rows.stop:
+            stop = min(start - start % size + size, rows.stop)
+            yield range(start, stop)
+            start = stop
+
+    def read(self, rows: range) -> np.ndarray:
+        """All columns of some rows [n, C], in the dtype of the array.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        with blaming(Path(f"{self.path}: {self.name}, from row {rows.start} on")):
+            return np.asarray(self._opened()[rows.start : rows.stop]).reshape(len(rows), -1)
+
+    def chunks(self, rows: range | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of `pieces`, one piece after the other.
+
+        Yields:
+            Number of the first row, and all columns of the rows, as `read` gives them.
+        """
+        return ((piece.start, self.read(piece)) for piece in self.pieces(rows))
 
     def numbers(self, first: int, block: np.ndarray) -> np.ndarray:
         """The features of some rows [n, D], float64 with NaN for missing, or uint8.

@@ -32,6 +32,20 @@ def one_thread_where_small(decoder: nn.Module, rows: int) -> Iterator[None]:
         set_threads(threads)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it ops on the CPU are serial in all libraries that torch calls, as where processes work.
+
+    Meanwhile that holds for other threads of this process too, as far as they ask those libraries.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def set_threads(count: int) -> None:
     """Sets how many threads the ops of this thread use, where torch is built with OpenMP."""
     if count != torch.get_num_threads() and (openmp := _openmp()) is not None:

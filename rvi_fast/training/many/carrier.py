@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import io
-import pickle
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -108,36 +104,3 @@ class _Mapped:
     def __call__(self) -> np.ndarray:
         held = np.memmap(self.path, np.uint8, "r", offset=self.start, shape=(self.size,))
         return np.ndarray(self.shape, self.dtype, held, self.first, self.strides)
-
-
-def check_picklable(parts: Mapping[str, Any]) -> None:
-    """Refuses what another process cannot be given; tensors and arrays are not looked at.
-
-    Raises:
-        TypeError: names the part.
-    """
-    for name, part in parts.items():
-        try:
-            _Trial(io.BytesIO()).dump(part)
-        except Exception as error:
-            raise TypeError(
-                f"{name}: expected what other processes can be given (see the pickle module), got "
-                f"{type(part).__name__}: {error}; jobs=1 trains all runs in this process"
-            ) from error
-
-
-class _Trial(pickle.Pickler):
-    """Finds out whether something can be pickled, without writing its numbers."""
-
-    def persistent_id(self, value: Any) -> str | None:
-        return "numbers" if isinstance(value, Tensor | np.ndarray) else None
-
-    def reducer_override(self, value: Any) -> Any:
-        main = sys.modules["__main__"]
-        seen = getattr(main, "__file__", None) or getattr(main, "__spec__", None)
-        named = isinstance(value, type | FunctionType) and value.__module__ == "__main__"
-        if named and not seen:
-            raise pickle.PicklingError(
-                f"{value.__qualname__} is of this session, other processes know what modules define"
-            )
-        return NotImplemented

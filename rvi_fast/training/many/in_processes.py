@@ -108,7 +108,6 @@ def _pack(call: Call, carrier: Carrier, parcel: _Parcel) -> None:
         "settings": replace(call.settings, run_dir=None if directory is None else str(directory)),
         "x": carrier.put(call.x),
         "mask": carrier.put(call.mask),
-        "numerics": _numerics(),
     }
     torch.save(parts, parcel.call)
 
@@ -120,7 +119,6 @@ def _work(parcel: _Parcel, say: Say) -> _Report:
         warnings.simplefilter("default")
         parts = torch.load(parcel.call, weights_only=False)
         os.unlink(parcel.call)
-        _take_numerics(parts["numerics"])
         x, mask = (None if parts[name] is None else parts[name]() for name in ("x", "mask"))
         call = Call(parts["model"], x, mask, parts["settings"])
         try:
@@ -167,23 +165,3 @@ def _take_back(model: LatentModel, path: Path) -> None:
         model.scaler = state["scaler"]
     model.trained_on = state["trained_on"]
     model.columns = state["columns"]
-
-
-def _numerics() -> dict[str, Any]:
-    """What of this process, beside the arguments, decides about the bits of a result."""
-    return {
-        "dtype": torch.get_default_dtype(),
-        "precision": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warns": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "autocast dtype": torch.get_autocast_dtype("cpu"),
-    }
-
-
-def _take_numerics(held: dict[str, Any]) -> None:
-    torch.set_default_dtype(held["dtype"])
-    torch.set_float32_matmul_precision(held["precision"])
-    torch.use_deterministic_algorithms(held["deterministic"], warn_only=held["warns"])
-    torch.set_autocast_enabled("cpu", held["autocast"])
-    torch.set_autocast_dtype("cpu", held["autocast dtype"])

@@ -5,42 +5,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import multiprocessing
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
+from typing import Any, Literal
 
 from ... import _checks
 from ...data.parquet import ParquetDirectory
-from ...data.parquet.directory import ParquetFile
 from ...files import StrPath
 from ...models import LatentModel
 from ...progress import progress_bar
 from ..inputs.prepare import listed
-from ..loop.interrupts import Interrupted, deferred
+from ..pieces import (
+    Completed,
+    Job,
+    check_filling,
+    check_jobs,
+    ends_of,
+    hidden_of,
+    inference_options,
+    raise_first,
+)
 from ..runs.directory import RunDirectory
 from ..runs.export import without_rows
-from ..workers import Ended, available_cpus, side_by_side
-from .outputs import Outputs, digest_of_model
-from .work import Job, write_file
-
-
-class Completed(NamedTuple):
-    """What a directory holds when all is done.
-
-    Attributes:
-        files: how many there are.
-        written: how many of them this call has written; the others were there.
-        rows: of all files.
-        filled: cells that were filled in, of all files.
-    """
-
-    files: int
-    written: int
-    rows: int
-    filled: int
+from .outputs import Outputs
+from .work import write_file
 
 
 def impute_parquet(
@@ -91,7 +80,9 @@ def impute_parquet(
         ValueError: an argument is out of its range; columns are not those of the model; `out` holds
             Parquet files of another origin, or was begun with another model or other options.
         DataError: a file is damaged, or a number in it is infinite or none that the likelihood knows.
+        TypeError: the model cannot be given to other processes.
         RunDirectoryInUse: another process is at work in `out`.
+        RuntimeError: a process has died; the others have written all other files.
         KeyboardInterrupt: after Ctrl-C; what was written stays.
 
     Example:
@@ -111,11 +102,10 @@ def impute_parquet(
         0
         >>> directory.cleanup()
     """
-    check_filling(estimate, bounds)
+    bounds = check_filling(estimate, bounds)
     inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("impute", model, x, out, unseen, inference)
-    job = Job(**{**vars(job), "estimate": estimate, "bounds": (float(bounds[0]), float(bounds[1]))})
-    return _run(job, jobs, _checks.check_bool("progress", progress))
+    return _run(replace(job, estimate=estimate, bounds=bounds), jobs, progress)
 
 
 def infer_parquet(
@@ -140,40 +130,17 @@ def infer_parquet(
     """
     inference = inference_options(model, steps, lr, scale_factor, seed)
     job = _job("infer", model, x, out, unseen, inference)
-    return _run(job, jobs, _checks.check_bool("progress", progress))
-
-
-def check_filling(estimate: Any, bounds: tuple[float, float]) -> None:
-    """Refuses what says wrongly what is filled in."""
-    low, high = bounds
-    if not low <= high:
-        raise ValueError(f"bounds: expected the smallest and the largest number, got {bounds}")
-    if estimate not in (None, "mean", "mode"):
-        raise ValueError(f"estimate: expected 'mean', 'mode' or None, got {estimate!r}")
-
-
-def inference_options(
-    model: LatentModel, steps: Any, lr: Any, scale_factor: Any, seed: Any
-) -> dict[str, Any]:
-    """Arguments of `infer`, checked before anything is written."""
-    if steps is not None:
-        check = _checks.check_count if model.amortized else _checks.check_positive_int
-        steps = check("steps", steps)
-    lr = None if lr is None else _checks.check_positive_float("lr", lr)
-    if scale_factor == "held-out":
-        raise ValueError("scale_factor: expected a number for files, got 'held-out'")
-    factor = _checks.check_positive_float("scale_factor", scale_factor)
-    return {"steps": steps, "lr": lr, "scale_factor": factor, "seed": _checks.check_seed(seed)}
+    return _run(job, jobs, progress)
 
 
 def _job(
-    kind: str,
+    kind: Literal["impute", "infer"],
     model: LatentModel,
     x: StrPath | ParquetDirectory,
     out: StrPath,
     unseen: Sequence[str],
     inference: dict[str, Any],
-) -> Job:
+) -> Job[ParquetDirectory]:
     source = x if isinstance(x, ParquetDirectory) else ParquetDirectory(x, model.columns)
     if model.columns is not None and tuple(source.features) != model.columns:
         raise ValueError(
@@ -190,87 +157,35 @@ def _job(
                 f"x: expected at most {classes} categories in column {name!r}, as the likelihood has, "
                 f"got {len(source.categories[name])}"
             )
-    for name in unseen:
-        if name not in source.features:
-            raise ValueError(f"unseen: expected names of features, got {name!r}")
+    hidden = hidden_of(source.features, unseen)
     path, own = Path(out).expanduser(), source.path.resolve()
     if path.resolve() == own or own in path.resolve().parents or path.resolve() in own.parents:
         raise ValueError(f"out: expected a directory apart from {source.path}, got {path}")
-    hidden = np.array([name in unseen for name in source.features])
     return Job(kind, without_rows(model), source, path, hidden, inference)
 
 
-def _run(job: Job, jobs: int | None, progress: bool) -> Completed:
+def _run(job: Job[ParquetDirectory], jobs: int | None, progress: bool) -> Completed:
+    progress = _checks.check_bool("progress", progress)
+    most = check_jobs(job.model, jobs, len(job.source.files))
     described = {
-        "command": job.kind,
-        "model": digest_of_model(job.model),
+        **job.described(),
         "features": list(job.source.features),
         "categories": {name: list(own) for name, own in job.source.categories.items()},
-        "unseen": np.flatnonzero(job.unseen).tolist(),
-        "options": [*job.inference.values(), job.estimate, *map(repr, job.bounds)],
     }
     files, num_rows = job.source.files, job.source.num_rows
     with RunDirectory(job.out):
         outputs = Outputs(job.out, described)
-        left = outputs.left(files)
-        jobs = _processes(job.model, jobs, len(left))
-        before = num_rows - sum(file.num_rows for file in left)
+        left = {file.name: file for file in outputs.left(files)}
+        before = num_rows - sum(file.num_rows for file in left.values())
         with progress_bar(num_rows, initial=before, unit="row", shown=progress) as bar:
-            work = _in_turn if jobs < 2 else functools.partial(_side_by_side, jobs=jobs)
-            errors: list[tuple[ParquetFile, BaseException]] = []
-            with contextlib.closing(work(job, left, bar.update)) as ends:
-                for file, ended in ends:
+            errors: list[tuple[str, BaseException]] = []
+            work = functools.partial(write_file, job)
+            with contextlib.closing(ends_of(job.out, work, [*left], most, bar.update)) as ends:
+                for name, ended in ends:
                     if ended.error is None:
-                        outputs.add(file, ended.result)
+                        outputs.add(left[name], ended.result)
                     else:
-                        errors.append((file, ended.error))
-        if errors:
-            _raise(errors, job)
+                        errors.append((name, ended.error))
+        raise_first(errors, len(files), "files", f"the others are in {job.out}")
         filled = sum(outputs.records[file.name]["filled"] for file in files)
     return Completed(len(files), len(left), num_rows, filled)
-
-
-def _processes(model: LatentModel, jobs: int | None, files: int) -> int:
-    """How many processes work side by side."""
-    device = next(model.parameters()).device
-    if jobs is not None and _checks.check_positive_int("jobs", jobs) > 1 and device.type != "cpu":
-        raise ValueError(f"jobs: expected 1 for a model on {device}, got {jobs}")
-    # a process that belongs to another one's pool may not start any
-    if device.type != "cpu" or multiprocessing.current_process().daemon:
-        return 1
-    return min(jobs or available_cpus(), files)
-
-
-def _in_turn(
-    job: Job, files: Sequence[ParquetFile], count: Callable[[int], None]
-) -> Generator[tuple[ParquetFile, Ended], None, None]:
-    for file in files:
-        try:
-            ended = Ended(write_file(job, file.name, count))
-        except Exception as error:
-            ended = Ended(error=error)
-        yield file, ended
-
-
-def _side_by_side(
-    job: Job, files: Sequence[ParquetFile], count: Callable[[int], None], *, jobs: int
-) -> Generator[tuple[ParquetFile, Ended], None, None]:
-    work, names = functools.partial(write_file, job), [file.name for file in files]
-    with deferred() as request:
-        ends = side_by_side(work, names, jobs, request, lambda _, rows: count(rows))
-        with contextlib.closing(ends):
-            for number, ended in ends:
-                if request.signum is None or ended.error is None:
-                    yield files[number], ended
-        if request.signum is not None:
-            raise Interrupted(request.signum, f"{job.out}: started again, it goes on")
-
-
-def _raise(errors: Sequence[tuple[ParquetFile, BaseException]], job: Job) -> None:
-    """Raises the first error, which says how many files have failed."""
-    error = errors[0][1]
-    names = ", ".join(file.name for file, _ in errors[:5])
-    error.add_note(
-        f"{len(errors)} of {len(job.source.files)} files failed ({names}); the others are in {job.out}"
-    )
-    raise error

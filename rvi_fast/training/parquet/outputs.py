@@ -7,17 +7,13 @@ file, size and time of what it was made of, and its own size.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...data.parquet.directory import ParquetFile
 from ...files import append_line, read_lines, rewrite_lines
-from ...models import LatentModel
 
 _LIST = "_rvi_fast.jsonl"
 
@@ -83,13 +79,3 @@ class Outputs:
         }
         append_line(self._path, record)
         self.records[file.name] = record
-
-
-def digest_of_model(model: LatentModel) -> str:
-    """SHA-256 of all that a model is."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {values.dtype} {list(values.shape)} ".encode())
-        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
