@@ -250,6 +250,20 @@ def test_released_rows_leave_memory_and_keep_their_values(tmp_path):
     posterior.tables.sync()
 
 
+def test_pages_leave_the_map_before_they_are_written(tmp_path, monkeypatch):
+    """To write what is still mapped interrupts the threads of the steps, once for each page."""
+    posterior, done, call = RelayPosterior(20, 3, groups=(4,), storage=tmp_path), [], pages.call
+
+    def told(name, address, length, option):
+        done.append(option)
+        return call(name, address, length, option)
+
+    monkeypatch.setattr(pages, "call", told)
+    monkeypatch.setattr(pages, "start_writing", lambda path, *_: done.append(path.name))
+    posterior.tables.release(0, 20)
+    assert done == [pages.DONTNEED, "rows.bin"]
+
+
 # checkpoints
 
 
