@@ -11,7 +11,6 @@ constants of `measure` are those of parts (bytes moved, products, exchanges), ne
 
 from __future__ import annotations
 
-import bisect
 import json
 import math
 import sys
@@ -99,8 +98,7 @@ def predict(
     relays = RowLayout.resolve(latent_dim, groups).num_relays * latent_dim
     sizes = Sizes(
         rows=num_data,
-        # the slowest process has the most rows of the batch
-        batch=_largest_share(min(batch_size, num_data), processes),
+        batch=_share(min(batch_size, num_data), processes, hardware),
         steps=-(-num_data // batch_size),
         row=(needed.tables + needed.moments) / own_rows,
         features=num_features,
@@ -180,8 +178,8 @@ def _terms(
         end *= max(1.0, sizes.processes / _capacity(sizes.processes, hardware))
     exchange = 0.0
     if sizes.processes > 1:
-        exchange = reduce_seconds(4 * sizes.parameters, sizes.processes, hardware)
-        exchange += reduce_seconds(24 * LOSSES, sizes.processes, hardware) / LOSSES
+        least, byte = hardware.exchange[sizes.processes]
+        exchange = (least + 4 * sizes.parameters * byte) * (1 + 1 / LOSSES)
     return {
         "work": work,
         "wait": max(0.0, disk - work),
@@ -226,20 +224,16 @@ def _capacity(processes: int, hardware: Hardware) -> float:
     return hardware.capacity.get(processes, min(processes, hardware.cores))
 
 
-def reduce_seconds(size: float, processes: int, hardware: Hardware) -> float:
-    """Of a sum over all processes: between the sizes that were measured, or of a ring of links."""
-    points = hardware.reduce.get(processes)
-    if points is None:
-        sent = 2 * (processes - 1) / processes * size
-        return hardware.latency[processes] + sent / hardware.link[processes]
-    at = min(max(bisect.bisect([p[0] for p in points], size), 1), len(points) - 1)
-    (below, first), (above, second) = points[at - 1 : at + 1]
-    return first + max(0.0, size - below) / (above - below) * (second - first)
+def _share(batch: int, processes: int, hardware: Hardware) -> float:
+    """Rows of a batch that the slowest process has: where each has a core, the one with the most.
 
-
-def _largest_share(batch: int, processes: int) -> float:
+    Where cores are fewer, they go to whoever has work left. Shares of a batch add up: the largest is
+    further from the mean than of independent numbers, by the root of W / (W - 1).
+    """
     mean = batch / processes
-    return mean + LARGEST.get(processes, 3.0) * math.sqrt(mean * (1 - 1 / processes))
+    if hardware.device == "cpu" and processes > hardware.cores:
+        return mean
+    return mean + LARGEST.get(processes, 3.0) * math.sqrt(mean)
 
 
 def _window(needed: Any, hardware: Hardware) -> float:

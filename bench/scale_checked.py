@@ -17,7 +17,7 @@ import numpy as np
 from bench_large_n import BATCH, GROUPS, D, T, mapped_table, peak_rss
 from scale import predict
 from scale_hardware import RESULTS, Hardware
-from scale_measured import in_ranks, joined
+from scale_measured import in_ranks, joined, undisturbed
 from torch import Tensor, device
 
 import rvi_fast
@@ -28,8 +28,26 @@ from rvi_fast.training.loop import archive, capture
 SIZES, LARGE = (100_000, 1_000_000), (5_000_000,)
 # processes, and where rows lie
 RUNS = ((1, "device"), (1, "tables"), (2, "device"), (4, "device"))
+# steps, some seconds, over which what they take is averaged
+PIECE = 400
 # of one process in memory up to here a checkpoint is timed too
 SAVED_ROWS = 100_000
+
+
+def seconds_of(times: list[float], steps: int) -> float:
+    """Of a step with its share of what an epoch does at its end, while nothing disturbs it.
+
+    Args:
+        times: when steps ended, of whole epochs, the first of which does not count.
+        steps: of an epoch.
+    """
+    pieces, ends = list[float](), list[float]()
+    for epoch in np.array(times).reshape(-1, steps)[1:]:
+        cuts = np.linspace(0, steps - 1, 1 + max(1, steps // PIECE)).astype(int)
+        pieces += list(np.diff(epoch[cuts]) / np.diff(cuts))
+    for after in range(steps, len(times), steps):
+        ends.append(times[after] - times[after - 1])
+    return ((steps - 1) * undisturbed(pieces) + undisturbed(ends)) / steps
 
 
 def trained(num_data: int, storage: str, folder: Path, batch_size: int = BATCH) -> dict[str, float]:
@@ -41,7 +59,8 @@ def trained(num_data: int, storage: str, folder: Path, batch_size: int = BATCH) 
         model = rvi_fast.models.rvi(
             num_data, D, latent_dim=T, groups=GROUPS, storage=where, shard=shard
         )
-        epochs, steps = (5 if num_data <= 200_000 else 2), -(-num_data // batch_size)
+        steps = -(-num_data // batch_size)
+        epochs = 2 + 10 * PIECE // steps
         step, times, saves = capture.BatchStep.__call__, list[float](), list[float]()
         save = archive.Archive.save
 
@@ -50,9 +69,9 @@ def trained(num_data: int, storage: str, folder: Path, batch_size: int = BATCH) 
             times.append(time.perf_counter())
             return result
 
-        def timed_save(*arguments: Any) -> Any:
+        def timed_save(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = save(*arguments)
+            result = save(*arguments, **options)
             saves.append(time.perf_counter() - start)
             return result
 
@@ -63,13 +82,14 @@ def trained(num_data: int, storage: str, folder: Path, batch_size: int = BATCH) 
         ):
             rvi_fast.fit(model, x, progress=False, **options)
             peak = peak_rss()
-            seconds = (times[-1] - times[steps - 1]) / (len(times) - steps)
+            mean = (times[-1] - times[steps - 1]) / (len(times) - steps)
             if num_data <= SAVED_ROWS and size == 1 and storage == "device":
-                options["epochs"], run_dir = 1, folder / "run"
-                rvi_fast.fit(model, x, progress=False, run_dir=run_dir, **options)
+                options |= {"epochs": 5, "run_dir": folder / "run", "checkpoint_every": 0}
+                rvi_fast.fit(model, x, progress=False, **options)
     on_disk = sum(path.stat().st_size for path in (folder / "tables").glob("*.bin"))
-    found = {"milliseconds": 1e3 * seconds, "memory": peak, "disk": on_disk}
-    return found | ({"checkpoint": saves[-1]} if saves else {})
+    found = {"milliseconds": 1e3 * seconds_of(times, steps), "mean": 1e3 * mean}
+    found |= {"memory": peak, "disk": on_disk}
+    return found | ({"checkpoint": undisturbed(saves)} if saves else {})
 
 
 def check(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -108,7 +128,7 @@ def line(row: dict[str, Any]) -> str:
     place = "memory" if row["storage"] == "device" else "files"
     start = f"| {row['num_data']:,} | {row['processes']} | {place} |"
     if "error" in row:
-        return f"{start} {row['error']} | | | | | |"
+        return f"{start} {row['error']} | | | | | | |"
     cells = []
     for name, unit in (("milliseconds", 1), ("memory", 1e9), ("checkpoint", 1)):
         if name not in row["measured"]:
@@ -116,6 +136,8 @@ def line(row: dict[str, Any]) -> str:
             continue
         predicted, measured = row["predicted"][name] / unit, row["measured"][name] / unit
         cells += [f"{predicted:.2f} / {measured:.2f}", f"{predicted / measured:.2f}"]
+        if name == "milliseconds":
+            cells.append(f"{row['measured']['mean']:.2f}")
     return f"{start} {' | '.join(cells)} |"
 
 
@@ -125,17 +147,19 @@ HEAD = """# Predicted and measured
 milliseconds per step with all that an epoch does, peak memory of a process in GB, seconds of a
 checkpoint. B = 256, 784 pixels from a mapped file, the standard model; processes of one thread on
 {cores} cores, of which two do the work of {capacity:.2f}. The constants are those of parts, measured on
-{rows:,} rows: `bench/results/scale.json`. What else ran on the machine (load average) before `measure`:
-{load:.1f}, before `check`: {now:.1f}.
+{rows:,} rows, at other batches and, in several processes, with other numbers of features:
+`bench/results/scale.json`. Of parts and runs alike a figure is the lower quartile of pieces of some
+tenths of a second to seconds: the host of a virtual machine slows it down for seconds at a time.
+"mean" is that of whole epochs, disturbed or not. Load average as `measure` began, of what ran before:
+{load:.1f}.
 
-| N | processes | rows in | ms per step | | memory | | checkpoint | |
-|---|---|---|---|---|---|---|---|---|
+| N | processes | rows in | ms per step | | mean | memory | | checkpoint | |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
 def main(large: bool) -> None:
     """Writes the table of all runs."""
-    now = os.getloadavg()[0]
     rows = check(SIZES + (LARGE if large else ()))
     hardware, held = Hardware.load(), json.loads(RESULTS.read_text())
     head = HEAD.format(
@@ -143,7 +167,6 @@ def main(large: bool) -> None:
         capacity=hardware.capacity[2],
         rows=held["rows"],
         load=held["load"],
-        now=now,
     )
     RESULTS.with_suffix(".md").write_text(head + "\n".join(map(line, rows)) + "\n")
 
@@ -170,7 +193,7 @@ def files(rows: int = 2_000_000) -> None:
             sizes = rows * processes, "tables", folder, batch
             found = in_ranks(processes, *sizes, program=__file__)
             shutil.rmtree(folder / "tables")
-            step, memory = (max(own[name] for own in found) for name in ("milliseconds", "memory"))
+            step, memory = (max(own[name] for own in found) for name in ("mean", "memory"))
             lines.append(f"| {processes} | {batch} | {step:.2f} | {memory / 1e9:.2f} |")
             print(lines[-1], flush=True)
     RESULTS.with_name("scale_files.md").write_text(head + "\n".join(lines) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -29,9 +29,8 @@ class Hardware:
         disk_read, disk_write: bytes per second.
         cached: bytes of files that the system keeps in memory.
         dirty: those of them that it lets wait to be written.
-        reduce: by number of processes, (bytes, seconds) of sums over all of them.
-        link, latency: by number of processes where none was measured, bytes per second between two,
-            and what an exchange takes at least.
+        exchange: by number of processes, what a sum over all of them adds to a step, at least and for
+            each byte.
         cores: of one machine.
         capacity: by number of processes, what so many do at once, in processes; cores where not named.
         base: bytes of a process that has loaded torch.
@@ -58,9 +57,7 @@ class Hardware:
     dirty: float
     cores: int
     base: float
-    reduce: Mapping[int, Sequence[tuple[float, float]]] = field(default_factory=dict)
-    link: Mapping[int, float] = field(default_factory=dict)
-    latency: Mapping[int, float] = field(default_factory=dict)
+    exchange: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     capacity: Mapping[int, float] = field(default_factory=dict)
     device: str = "cpu"
     memory: float = 0.0
@@ -69,8 +66,7 @@ class Hardware:
     def load(cls, path: Path = RESULTS) -> Hardware:
         """What `measure` has written."""
         held = json.loads(path.read_text())["hardware"]
-        by_size = ("reduce", "link", "latency", "capacity")
         numbers = {f.name: held[f.name] for f in fields(cls) if f.name in held}
-        for name in by_size:
-            numbers[name] = {int(size): value for size, value in held.get(name, {}).items()}
+        for name in ("exchange", "capacity"):
+            numbers[name] = {int(size): value for size, value in held[name].items()}
         return cls(**numbers)

@@ -38,8 +38,7 @@ H100 = Hardware(
     dirty=0.0,
     cores=16,
     # NVLink 900 GB/s both ways; between machines 400 Gb/s for each GPU; latencies are assumed
-    link={8: 450e9, 64: 50e9},
-    latency={8: 20e-6, 64: 40e-6},
+    exchange={8: (20e-6, 2 * 7 / 8 / 450e9), 64: (40e-6, 2 * 63 / 64 / 50e9)},
     # a CUDA context, assumed
     base=0.5e9,
     device="cuda",

@@ -45,7 +45,7 @@ def machine(scale):
         dirty=1e8,
         cores=2,
         base=3e8,
-        reduce={2: ((100, 1e-4), (1_000_000, 1.1e-3))},
+        exchange={2: (1e-4, 1e-9), 4: (2e-4, 1e-9)},
     )
 
 
@@ -63,10 +63,9 @@ def test_bytes_of_an_exchange_are_those_of_shared_gradients(scale, machine):
     model = rvi_fast.models.rvi(500, 6, **SHAPE)
     shared = [p for name, p in model.named_parameters() if name != "posterior.rows"]
     size = sum(p.numel() * p.element_size() for p in shared)
-    ring = dataclasses.replace(machine, link={4: 1e9}, latency={4: 0.0})
     assert scale.predict(500, 6, machine, **SHAPE).network == 0
     assert scale.predict(500, 6, machine, **SHAPE, processes=2).network == size
-    assert scale.predict(500, 6, ring, **SHAPE, processes=4).network == 1.5 * size
+    assert scale.predict(500, 6, machine, **SHAPE, processes=4).network == 1.5 * size
 
 
 def test_memory_is_the_estimate_and_what_a_process_is_without_it(scale, machine):
@@ -134,10 +133,27 @@ def test_two_threads_of_one_core_take_turns_and_two_cores_do_not(scale, machine)
     assert scale.at_once(3.0, 1.0, 4, machine) == 8.0
 
 
-def test_exchanges_between_measured_sizes_lie_between_them(scale, machine):
-    assert scale.reduce_seconds(100, 2, machine) == pytest.approx(1e-4)
-    assert scale.reduce_seconds(500_050, 2, machine) == pytest.approx(6e-4)
-    assert scale.reduce_seconds(1_999_900, 2, machine) == pytest.approx(2.1e-3)
+def test_an_exchange_takes_its_least_and_what_its_bytes_add(scale, machine):
+    model = rvi_fast.models.rvi(500, 6, **SHAPE)
+    shared = [p for name, p in model.named_parameters() if name != "posterior.rows"]
+    size = sum(p.numel() * p.element_size() for p in shared)
+    found = scale.predict(500, 6, machine, **SHAPE, processes=2).terms["exchange"]
+    # and the losses of 64 steps in one more
+    assert found == pytest.approx(65 / 64 * 1e3 * (1e-4 + 1e-9 * size))
+    assert scale.predict(500, 6, machine, **SHAPE).terms["exchange"] == 0
+
+
+def test_the_largest_share_is_that_of_rows_drawn_for_batches(scale, machine):
+    owners = np.random.default_rng(0).multinomial(256, [1 / 2] * 2, 20_000)
+    found = scale._share(256, 2, machine)
+    assert found == pytest.approx(owners.max(1).mean(), rel=2e-3)
+    many = dataclasses.replace(machine, cores=8)
+    for processes in (4, 8):
+        owners = np.random.default_rng(0).multinomial(256, [1 / processes] * processes, 20_000)
+        found = scale._share(256, processes, many)
+        assert found == pytest.approx(owners.max(1).mean(), rel=2e-2)
+    # cores that four processes share go to whoever has work left
+    assert scale._share(256, 4, machine) == 64
 
 
 def test_a_gpu_takes_what_was_measured_and_refuses_what_has_no_room(scale):
@@ -167,3 +183,53 @@ def test_the_page_shows_the_table_that_plan_prints(scale, capsys):
     scale.main(["plan"])
     page = (BENCH.parent / "docs/scale.md").read_text(encoding="utf-8")
     assert f"```text\n{capsys.readouterr().out}```" in page
+
+
+def test_steps_with_and_without_a_sum_tell_what_it_adds(scale):
+    import scale_measured
+
+    # at least a millisecond, two nanoseconds a byte; a third disturbed
+    sums = {
+        f"{size} {share}": [1e-3 + 2e-9 * size] * 2 + [0.5]
+        for size in (100_000, 500_000)
+        for share in (32, 192)
+    }
+    found = {"alone": [1e-3, 2e-3, 1e-3], "all": [1.25e-3, 2.5e-3, 1e-1], "sums": sums}
+    capacity, exchange = scale_measured.of_processes(found, 2)
+    assert capacity == pytest.approx(1.6)
+    assert exchange == pytest.approx((1e-3, 2e-9))
+
+
+def test_parts_are_measured_at_other_sizes_than_runs_that_are_checked(scale):
+    import scale_checked
+    import scale_measured
+
+    assert scale_measured.D not in scale_measured.FEATURES
+    shares = {scale_checked.BATCH // processes for processes, _ in scale_checked.RUNS}
+    assert not shares & {*scale_measured.SHARES}
+    assert scale_checked.BATCH not in scale_measured.BATCHES
+    checked = {*scale_checked.SIZES, *scale_checked.LARGE}
+    assert not checked & {scale_measured.ROWS, scale_measured.ROWS // 5}
+
+
+def test_disturbances_of_seconds_do_not_count_and_ends_of_epochs_do(scale):
+    import scale_checked
+
+    steps = 2 * scale_checked.PIECE + 1
+    gaps = np.full((4, steps), 1e-3)
+    gaps[0] = 5e-3  # the first epoch
+    gaps[:, 0] = 0.2  # ends of epochs
+    gaps[2, steps // 2 :] = 2e-3
+    found = scale_checked.seconds_of(list(gaps.cumsum()), steps)
+    assert found == pytest.approx((0.2 + (steps - 1) * 1e-3) / steps)
+
+
+def test_what_is_predicted_from_is_measured_on_tables_of_any_size(scale, tmp_path, monkeypatch):
+    import scale_measured
+
+    monkeypatch.setattr(scale_measured, "ROUNDS", 2)
+    monkeypatch.setattr(scale_measured, "STEPS", 2)
+    found = scale_measured.alone(3000, tmp_path)
+    assert {"step 64", "decoder 64", "read 64", "shared", "epoch_byte", "loop"} <= {*found}
+    for name, times in found.items():
+        assert name == "base" or min(times) > 0, name
