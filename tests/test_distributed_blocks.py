@@ -35,7 +35,7 @@ def test_windows_of_a_run_of_several_processes_share_out_the_blocks(num_data, bl
     visited = torch.cat([visit.rows for visit in visits])
     assert visited.sort().values.tolist() == list(range(num_data))
     entered = set()
-    for rows, window in visits:
+    for rows, window, _ in visits:
         for before in range(window + 1):
             for first, end in order.ranges(before):
                 entered.update(range(first, end))

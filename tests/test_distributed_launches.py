@@ -3,6 +3,8 @@
 The launches are plain torch here, graphs and streams stand-ins, and processes exchange by gloo.
 """
 
+import threading
+import warnings
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -124,13 +126,15 @@ def test_rows_are_shared_out_with_room_for_the_largest_share():
 
 def test_a_gpu_that_does_not_finish_in_time_has_lost_a_process(monkeypatch):
     """Of a GPU that is not there: its event is never reached, and its exchanges are ended."""
-    ended, event = [], SimpleNamespace(query=lambda: False)
-    backend = SimpleNamespace(abort=lambda: ended.append(True))
+    ended, event = threading.Event(), SimpleNamespace(query=lambda: False)
+    backend = SimpleNamespace(abort=ended.set)
     group = SimpleNamespace(_get_backend=lambda device: backend if device.type == "cuda" else None)
     stream = SimpleNamespace(record_event=lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(launch, "_timeout", timedelta(seconds=0.2))
+    monkeypatch.setattr(launch, "_thread", threading.get_ident())
+    monkeypatch.setattr(launch, "joined", lambda: True)
     monkeypatch.setattr(launch.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(launch.dist, "get_rank", lambda: 3)
     monkeypatch.setattr(launch.dist, "group", SimpleNamespace(WORLD=group))
@@ -139,8 +143,50 @@ def test_a_gpu_that_does_not_finish_in_time_has_lost_a_process(monkeypatch):
         distributed.RankError, match=r"process 3 has lost .*: cuda:0 has not finished in 0.2"
     ):
         launch.done_in_time(device)
-    assert ended == [True]
+    assert ended.wait(10)
+    ended.clear()
+    # whoever waits for others beside the training does not end its exchanges
+    monkeypatch.setattr(launch, "_thread", -1)
+    with pytest.raises(distributed.RankError):
+        launch.done_in_time(device)
     event.query = lambda: True
     launch.done_in_time(device)
     launch.done_in_time(torch.device("cpu"))
-    assert ended == [True]
+    assert not ended.wait(0.2)
+
+
+def parting(rank, size, *, how):
+    """Trains as `launched` where the processes differ in whether steps can be captured."""
+    changes, capture = {"batch_size": 20, "epochs": 4, "captured": True}, CapturedStep._capture
+    if how == "capture" and rank == 1:
+        changes["capture"] = False
+    if how == "the graph of one" and rank == 1:
+
+        def refused(self, index, full_size):
+            own = self.step.launch
+
+            def launch(*arguments):
+                own(*arguments)
+                raise RuntimeError("no room")
+
+            self.step.launch = launch
+            try:
+                return capture(self, index, full_size)
+            finally:
+                del self.step.launch
+
+        CapturedStep._capture = refused
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        state, *_ = launched(rank, size, **changes)
+    return state, [str(w.message) for w in said if "not captured" in str(w.message)]
+
+
+@pytest.mark.parametrize("how", ["capture", "the graph of one"])
+def test_processes_capture_their_steps_all_or_none(tmp_path, how):
+    expected = worker.run(2, launched, tmp_path / "plain", batch_size=20, epochs=4)
+    got = worker.run(2, parting, tmp_path / "parting", how=how)
+    assert_equal(states(got), states(expected))
+    if how == "the graph of one":
+        reasons = [said[0].rpartition(": ")[2] for _, said in got]
+        assert reasons == ["another process cannot capture them", "no room"]

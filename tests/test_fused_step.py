@@ -16,7 +16,7 @@ from rvi_fast.reference.laws import LAWS
 from rvi_fast.training.inputs.feed import HostInputs, Visit
 from rvi_fast.training.inputs.prepare import Inputs
 from rvi_fast.training.loop import fused_step
-from rvi_fast.training.loop.ahead import STEPS
+from rvi_fast.training.loop.ahead import STEPS, Ahead
 from rvi_fast.training.loop.capture import BatchStep, CapturedStep
 from rvi_fast.training.loop.fused_step import FusedStep, fits
 from rvi_fast.training.loop.step import make_step
@@ -419,3 +419,20 @@ def test_other_devices_keep_the_step_of_any_model():
     assert fused_step.launches_on(CPU) is None
     made = make(dtype=torch.float32)
     assert fused_step.fused_step(make_step(*made), data(dtype=torch.float32), B) is None
+
+
+@pytest.mark.parametrize(("slots", "first_row"), [(False, 0), (False, 7), (True, 0), (True, 7)])
+def test_launches_are_told_by_the_tensor_that_numbers_are_the_same(slots, first_row):
+    ahead = Ahead(B, CPU, torch.float32, (lambda rows: rows + 100) if slots else None, first_row)
+    batches = [batch(number) for number in range(4)]
+    for visit in ahead.feed([Visit(rows, 0) for rows in batches]):
+        ahead.load(visit.rows)
+        found = ahead.batch(len(visit.rows))
+        found.places.copy_(ahead.order[ahead.position, : len(visit.rows)][0])  # by a launch
+        assert (found.rows is found.places) == (not slots)
+        assert (found.keys is found.rows) == (not first_row)
+        assert torch.equal(found.rows, visit.rows)
+        assert torch.equal(found.places, visit.rows + 100 * slots)
+        assert torch.equal(found.keys, visit.rows + first_row)
+        ahead.result()
+        ahead.position += 1

@@ -23,13 +23,14 @@ def trained(rank, size, **changes):
     graphs, capture = [], CapturedStep._capture
 
     def counted(self, *arguments):
-        graphs.append(capture(self, *arguments))
-        return graphs[-1]
+        graph = capture(self, *arguments)
+        graphs.append(graph is not None)  # a process group does not end before its graphs
+        return graph
 
     CapturedStep._capture = counted
     device = torch.device("cuda", rank)
     state = worker.train(rank, size, make_model=built, device=device, **changes)
-    return on_the_host(state), sum(graph is not None for graph in graphs)
+    return on_the_host(state), sum(graphs)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,7 +46,10 @@ def test_processes_train_what_one_trains_captured_or_not(tmp_path, size, moment_
     assert all(graphs > 0 for _, graphs in captured)
     assert not any(graphs for _, graphs in plain)
     got, expected = (together([state for state, _ in found]) for found in (captured, plain))
-    assert_equal(got, expected)
+    if size <= 2:
+        assert_equal(got, expected)
+    else:  # sums within graphs may be made in another order
+        assert_close(got, expected, 10 * TOLERANCE)
     if moment_dtype is None:
         own = on_the_host(alone(make=built, device=torch.device("cuda", 0), **changes))
         assert_close(got, own, 10 * TOLERANCE)

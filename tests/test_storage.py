@@ -67,7 +67,7 @@ def test_an_epoch_visits_every_row_once_in_full_batches(num_data, block_rows, ba
     )
     assert all(len(visit.rows) == batch_size for visit in visits[:-1])
     entered = set()
-    for rows, window in visits:
+    for rows, window, _ in visits:
         for blocks in order.windows[: window + 1]:
             entered.update(blocks)
         assert set((rows // block_rows).tolist()) <= entered
@@ -78,7 +78,7 @@ def test_an_epoch_visits_every_row_once_in_full_batches(num_data, block_rows, ba
 
 def test_a_batch_reaches_no_further_back_than_the_window_before():
     order = EpochOrder(1000, 10, torch.Generator().manual_seed(0))
-    for rows, window in order.visits(16):
+    for rows, window, _ in order.visits(16):
         near = {
             block for blocks in order.windows[max(window - 1, 0) : window + 1] for block in blocks
         }

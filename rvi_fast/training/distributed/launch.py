@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ _POLL = 1e-4
 
 # how long an exchange may take, where `init` was told
 _timeout: timedelta | None = None
+# the thread that called `init`
+_thread: int | None = None
 
 
 class RankError(RuntimeError):
@@ -47,7 +50,7 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
         ValueError: `torchrun` has not started this process, or it has joined already.
         RankError: the others did not come in time.
     """
-    global _timeout
+    global _timeout, _thread
     _checks.check_positive_float("timeout", timeout)
     if not launched():
         missing = [name for name in _TORCHRUN if name not in os.environ]
@@ -66,7 +69,7 @@ def init(*, timeout: float = 60.0, device: torch.device | str | None = None) -> 
     importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
     with exchange():
-        _timeout = timedelta(seconds=timeout)
+        _timeout, _thread = timedelta(seconds=timeout), threading.get_ident()
         own = kind if kind.type == "cuda" else None
         dist.init_process_group(backend, timeout=_timeout, device_id=own)
         seed = [torch.initial_seed()]
@@ -82,8 +85,7 @@ def launched() -> bool:
 
 def leave() -> None:
     """Waits for the others, and ends what `init` has begun."""
-    with exchange():
-        dist.barrier()
+    total(torch.zeros(1, device="cpu"))
     dist.destroy_process_group()
 
 
@@ -204,11 +206,18 @@ def leave_rows(module: nn.Module) -> None:
 
 
 def _abandon() -> None:
-    """Ends the exchanges that a GPU is at work on: it would wait for a lost process for ever."""
-    group = dist.group.WORLD if dist.is_initialized() else None
-    if group is not None and torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # there is none for GPUs
-            group._get_backend(torch.device("cuda")).abort()
+    """Ends the exchanges that a GPU is at work on: it would wait for a lost process for ever.
+
+    In a thread of its own, since NCCL does not return before CUDA graphs that hold them are gone; what
+    waits for the GPU goes on at once. Not from another thread than that of `init`, which may wait for
+    others while the GPU does well.
+    """
+    group = dist.group.WORLD if joined() else None
+    if group is None or _thread != threading.get_ident() or not torch.cuda.is_initialized():
+        return
+    with suppress(RuntimeError):  # there is none for GPUs
+        backend: Any = group._get_backend(torch.device("cuda"))
+        threading.Thread(target=backend.abort, name="rvi_fast gives up", daemon=True).start()
 
 
 @contextmanager
@@ -216,9 +225,11 @@ def exchange() -> Iterator[None]:
     """What the other processes have to answer in time."""
     try:
         yield
-    except (RankError, torch.OutOfMemoryError):
+    except (RankError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise  # a graph cannot hold it
         _abandon()
         rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK")
         raise RankError(

@@ -218,6 +218,7 @@ class Ranks(Alone):
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         while group := list(islice(visits, _TOGETHER)):
             rows = torch.cat([visit.rows for visit in group])
+            done_in_time(rows.device)  # it is waited for below
             size = len(group[0].rows)  # the last one may be smaller
             batch = torch.arange(len(rows), device=rows.device, dtype=torch.int32) // size
             owner = torch.bucketize(rows, self._ends.to(rows.device), right=True, out_int32=True)
@@ -230,9 +231,9 @@ class Ranks(Alone):
                 yield Visit(part, visit.window, min(size, room_for(max(count), size / self.size)))
 
     def sum(self, values: Tensor) -> Tensor:
-        found = total(values)
-        done_in_time(found.device)
-        return found
+        done_in_time(values.device)
+        # by way of the host, where a process that is lost is noticed
+        return values.copy_(total(values.cpu())) if values.is_cuda else total(values)
 
     def any(self, value: bool) -> bool:
         return bool(total(torch.tensor([float(value)], device="cpu")))

@@ -105,7 +105,11 @@ class Ahead:
         """The rows of the step at hand, `size` of them, whose places are there as `places` says."""
         for ring, own in self._gathered:
             torch.index_select(ring, 0, self.position, out=own[None])
-        return Batch(self._index[:size], self._own[:size], self._own_keys[:size])
+        places = self._index[:size]
+        # launches are told by the very tensor that numbers are the same
+        rows = places if self._own is self._index else self._own[:size]
+        keys = rows if self._own_keys is self._own else self._own_keys[:size]
+        return Batch(places, rows, keys)
 
     def _another(self) -> tuple[Tensor, Tensor]:
         """A ring beside `order`, and room for what it has of the step at hand."""
@@ -120,9 +124,8 @@ class Ahead:
         given, rooms = zip(*batches, strict=True)
         padded = any(rooms)
         if padded:
-            _put_padded(rows, given)
-        else:
-            _put_side_by_side(rows, given)
+            rows.fill_(-1)
+        _put_side_by_side(rows, given)
         if self._slots_of is not None:
             slots = self._slots_of(rows.clamp(min=0) if padded else rows)
             self.order[self._position : end] = slots.where(rows >= 0, -1) if padded else slots
@@ -139,14 +142,3 @@ def _put_side_by_side(rows: Tensor, batches: tuple[Tensor, ...]) -> None:
     else:
         for place, batch in zip(rows, batches, strict=True):
             place[: len(batch)].copy_(batch)
-
-
-def _put_padded(rows: Tensor, batches: tuple[Tensor, ...]) -> None:
-    """The same of batches of any sizes; behind each of them -1."""
-    counts = torch.tensor([len(batch) for batch in batches], device="cpu")
-    shift = rows.shape[1] * torch.arange(len(batches), device="cpu") - counts.cumsum(0) + counts
-    numbers = torch.cat(batches)
-    own, sizes = shift.to(rows.device), counts.to(rows.device)
-    shifts = own.repeat_interleave(sizes, output_size=len(numbers))
-    rows.fill_(-1)
-    rows.view(-1)[torch.arange(len(numbers), device=rows.device) + shifts] = numbers

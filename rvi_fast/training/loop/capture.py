@@ -119,11 +119,14 @@ def bound_step(
     captured &= ranks.alone or fused is not None
     # a graph of torch's optimiser would keep the learning rate of its capture
     captured &= isinstance(shared, SharedAdam) or not Callbacks(settings.callbacks).set_lr
-    if not (captured and graphs_on(like.device) and isinstance(step, DirectStep)):
+    captured &= graphs_on(like.device)
+    # what processes exchange is within graphs in all of them or in none
+    ways = set(ranks.gather((captured, type(inputs).__name__)))
+    if ways != {(True, type(inputs).__name__)} or not isinstance(step, DirectStep):
         return bound
     drawn = drawing if draws(model, training=True) else None
     lag = place.epochs_behind * -(-ranks.num_data // settings.batch_size)
-    return CapturedStep(bound, step.rows, lag, drawn)
+    return CapturedStep(bound, step.rows, lag, drawn, ranks.any)
 
 
 def _calls_modules(step: Callable[..., Objective]) -> bool:
@@ -149,13 +152,15 @@ class CapturedStep:
     """A step on CUDA, replayed from a graph for each size of batch and each place that batches land in.
 
     The first of those batches runs as it is, on a side stream, which sets up what is set up once; the
-    second is captured. What cannot be captured runs as it is, after one warning.
+    second is captured. What cannot be captured runs as it is, after one warning; of several processes in
+    all then.
 
     Args:
         step: what is captured.
         rows: the optimiser that it steps rows with.
         lag: steps that rows can be behind.
         drawing: what the step draws from beside its noise.
+        any_of: whether something is so in one of the processes at least.
     """
 
     def __init__(
@@ -164,8 +169,9 @@ class CapturedStep:
         rows: RowAdam,
         lag: int,
         drawing: Drawing | None = None,
+        any_of: Callable[[bool], bool] = bool,
     ) -> None:
-        self.step, self.rows, self.drawing = step, rows, drawing
+        self.step, self.rows, self.drawing, self._any_of = step, rows, drawing, any_of
         self.seed, self.kl_weight = step.seed, step.kl_weight
         rows.reserve(lag)
         self._side = torch.cuda.Stream(step.seed.device)
@@ -209,15 +215,18 @@ class CapturedStep:
         graph, own = torch.cuda.CUDAGraph(), self.step.fixed(index)
         if self.drawing is not None:  # each replay draws on from where the last one has stopped
             graph.register_generator_state(self.drawing.generator(index.device))
+        result: Tensor | None = None
+        reason = "another process cannot capture them"
         try:
             # other threads move blocks meanwhile, and wait for what they have moved
             with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
                 result = self.step.launch(own, full_size)
         except RuntimeError as error:
-            self._refused = True
+            result, reason = None, str(error)
+        self._refused = self._any_of(result is None)
+        if self._refused or result is None:
             warnings.warn(
-                f"steps are not captured in CUDA graphs, which is slower: {error}",
-                stacklevel=2,
+                f"steps are not captured in CUDA graphs, which is slower: {reason}", stacklevel=2
             )
             return None
         return _Graph(graph, own, result)
