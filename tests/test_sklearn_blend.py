@@ -231,7 +231,7 @@ def test_transform_fills_in_a_draw_where_it_is_asked_to():
     np.testing.assert_array_equal(drawn[~hidden], table[~hidden])
     assert (drawn != filled)[hidden].all()
     imputer.set_params(sample_posterior=True, random_state=None)
-    # by a seed of their own each time; two draws of residuals may be the same one
+    # by a seed of their own each time; two draws beyond the outermost residuals are the same
     assert (imputer.transform(table) != imputer.transform(table))[hidden].mean() > 0.9
 
 
