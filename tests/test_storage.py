@@ -251,7 +251,7 @@ def test_released_rows_leave_memory_and_keep_their_values(tmp_path):
 
 
 def test_pages_leave_the_map_before_they_are_written(tmp_path, monkeypatch):
-    """To write what is still mapped interrupts the threads of the steps, once for each page."""
+    """Steps take longer beside writes of what is still mapped."""
     posterior, done, call = RelayPosterior(20, 3, groups=(4,), storage=tmp_path), [], pages.call
 
     def told(name, address, length, option):

@@ -293,9 +293,8 @@ class FusedStep(BoundStep):
         """Pieces of log-likelihood and of the gradient of `hidden`, and how many of all others."""
         weight, bias, log_scale = (None if t is None else t.data for t in self._last)
         x, mask, rows = self.inputs.located(batch.rows)
-        if (
-            self.shared.reduce is not None and rows is not batch.rows
-        ):  # of a place that batches land in
+        if self.shared.reduce is not None and rows is not batch.rows:
+            # of a place that batches land in, which holds others behind them
             rows = rows.where(batch.places >= 0, -1)
         layer = (hidden, weight, bias, x, rows, log_scale, mask)
         log_prob, grad_hidden = self._launches.likelihood_rows(*layer, self._law, grad)
