@@ -18,6 +18,7 @@ import rvi_fast
 from rvi_fast import cli
 from rvi_fast.posteriors import rows as posterior_module
 from rvi_fast.training import callbacks, distributed, export
+from rvi_fast.training.distributed.sums import SharedMemory
 from rvi_fast.training.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -192,13 +193,17 @@ def test_masks_are_cut_as_the_data_are(tmp_path):
 
 def counting(rank, size):
     """How many numbers each sum over all processes had."""
-    sums, reduce = [], dist.all_reduce
+    sums, reduce, begin = [], dist.all_reduce, SharedMemory.begin
 
     def counted(tensor, *arguments, **keywords):
         sums.append(tensor.numel())
         return reduce(tensor, *arguments, **keywords)
 
-    dist.all_reduce = counted
+    def begun(self, values):
+        sums.append(values.numel())
+        return begin(self, values)
+
+    dist.all_reduce, SharedMemory.begin = counted, begun
     model = worker.make(distributed.rows_of_rank(worker.N))
     rvi_fast.fit(model, worker.table(), **worker.options(epochs=1))
     shared = [p.numel() for name, p in model.named_parameters() if name != "posterior.rows"]

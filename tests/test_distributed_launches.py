@@ -26,7 +26,7 @@ from rvi_fast.training.loop.capture import CapturedStep
 
 def launched(rank, size, *, captured=False, x=None, staged=False, **changes):
     """Trains in launches; the state, how many rows each was for, and graphs that were captured."""
-    sizes, keys, begin = [], set(), ranks.begin_total
+    sizes, keys, made = [], set(), ranks.sums_over
 
     class Watched(fused_step.FusedStep):
         def launch(self, index, full_size):
@@ -38,9 +38,15 @@ def launched(rank, size, *, captured=False, x=None, staged=False, **changes):
         stand_in_for_cuda(patch, capture_functions)
         patch.setattr(fused_step, "FusedStep", Watched)
         patch.setattr(fused_step, "launches_on", lambda _: capturable(six))
-        # within a graph a sum is a part of it
-        summed = taken_down(lambda values: begin(values)())
-        patch.setattr(ranks, "begin_total", lambda values: lambda: summed(values))
+
+        def sums_over(like):
+            """Within a graph a sum is a part of it."""
+            sums = made(like)
+            begin, sums.begin = sums.begin, lambda values: lambda: summed(values)
+            summed = taken_down(lambda values: begin(values)())
+            return sums
+
+        patch.setattr(ranks, "sums_over", sums_over)
         if staged:
             patch.setattr(tables.HostTables, "staged", lambda self, device: True)
         if not captured:

@@ -348,8 +348,8 @@ class MappedTables(HostTables):
         for name, table in self._tables.items():
             address, length = pages.pages_of_rows(table, start, stop)
             # the map lets go of pages at once, the system when they are on disk: to wait for that here
-            # would hold up the block to come. In this order: beside writes of pages that are still mapped
-            # steps were measured to take a fifth longer
+            # would hold up the block to come. In this order: beside writes of pages that are still
+            # mapped steps were measured to take a fifth longer
             pages.call("madvise", address, length, pages.DONTNEED)
             pages.start_writing(self.directory / f"{name}.bin", address - table.data_ptr(), length)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 
 from ... import _checks
 from ...posteriors.relay import RelayPosterior
@@ -120,6 +121,19 @@ def total(values: Tensor) -> Tensor:
         with exchange():
             dist.all_reduce(values)
     return values
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, in each of them."""
+    values: list[Any] = [None] * dist.get_world_size()
+    with exchange():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def patience() -> float:
+    """How many seconds an exchange may take."""
+    return (_timeout or default_pg_timeout).total_seconds()
 
 
 def begin_total(values: Tensor) -> Callable[[], None]:

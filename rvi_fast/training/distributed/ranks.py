@@ -25,14 +25,15 @@ from ..inputs.sources import fingerprint_of
 from ..runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .launch import (
     another_group,
-    begin_total,
     done_in_time,
     exchange,
     first,
+    gathered,
     joined,
     total,
 )
 from .modules import check_alike, check_modules, sums_of_buffers
+from .sums import sums_over
 
 # batches whose rows are shared out at once: to count them on a GPU is to wait for it
 _TOGETHER = 64
@@ -94,8 +95,9 @@ class Alone:
     def check_buffers(self, model: LatentModel) -> None:
         """Raises where what modules of the model remember differs from process to process."""
 
-    def attach(self, shared: torch.optim.Optimizer) -> None:
-        """From now on the gradients of what is shared are summed before each step."""
+    def attach(self, shared: torch.optim.Optimizer) -> Callable[[], None]:
+        """From now on the gradients of what is shared are summed before each step; what ends that."""
+        return _nothing
 
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         """The batches, of each the rows of this process."""
@@ -207,13 +209,15 @@ class Ranks(Alone):
                     dist.broadcast(shared, src=0)
                     tensor.copy_(shared)
 
-    def attach(self, shared: torch.optim.Optimizer) -> None:
+    def attach(self, shared: torch.optim.Optimizer) -> Callable[[], None]:
         if not isinstance(shared, SharedAdam):
             raise ValueError(
                 "model: expected relays or encoder, decoder and scale all float32 or all float64 on one "
                 "device where several processes share them"
             )
-        shared.reduce = begin_total
+        sums = sums_over(shared.values)
+        shared.reduce = sums.begin
+        return sums.close
 
     def visits(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         while group := list(islice(visits, _TOGETHER)):
@@ -276,10 +280,11 @@ class Ranks(Alone):
             check_alike(self.gather(own))
 
     def gather(self, value: T) -> list[T]:
-        values: list[Any] = [None] * self.size
-        with exchange():
-            dist.all_gather_object(values, value)
-        return values
+        return gathered(value)
+
+
+def _nothing() -> None:
+    pass
 
 
 def room_for(share: int, mean: float) -> int:

@@ -78,7 +78,7 @@ class Run:
         self._optimizers.callback(self.place.close)
         self.place.open(self.archive.found)
         self.shared = self._optimizers.enter_context(shared_optimizer(model, settings, observed))
-        ranks.attach(self.shared)
+        self._optimizers.callback(ranks.attach(self.shared))
         self.rates = Rates(self.shared, self.place.rows)
         self.drawing, on = Drawing(settings.seed), (model, inputs, ranks, self.place)
         self.step = bound_step(*on, self.shared, self.drawing, settings)
