@@ -17,7 +17,8 @@ import numpy as np
 from bench_large_n import BATCH, GROUPS, D, T, mapped_table, peak_rss
 from scale import predict
 from scale_hardware import RESULTS, Hardware
-from scale_measured import in_ranks, joined, undisturbed
+from scale_measured import undisturbed
+from scale_processes import in_ranks, joined
 from torch import Tensor, device
 
 import rvi_fast
@@ -114,7 +115,7 @@ def check(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
                 elif predicted.disk > shutil.disk_usage(folder).free:
                     row["error"] = f"needs {predicted.disk / 1e9:.0f} GB of disk"
                 else:
-                    found = in_ranks(processes, num_data, storage, folder, program=__file__)
+                    found = in_ranks(processes, __file__, num_data, storage, folder)
                     row["measured"] = found[0]
                     row["predicted"] = dataclasses.asdict(predicted)
                 shutil.rmtree(folder / "tables", ignore_errors=True)
@@ -191,7 +192,7 @@ def files(rows: int = 2_000_000) -> None:
         for processes, batch in ((1, BATCH), (2, BATCH), (2, 2 * BATCH)):
             mapped_table(folder, rows * processes)
             sizes = rows * processes, "tables", folder, batch
-            found = in_ranks(processes, *sizes, program=__file__)
+            found = in_ranks(processes, __file__, *sizes)
             shutil.rmtree(folder / "tables")
             step, memory = (max(own[name] for own in found) for name in ("mean", "memory"))
             lines.append(f"| {processes} | {batch} | {step:.2f} | {memory / 1e9:.2f} |")

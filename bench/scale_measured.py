@@ -5,19 +5,16 @@ Each is measured in processes of its own, of one thread, which also share the co
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import platform
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ import torch
 from bench_large_n import BATCH, GROUPS, D, T, mapped_table, peak_rss
 from scale import FLOPS
 from scale_hardware import Hardware
+from scale_processes import in_ranks, joined
 from torch import Tensor
 
 import rvi_fast
@@ -262,40 +260,6 @@ def disk(path: Path) -> dict[str, list[float]]:
 # processes
 
 
-def in_ranks(size: int, *arguments: Any, program: str = __file__) -> list[Any]:
-    """What `python PROGRAM ARGUMENTS` prints last, in each of so many processes."""
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        port = sock.getsockname()[1]
-    shared = {"WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    running = []
-    for rank in range(size):
-        own = {k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        environment = {**os.environ, **one, **(own if size > 1 else {})}
-        command = [sys.executable, program, *map(str, arguments)]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError(f"{arguments} in {size} processes: {said}")
-    return [json.loads(output.splitlines()[-1]) for output in said]
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[int]:
-    """Within it this process is one of a group, if it was started as one; gives their number."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    if not distributed.launch.launched():
-        yield 1
-        return
-    distributed.init(device="cpu", timeout=300)
-    yield torch.distributed.get_world_size()
-    distributed.leave()
-
-
 def alone(num_rows: int, folder: Path) -> dict[str, list[float]]:
     """In a process of its own: all parts of a step and of files."""
     found = {"base": [base_memory()], **steps_by_parts(num_rows)}
@@ -352,10 +316,11 @@ def measure(num_rows: int = ROWS, sizes: tuple[int, ...] = (2, 4)) -> dict[str, 
     # parts of one process before, between and after those of several: disturbances take seconds
     for size in (*sizes, 1):
         with tempfile.TemporaryDirectory() as name:
-            for part, found in in_ranks(1, "alone", num_rows, name)[0].items():
+            for part, found in in_ranks(1, __file__, "alone", num_rows, name)[0].items():
                 times[part] += found
         if size > 1:
-            processes[size] = of_processes(in_ranks(size, "together", num_rows // 5)[0], size)
+            both = in_ranks(size, __file__, "together", num_rows // 5)[0]
+            processes[size] = of_processes(both, size)
     found = {part: undisturbed(own) for part, own in times.items()}
     small, large = BATCHES
     slope = {

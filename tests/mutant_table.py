@@ -434,6 +434,20 @@ MUTANTS = [
         "tests/test_distributed_launches.py::test_data_that_the_host_reads_are_those_in_memory",
     ),
     Mutant(
+        "rvi_fast/training/distributed/sums.py",
+        "the next part of a sum is put where others still read the last one",
+        "        self._turns.reverse()\n",
+        "",
+        "tests/test_distributed_sums.py::test_all_have_the_sum_in_the_order_of_the_processes",
+    ),
+    Mutant(
+        "rvi_fast/training/distributed/sums.py",
+        "what a process has found is taken for what the first one has",
+        "            values.copy_(parts[0])\n",
+        "",
+        "tests/test_distributed_sums.py::test_all_have_the_sum_in_the_order_of_the_processes",
+    ),
+    Mutant(
         "rvi_fast/training/distributed/ranks.py",
         "each process makes room for its own share alone",
         "room_for(max(count), size / self.size)",
