@@ -1,7 +1,8 @@
 """What training costs at sizes that do not fit here: time, memory, disk, network, checkpoints, on paper.
 
     python bench/scale.py measure          # the constants of this machine, into bench/results/scale.json
-    python bench/scale.py check [--large]  # trains, and compares with what is predicted from them
+    python bench/scale.py check            # trains, and compares with what is predicted from them
+    python bench/scale.py check --large    # the same at 5 x 10^6 rows
     python bench/scale.py files            # two million rows in the files of each of two processes
     python bench/scale.py plan             # 10^7 to 10^9 rows on 1, 8 and 64 GPUs
 
