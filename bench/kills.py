@@ -2,7 +2,7 @@
 
     python bench/kills.py --kills 50 --results bench/results/FILE.md
 
-A run of 2 or 4 gloo processes, with rows in memory, in blocks in memory, or in blocks in files, and with
+A run of 2 or 4 processes, on the CPU, with rows in memory, in blocks in memory, or in files, and with
 moments of both dtypes, is started; one of its processes, drawn from the seed, is killed from outside at
 a moment drawn from the seed, and 1, 2 or 4 processes, drawn again, go on with what lies on disk, until a
 run has come to its end; then another begins. Half of the starts write checkpoints in a thread. A moment
@@ -54,7 +54,7 @@ TIMEOUT, PATIENCE = 30.0, 240.0
 HEAD = (
     "# kill -9 at random moments\n\n"
     "`{command}`: runs of {rows} rows of {columns} columns, {epochs} epochs of {steps} steps, a\n"
-    "checkpoint after each; {kills} kills of one of their processes (gloo, CPU) at a random moment,\n"
+    "checkpoint after each; {kills} kills of one of their processes (CPU) at a random moment,\n"
     "after which 1, 2 or 4 went on; half of the starts with checkpoint_async. Nothing was lost.\n"
     "Equal: bit for bit a run without kills, each checkpoint of which was waited for, and of which the\n"
     "same numbers of processes trained the same epochs. Difference: the largest of a parameter to\n"

@@ -59,13 +59,13 @@ class SharedMemory(Sums):
         parts[self._own].copy_(values)
         with exchange():
             for rank, other in self._others.items():
-                with _heard(rank):
+                with _heard(f"process {rank}"):
                     other.sendall(_THERE)
 
         def wait() -> None:
             with exchange():
                 for rank, other in self._others.items():
-                    with _heard(rank):
+                    with _heard(f"process {rank}"):
                         if not other.recv(len(_THERE)):
                             raise ConnectionError("has ended")
             values.copy_(parts[0])
@@ -118,7 +118,7 @@ def sums_over(like: Tensor) -> Sums:
             reached = False
         if not all(gathered(reached)):
             return Sums()
-        with exchange(), _heard("another one"):
+        with exchange(), _heard("a process that begins to sum"):
             for other in range(rank):
                 others[other].sendall(rank.to_bytes(4))
             for _ in range(rank + 1, size):
@@ -140,9 +140,9 @@ def bytes_for(like: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _heard(rank: object) -> Iterator[None]:
-    """What a process sends, or is sent."""
+def _heard(other: str) -> Iterator[None]:
+    """What another process sends, or is sent."""
     try:
         yield
     except OSError as error:
-        raise RuntimeError(f"process {rank}: {error}") from error
+        raise RuntimeError(f"{other}: {error}") from error
