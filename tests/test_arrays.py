@@ -459,8 +459,10 @@ def test_ctrl_c_ends_all_processes_and_the_call_goes_on_where_it_was(tmp_path, p
     assert not multiprocessing.active_children()
     again = Troubled(place, tmp_path / "again")
     impute_array(model, again, out, jobs=2, steps=4, progress=False)
-    assert 28 in again.been_read()
-    assert 0 not in again.been_read()
+    read = set(again.been_read())
+    assert {28, 35, 42, 49} <= read
+    # of what came before, a slow process may have had one piece still in its hands
+    assert not {0, 7, 14, 21} <= read
 
 
 def test_an_array_that_changes_while_it_is_read_is_refused(tmp_path, pieces, model):
