@@ -50,8 +50,6 @@ class SharedMemory(Sums):
         turns = mapped.view(2, dist.get_world_size(), len(like)).unbind()
         self._turns = [list(parts.unbind()) for parts in turns]
         self._own, self._others = dist.get_rank(), dict(sorted(others.items()))
-        for other in others.values():
-            other.settimeout(patience())
 
     def begin(self, values: Tensor) -> Callable[[], None]:
         self._turns.reverse()
@@ -66,8 +64,7 @@ class SharedMemory(Sums):
             with exchange():
                 for rank, other in self._others.items():
                     with _heard(f"process {rank}"):
-                        if not other.recv(len(_THERE)):
-                            raise ConnectionError("has ended")
+                        _some(other.recv(len(_THERE)))
             values.copy_(parts[0])
             for part in parts[1:]:
                 values.add_(part)
@@ -113,6 +110,7 @@ def sums_over(like: Tensor) -> Sums:
         try:
             for other in range(rank) if reached else ():
                 others[other] = connected.enter_context(socket.socket(socket.AF_UNIX))
+                others[other].settimeout(patience())
                 others[other].connect(paths[other])
         except OSError:
             reached = False
@@ -123,11 +121,14 @@ def sums_over(like: Tensor) -> Sums:
                 others[other].sendall(rank.to_bytes(4))
             for _ in range(rank + 1, size):
                 connection = connected.enter_context(door.accept()[0])
-                others[int.from_bytes(connection.recv(4))] = connection
+                connection.settimeout(patience())
+                others[int.from_bytes(_some(connection.recv(4)))] = connection
                 if rank == 0:
                     socket.send_fds(connection, [_THERE], [memory])
             if rank > 0:
-                memory = socket.recv_fds(others[0], len(_THERE), 1)[1][0]
+                said, passed, *_ = socket.recv_fds(others[0], len(_THERE), 1)
+                _some(said)
+                memory = passed[0]
                 passing.callback(os.close, memory)
         sums = SharedMemory(like, memory, others)
         connected.pop_all()
@@ -137,6 +138,13 @@ def sums_over(like: Tensor) -> Sums:
 def bytes_for(like: Tensor) -> int:
     """Of memory in which all processes sum vectors such as `like`."""
     return 2 * dist.get_world_size() * like.nbytes
+
+
+def _some(said: bytes) -> bytes:
+    """What a process has said, which is nothing where it has closed its connection."""
+    if not said:
+        raise ConnectionError("has ended")
+    return said
 
 
 @contextlib.contextmanager
